@@ -1,0 +1,26 @@
+"""One random stream per image, so that a result never depends on who else is in the batch."""
+
+import secrets
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+
+def fresh_seed() -> int:
+    """A seed from the operating system; global random state is neither read nor written."""
+    return secrets.randbits(63)
+
+
+def generators(seed: int, indices: Iterable[int], device: torch.device) -> list[Generator]:
+    """A generator for each image index; seeds and indices are hashed together, so streams of nearby seeds don't overlap."""
+    hashed = (np.random.SeedSequence(seed, spawn_key=(i,)).generate_state(1, np.uint64) for i in indices)
+    return [Generator(device).manual_seed(int(state[0]) >> 1) for state in hashed]
+
+
+def fill_normal(out: Tensor, streams: Sequence[Generator]) -> Tensor:
+    """Fill row i of ``out`` (N, ...) with N(0, 1) drawn from stream i, in place."""
+    for row, generator in zip(out, streams, strict=True):
+        row.normal_(generator=generator)
+    return out

@@ -1,0 +1,156 @@
+"""Closed-form gradients of the energy against autograd, and cells against pixels."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from oag_transform import energy, streams
+
+CASES = [  # (height, width, kernel_size, stride, channels)
+    (31, 29, 15, 1, 3),
+    (37, 41, 15, 3, 3),
+    (38, 33, 7, 3, 3),
+    (35, 40, 11, 3, 1),
+    (41, 47, 15, 5, 3),
+    (26, 31, 9, 5, 1),
+    (23, 25, 6, 2, 3),
+    (20, 22, 3, 3, 3),
+]
+
+
+def make(
+    height: int, width: int, kernel_size: int, stride: int, channels: int, count: int = 2
+) -> tuple[Tensor, energy.Parameters]:
+    images = 20 * torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(0)).double()
+    theta = energy.initial_parameters(
+        streams.generators(1, range(count), torch.device("cpu")),
+        images.shape,
+        kernel_size=kernel_size,
+        stride=stride,
+        filters=5,
+        init="uniform",
+        dtype=torch.float64,
+    )
+    return images, theta
+
+
+def plain_energy(image: Tensor, kernels: Tensor, bias: Tensor, fc: Tensor, stride: int) -> Tensor:
+    """U of one image by a strided convolution over pixels: the kernel at cell p is centred on pixels p*s .. p*s + s - 1."""
+    image = F.pad(image, (0, -image.shape[-1] % stride, 0, -image.shape[-2] % stride))
+    before = math.ceil((kernels.shape[-1] - stride) / 2)
+    after = kernels.shape[-1] - stride - before
+    a = F.conv2d(F.pad(image, (before, after, before, after))[None], kernels, bias, stride=stride)
+    return -(fc * a.relu()).sum()
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def pixel_kernels(theta: energy.Parameters, kernel_size: int, stride: int, channels: int) -> Tensor:
+    """Undo kernel_to_cells by its definition: the taps lie in the middle of the window."""
+    window = F.pixel_shuffle(theta.weight, stride)
+    left = (window.shape[-1] - kernel_size) // 2
+    kernels = window[..., left : left + kernel_size, left : left + kernel_size]
+    return kernels.unflatten(0, (theta.groups, -1))
+
+
+@pytest.mark.parametrize(("height", "width", "kernel_size", "stride", "channels"), CASES)
+def test_gradients_match_autograd_over_pixels(height: int, width: int, kernel_size: int, stride: int, channels: int) -> None:
+    images, theta = make(height, width, kernel_size, stride, channels)
+    cells = energy.to_cells(images, stride)
+    a = energy.responses(cells, theta)
+    gates = energy.gate(a, theta)
+    values = energy.energy(a, theta)[0]
+    image_gradient = energy.from_cells(energy.image_gradient(gates, theta), stride, images.shape)
+    weight_gradient, bias_gradient = energy.conv_gradient(cells, gates, theta)
+    shaped = theta._replace(weight=weight_gradient)
+    kernel_gradient = pixel_kernels(shaped, kernel_size, stride, channels)
+
+    kernels = pixel_kernels(theta, kernel_size, stride, channels)
+    for i in range(len(images)):
+        leaves = [
+            t.clone().requires_grad_()
+            for t in (images[i], kernels[i], theta.bias.unflatten(0, (2, -1))[i], theta.fc[0].unflatten(0, (2, -1))[i])
+        ]
+        value = plain_energy(leaves[0], leaves[1], leaves[2], leaves[3], stride)
+        expected = [-g for g in torch.autograd.grad(value, leaves)]
+        assert relative(values[i], value) < 1e-10
+        assert relative(image_gradient[i], expected[0]) < 1e-10
+        assert relative(kernel_gradient[i], expected[1]) < 1e-10
+        assert relative(bias_gradient.unflatten(0, (2, -1))[i], expected[2]) < 1e-10
+        assert relative(a.relu()[0].unflatten(0, (2, -1))[i], expected[3]) < 1e-10
+
+
+@pytest.mark.parametrize(("height", "width", "kernel_size", "stride", "channels"), CASES)
+def test_gradients_match_autograd_over_cells(height: int, width: int, kernel_size: int, stride: int, channels: int) -> None:
+    images, theta = make(height, width, kernel_size, stride, channels)
+    cells = energy.to_cells(images, stride).requires_grad_()
+    weight, bias, fc = (t.clone().requires_grad_() for t in (theta.weight, theta.bias, theta.fc))
+    leaves = energy.Parameters(weight, bias, fc, theta.groups)
+    value = -energy.energy(energy.responses(cells, leaves), leaves).sum()
+    expected = torch.autograd.grad(value, [cells, leaves.weight, leaves.bias])
+    gates = energy.gate(energy.responses(cells.detach(), theta), theta)
+    assert relative(energy.image_gradient(gates, theta), expected[0]) < 1e-10
+    gradients = energy.conv_gradient(cells.detach(), gates, theta)
+    assert relative(gradients[0], expected[1]) < 1e-10
+    assert relative(gradients[1], expected[2]) < 1e-10
+
+
+def test_conv_gradient_of_a_pair_with_negated_gate_is_the_difference_of_gradients() -> None:
+    images, theta = make(20, 23, 6, 2, 3)
+    pair = torch.cat([energy.to_cells(images, 2), energy.to_cells(images.flip(-1), 2)])
+    gates = energy.gate(energy.responses(pair, theta), theta)
+    singles = [energy.conv_gradient(pair[i : i + 1], gates[i : i + 1], theta) for i in range(2)]
+    gates[1:].neg_()
+    for joint, first, second in zip(energy.conv_gradient(pair, gates, theta), *singles, strict=True):
+        assert relative(joint, first - second) < 1e-10
+
+
+@given(
+    height=st.integers(1, 20),
+    width=st.integers(1, 20),
+    stride=st.integers(1, 6),
+    channels=st.sampled_from([1, 3]),
+    n=st.integers(1, 3),
+)
+def test_cells_round_trip(height: int, width: int, stride: int, channels: int, n: int) -> None:
+    images = torch.randn(n, channels, height, width)
+    cells = energy.to_cells(images, stride)
+    assert cells.shape == (1, n * channels * stride**2, math.ceil(height / stride), math.ceil(width / stride))
+    assert torch.equal(energy.from_cells(cells, stride, images.shape), images)
+
+
+@given(kernel_size=st.integers(1, 31), stride=st.integers(1, 7))
+def test_kernel_window_is_the_smallest_odd_one(kernel_size: int, stride: int) -> None:
+    k = energy.kernel_cells(kernel_size, stride)
+    assert k % 2 == 1
+    assert k * stride >= kernel_size
+    assert k == 1 or (k - 2) * stride < kernel_size
+
+
+def test_natural_filters_have_a_falling_spectrum_and_uniform_energy() -> None:
+    def spectrum(init: str) -> Tensor:
+        theta = energy.initial_parameters(
+            streams.generators(0, [0], torch.device("cpu")),
+            (1, 3, 30, 30),
+            kernel_size=15,
+            stride=1,
+            filters=400,
+            init=init,
+            dtype=torch.float64,
+        )
+        assert theta.weight.square().mean().item() == pytest.approx(1 / (3 * 3 * 15**2), rel=0.02)
+        return torch.fft.fft2(theta.weight).abs().square().mean((0, 1)).sqrt()
+
+    natural, uniform = spectrum("natural"), spectrum("uniform")
+    f = torch.fft.fftfreq(15, 1 / 15).double()
+    expected = 1 / (torch.hypot(f[:, None], f[None]) + 0.5)
+    ratio = natural / expected
+    assert (ratio / ratio.mean() - 1).abs().max() < 0.1  # 1,200 draws of a Rayleigh amplitude: s.d. about 2%
+    assert (uniform / uniform.mean() - 1).abs().max() < 0.1
