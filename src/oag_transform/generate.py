@@ -1,0 +1,163 @@
+"""Algorithm 1 of the paper: train an energy network and synthesise an image, in turns."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from . import energy, langevin, streams
+from .energy import Parameters
+from .images import to_model_units, to_pixels
+
+logger = logging.getLogger(__name__)
+
+Init = Literal["natural", "uniform"]
+Langevin = Literal["closed_form", "exact"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Hyper-parameters of Algorithm 1; :class:`~oag_transform.OnlineAlternateGenerator` documents each of them."""
+
+    network_steps: int
+    image_steps: int
+    kernel_size: int
+    stride: int
+    filters: int
+    noise: float
+    conv_lr: float
+    fc_lr: float
+    scale: float
+    init: Init
+    langevin: Langevin
+
+    def __post_init__(self) -> None:
+        for name in ("network_steps", "image_steps", "kernel_size", "stride", "filters"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        for name in ("conv_lr", "fc_lr", "scale", "noise"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or value < 0 or (name == "scale" and value == 0):
+                raise ValueError(f"{name} must be a finite number {'> 0' if name == 'scale' else '>= 0'}, got {value!r}")
+        if self.noise >= 1:
+            raise ValueError(f"noise must be below 1 (Eq. 3 moves an image by noise^2/2 a step), got {self.noise!r}")
+        if self.kernel_size < self.stride:
+            raise ValueError(
+                f"kernel_size must be at least stride, or pixels between kernels are never seen; "
+                f"got kernel_size={self.kernel_size} and stride={self.stride}"
+            )
+        for name, choices in (("init", ("natural", "uniform")), ("langevin", ("closed_form", "exact"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+
+
+class State(NamedTuple):
+    """Where Algorithm 1 stands: the network step, (reference, synthesised) as cells, and the network that made it."""
+
+    step: int
+    pair: Tensor
+    theta: Parameters
+
+
+def alternate(reference: Tensor, settings: Settings, generators: Sequence[Generator]) -> Iterator[State]:
+    """Algorithm 1 for images of shape (N, channels, H, W) in model units; yields after each round of image updates.
+
+    The state is updated in place between two yields. The network update after the last image is left out: nothing uses it.
+    """
+    s = settings
+    theta = energy.initial_parameters(
+        generators,
+        reference.shape,
+        kernel_size=s.kernel_size,
+        stride=s.stride,
+        filters=s.filters,
+        init=s.init,
+        dtype=reference.dtype,
+    )
+    pair = torch.cat([energy.to_cells(reference, s.stride)] * 2).contiguous(memory_format=torch.channels_last)
+    image = pair[1:].zero_()
+    normal = torch.empty_like(reference, memory_format=torch.contiguous_format)
+    conv_lr = s.conv_lr / theta.fc[0, 0].numel()  # the gradient is a sum over positions: the rate is per position
+    taps = energy.kernel_to_cells(reference.new_ones(reference.shape[1], s.kernel_size, s.kernel_size), s.stride)
+    # closed form: T_I steps at once with the mask held; exact: T_I times one step, each with a mask of its own
+    rounds, held = (1, s.image_steps) if s.langevin == "closed_form" else (s.image_steps, 1)
+
+    a = energy.responses(image, theta)
+    for step in range(1, s.network_steps + 1):
+        for _ in range(rounds):
+            if s.langevin == "exact":
+                a = energy.responses(image, theta)
+            mode = energy.image_gradient(energy.gate(a, theta), theta)
+            draw = energy.to_cells(streams.fill_normal(normal, generators), s.stride)
+            langevin.step(image, mode, draw, noise=s.noise, steps=held)  # Eq. 3
+        yield State(step, pair, theta)
+        if step == s.network_steps:
+            return
+        both = energy.responses(pair, theta)
+        gates = energy.gate(both, theta)
+        gates[1:].neg_()  # one product for dF(I_z) - dF(I_s)
+        weight, bias = energy.conv_gradient(pair, gates, theta)
+        rectified = both.relu()
+        theta.weight.addcmul_(weight, taps, value=conv_lr)  # Eq. 5
+        theta.bias.add_(bias, alpha=conv_lr)
+        theta.fc.add_(rectified[:1] - rectified[1:], alpha=s.fc_lr)
+        a = both[1:]  # closed form: the mask of the network before this update, which saves a convolution
+
+
+def purify(
+    images: Tensor,
+    settings: Settings,
+    seed: int,
+    indices: Sequence[int],
+    advance: Callable[[int], object] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Purify images of shape (N, channels, H, W) in [0, 1]; image i uses random stream ``indices[i]`` of ``seed``.
+
+    ``advance(n)`` is called after n more steps of one image. Returns the new images and a boolean mask (N,) of those that
+    diverged, both at these rates and at a quarter of them.
+    """
+    reference = to_model_units(images, settings.scale)
+    synthesised = _last(reference, settings, seed, indices, advance)
+    failed = diverged(synthesised, reference, settings.noise)
+    if failed.any():
+        rows = failed.nonzero().flatten().tolist()
+        again = [indices[row] for row in rows]
+        logger.info("images %s diverged and are redone at a quarter of the rates", again)
+        slower = dataclasses.replace(settings, conv_lr=settings.conv_lr / 4, fc_lr=settings.fc_lr / 4)
+        synthesised[rows] = _last(reference[rows], slower, seed, again)
+        failed = diverged(synthesised, reference, settings.noise)
+    return to_pixels(synthesised, settings.scale), failed
+
+
+def diverged(synthesised: Tensor, reference: Tensor, noise: float) -> Tensor:
+    """Mask (N,) of images that are not finite, or further from the reference than an image without any content is."""
+    residual = (synthesised - reference).square().mean((1, 2, 3))
+    limit = 2 * (reference.square().mean((1, 2, 3)) + langevin.stationary_variance(noise))
+    return ~(residual <= limit)  # so that NaN counts
+
+
+def image_of(state: State, settings: Settings, shape: Sequence[int]) -> Tensor:
+    """The synthesised images of a state, (N, channels, H, W) in model units; a copy."""
+    return energy.from_cells(state.pair[1:], settings.stride, shape)
+
+
+def _last(
+    reference: Tensor,
+    settings: Settings,
+    seed: int,
+    indices: Sequence[int],
+    advance: Callable[[int], object] | None = None,
+) -> Tensor:
+    generators = streams.generators(seed, indices, reference.device)
+    for latest in alternate(reference, settings, generators):
+        state = latest
+        if advance is not None:
+            advance(len(reference))
+    return image_of(state, settings, reference.shape)

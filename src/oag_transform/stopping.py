@@ -1,0 +1,87 @@
+"""Choosing T_N from Gaussian-noised images (paper III-D and IV-E, Fig. 4)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import streams
+from .images import check
+from .transform import OnlineAlternateGenerator
+
+
+class NetworkSteps(NamedTuple):
+    """The chosen number of network steps, and accuracy along the trajectory as (step, accuracy) pairs."""
+
+    steps: int
+    curve: list[tuple[int, float]]
+
+
+def choose_network_steps(
+    target: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    noise_std: float = 0.25,
+    *,
+    defense: OnlineAlternateGenerator | None = None,
+    every: int = 5,
+    tolerance: float = 0.01,
+    seed: int = 0,
+) -> NetworkSteps:
+    """The smallest T_N after which accuracy on purified Gaussian-noised images is flat: no attack is needed to choose it.
+
+    Adds N(0, ``noise_std``^2) to the images, purifies them, and asks the target for their class along the way.
+
+    Args:
+        target: classifier of [0, 1] images (N, C, H, W) -> logits (N, classes), normalisation included.
+        images: (N, C, H, W), floating point in [0, 1]. The choice is no finer than 1/N.
+        labels: (N,) integer classes.
+        noise_std: standard deviation of the noise, on the [0, 1] scale; noised images are held to [0, 1].
+        defense: its settings are used, its ``network_steps`` being the longest trajectory looked at;
+            default ``OnlineAlternateGenerator(network_steps=120)``.
+        every: network steps between two points of the curve.
+        tolerance: flat means that no later point is better by more than this accuracy.
+        seed: seed of the noise.
+
+    Returns:
+        The chosen T_N and the curve. Where T_N is the last step of the curve, the curve was still rising: look further.
+
+    Raises:
+        ValueError, TypeError: images or labels of another kind, or a negative ``noise_std`` or ``tolerance``.
+    """
+    defense = OnlineAlternateGenerator(network_steps=120) if defense is None else defense
+    if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images must be a floating-point tensor (N, C, H, W) with N >= 1, got {got}")
+    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
+        got = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(f"labels must be an integer tensor of shape ({len(images)},), got {got}")
+    for name, value in (("noise_std", noise_std), ("tolerance", tolerance)):
+        if not value >= 0:
+            raise ValueError(f"{name} must be >= 0, got {value!r}")
+
+    check(images, minimum_size=defense.settings.kernel_size)  # clamping the noised images must not hide a wrong range
+
+    correct: dict[int, int] = {}
+    for rows in defense.chunks(images):
+        noise = torch.empty_like(images[rows], memory_format=torch.contiguous_format)
+        streams.fill_normal(noise, streams.generators(seed, rows, images.device))
+        noised = (images[rows] + noise_std * noise).clamp(0, 1)
+        for moment in defense.trace(noised, every=every, index=rows.start):
+            with torch.no_grad():
+                right = target(moment.images).argmax(-1) == labels[rows]
+            correct[moment.step] = correct.get(moment.step, 0) + int(right.sum())
+    curve = [(step, count / len(images)) for step, count in correct.items()]
+    return NetworkSteps(smallest_flat_step(curve, tolerance), curve)
+
+
+def smallest_flat_step(curve: list[tuple[int, float]], tolerance: float) -> int:
+    """The first step of a curve after which no point is higher by more than ``tolerance``."""
+    best_after = -1.0
+    chosen = curve[-1][0]
+    for step, accuracy in reversed(curve):
+        best_after = max(best_after, accuracy)
+        if accuracy >= best_after - tolerance:
+            chosen = step
+    return chosen

@@ -1,0 +1,357 @@
+"""What every user of a torchvision transform relies on, as properties."""
+
+import copy
+import pickle
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from oag_transform import OnlineAlternateGenerator
+from oag_transform.images import IMAGENET_MEAN, to_model_units, to_pixels
+
+
+def small(**overrides: object) -> OnlineAlternateGenerator:
+    arguments = {"network_steps": 3, "filters": 4, "kernel_size": 9, "seed": 0} | overrides
+    return OnlineAlternateGenerator(**arguments)  # type: ignore[arg-type]
+
+
+def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+sizes = st.integers(9, 20)
+channels = st.sampled_from([1, 3])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    leading=st.lists(st.integers(0, 2), max_size=2),
+    channels=channels,
+    height=sizes,
+    width=sizes,
+    dtype=st.sampled_from([*FLOATS, torch.uint8]),
+    wrap=st.booleans(),
+    seed=st.sampled_from([None, 5]),
+)
+def test_same_kind_shape_dtype_and_input_untouched(
+    leading: list[int], channels: int, height: int, width: int, dtype: torch.dtype, wrap: bool, seed: int | None
+) -> None:
+    values = rand(*leading, channels, height, width)
+    images = (255 * values).round().to(dtype) if dtype == torch.uint8 else values.to(dtype)
+    images = tv_tensors.Image(images) if wrap else images
+    before = images.clone()
+    purified = small(seed=seed)(images)
+    assert type(purified) is type(images)
+    assert (purified.shape, purified.dtype, purified.device) == (images.shape, images.dtype, images.device)
+    assert purified.data_ptr() != images.data_ptr() or images.numel() == 0
+    assert torch.equal(images, before)
+    if images.numel():
+        assert not torch.equal(purified, images)
+        assert purified.double().isfinite().all()
+        assert purified.min() >= 0
+        assert purified.max() <= (255 if dtype == torch.uint8 else 1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    n=st.integers(1, 4), channels=channels, height=sizes, width=sizes, index=st.integers(0, 1000), seed=st.integers(0, 2**64)
+)
+def test_a_row_of_a_batch_is_the_image_alone(n: int, channels: int, height: int, width: int, index: int, seed: int) -> None:
+    images = rand(n, channels, height, width)
+    purified = small(seed=seed)(images, index=index)
+    for i in range(n):
+        assert torch.equal(purified[i], small(seed=seed)(images[i], index=index + i))
+
+
+@settings(max_examples=15, deadline=None)
+@given(n=st.integers(2, 5), chunk_size=st.integers(1, 6), height=sizes, width=sizes)
+def test_chunks_change_nothing_but_rounding(n: int, chunk_size: int, height: int, width: int) -> None:
+    images = rand(n, 3, height, width, dtype=torch.float64)
+    expected = small()(images)
+    torch.testing.assert_close(small(chunk_size=chunk_size)(images), expected, rtol=0, atol=1e-9)
+    traced = list(small(chunk_size=chunk_size).trace(images))[-1]
+    torch.testing.assert_close(traced.images, expected, rtol=0, atol=1e-9)
+
+
+@settings(max_examples=10, deadline=None)
+@given(permutation=st.permutations(range(4)))
+def test_equal_streams_follow_a_permutation(permutation: list[int]) -> None:
+    images = rand(4, 3, 12, 12)
+    for i, j in enumerate(permutation):
+        assert torch.equal(small()(images[permutation], index=0)[i], small()(images[j], index=i))
+
+
+def test_streams_differ_between_images_seeds_and_calls() -> None:
+    image = rand(3, 16, 16)
+    a, b = small()(torch.stack([image, image]))
+    assert not torch.equal(a, b)
+    assert not torch.equal(small(seed=0)(image, index=1), small(seed=1)(image, index=0))  # seed + index would be equal
+    fresh = small(seed=None)
+    assert not torch.equal(fresh(image), fresh(image))
+    assert torch.equal(small()(image), small()(image))
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_global_random_state_is_untouched(seed: int | None) -> None:
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    random.seed(1)
+    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]  # noqa: NPY002
+    small(seed=seed)(rand(3, 16, 16))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[index]  # noqa: NPY002
+    assert random.getstate() == states[2]
+    torch.manual_seed(2)
+    assert torch.equal(small(seed=3)(rand(3, 16, 16)), small(seed=3)(rand(3, 16, 16)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_pil(mode: str) -> None:
+    array = (255 * rand(14, 17, 3)).byte().numpy() if mode == "RGB" else (255 * rand(14, 17)).byte().numpy()
+    image = PIL.Image.fromarray(array)
+    purified = small()(image)
+    assert isinstance(purified, PIL.Image.Image)
+    assert (purified.size, purified.mode) == (image.size, mode)
+    assert np.array_equal(np.asarray(image), array)
+    tensor = v2.functional.pil_to_tensor(image)
+    assert torch.equal(v2.functional.pil_to_tensor(purified), small()(tensor))
+
+
+def test_kinds_agree() -> None:
+    levels = (255 * rand(2, 3, 15, 15)).round()
+    expected = small()(levels / 255)
+    assert (small()(levels.to(torch.uint8)) / 255 - expected).abs().max() <= 0.5 / 255 + 1e-6
+    assert (small()(levels.double() / 255) - expected).abs().max() < 0.1  # same stream at another precision: other draws
+    assert torch.equal(small()((levels / 255).half().float()).half(), small()((levels / 255).half()))
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+        lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+        lambda x: x.flip(0).flip(0),
+        lambda x: x[:1].expand(2, -1, -1, -1),
+    ],
+    ids=["channels_last", "sliced", "flipped", "expanded"],
+)
+def test_non_contiguous(view: Callable[[Tensor], Tensor]) -> None:
+    images = view(rand(2, 3, 14, 14))
+    assert torch.equal(small()(images), small()(images.contiguous()))
+
+
+def test_grad_modes_agree() -> None:
+    images = rand(2, 3, 14, 14)
+    expected = small()(images)
+    with torch.no_grad():
+        assert torch.equal(small()(images), expected)
+    with torch.inference_mode():
+        inference = small()(images.clone())
+    assert torch.equal(inference, expected)
+    assert torch.equal(small()(images.clone().requires_grad_()), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(small()(images), expected)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_straight_through_gradient(dtype: torch.dtype) -> None:
+    images = rand(2, 3, 14, 14, dtype=dtype).requires_grad_()
+    weights = rand(2, 3, 14, 14, seed=1, dtype=dtype)
+    (weights * small()(images)).sum().backward()
+    assert images.grad is not None
+    assert torch.equal(images.grad, weights)
+
+
+def test_gradient_none_detaches() -> None:
+    assert not small(gradient="none")(rand(3, 14, 14).requires_grad_()).requires_grad
+    with torch.no_grad():
+        assert not small()(rand(3, 14, 14).requires_grad_()).requires_grad
+
+
+def test_gradient_of_a_tv_tensor() -> None:
+    leaf = rand(3, 14, 14).requires_grad_()
+    purified = small()(tv_tensors.Image(leaf))
+    assert isinstance(purified, tv_tensors.Image)
+    assert torch.equal(purified.as_subclass(Tensor), small()(leaf.detach()))
+
+
+BAD: list[tuple[object, type[Exception], str]] = [
+    (rand(3, 20, 20) * 2 - 1, ValueError, r"values in \[0, 1\], got \[-0\.99"),
+    (rand(3, 20, 20) * 255, ValueError, r"values in \[0, 1\], got \[0\.\d+, 25"),
+    (torch.full((3, 20, 20), float("nan")), ValueError, "nan"),
+    (rand(3, 20, 20).index_fill(2, torch.tensor([3]), float("inf")), ValueError, "inf"),
+    (rand(4, 20, 20), ValueError, r"C = 1 or 3, got \(4, 20, 20\)"),
+    (rand(20, 20), ValueError, r"shape \(\.\.\., C, H, W\)"),
+    (rand(20, 20, 3), ValueError, r"got \(20, 20, 3\)"),
+    (rand(3, 8, 20), ValueError, "at least kernel_size = 9 pixels, got 8 x 20"),
+    (rand(2, 3, 0, 20), ValueError, "got 0 x 20"),
+    (rand(3, 20, 20).to(torch.int64), TypeError, "got torch.int64"),
+    (rand(3, 20, 20).to(torch.complex64), TypeError, "got torch.complex64"),
+    (np.zeros((3, 20, 20), np.float32), TypeError, "got ndarray"),
+    ("cat.jpg", TypeError, "got str"),
+    (None, TypeError, "got NoneType"),
+    (tv_tensors.Mask(torch.zeros(3, 20, 20)), TypeError, "got Mask"),
+    (PIL.Image.new("RGBA", (20, 20)), ValueError, "got mode RGBA"),
+    (PIL.Image.new("P", (20, 20)), ValueError, "convert"),
+    (PIL.Image.new("RGB", (20, 5)), ValueError, "got 5 x 20"),
+]
+
+
+@pytest.mark.parametrize(("images", "error", "message"), BAD, ids=[message for _, _, message in BAD])
+def test_bad_images_are_refused_before_any_work(
+    images: Any, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oag_transform.transform.purify", lambda *_: pytest.fail("work began"))
+    for call in (small(), small().trace):
+        with pytest.raises(error, match=message):
+            call(images)
+
+
+def test_rounding_beyond_the_range_is_accepted() -> None:
+    assert small()(torch.full((3, 12, 12), 1 + 1e-6)).shape == (3, 12, 12)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("network_steps", 0, "network_steps must be an integer >= 1, got 0"),
+        ("network_steps", 2.0, "got 2.0"),
+        ("image_steps", -1, "image_steps"),
+        ("filters", True, "filters"),
+        ("kernel_size", 2, "kernel_size must be at least stride"),
+        ("noise", 1.0, "noise must be below 1"),
+        ("noise", float("nan"), "noise must be a finite number"),
+        ("conv_lr", -1e-3, "conv_lr"),
+        ("fc_lr", "0.1", "fc_lr"),
+        ("scale", 0, "scale must be a finite number > 0"),
+        ("init", "xavier", "init must be one of"),
+        ("langevin", "fast", "langevin must be one of"),
+        ("seed", -1, "seed must be an integer >= 0"),
+        ("seed", 1.5, "seed"),
+        ("chunk_size", 0, "chunk_size must be an integer >= 1"),
+        ("gradient", "bpda", "gradient must be"),
+        ("on_failure", "ignore", "on_failure must be"),
+    ],
+)
+def test_bad_hyper_parameters(argument: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**{argument: value})
+
+
+def test_bad_index_and_every() -> None:
+    with pytest.raises(ValueError, match="index must be an integer >= 0, got -1"):
+        small()(rand(3, 12, 12), index=-1)
+    with pytest.raises(ValueError, match="every must be an integer >= 1, got 0"):
+        small().trace(rand(3, 12, 12), every=0)
+
+
+def test_pickle_deepcopy_and_repr_rebuild() -> None:
+    transform = small(seed=7, scale=6, gradient="none", on_failure="return_input")
+    image = rand(3, 16, 16)
+    rebuilt = eval(repr(transform), {"OnlineAlternateGenerator": OnlineAlternateGenerator})
+    for other in (pickle.loads(pickle.dumps(transform)), copy.deepcopy(transform), rebuilt):
+        assert repr(other) == repr(transform)
+        assert torch.equal(other(image), transform(image))
+
+
+def test_compose() -> None:
+    pipeline = v2.Compose([v2.Resize(24), v2.CenterCrop(20), small(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    out = pipeline(PIL.Image.fromarray((255 * rand(30, 40, 3)).byte().numpy()))
+    assert out.shape == (3, 20, 20)
+    assert isinstance(nn.Sequential(small())(rand(3, 12, 12)), Tensor)
+
+
+class Images(Dataset[Tensor]):
+    """Four images behind the transform."""
+
+    def __init__(self, transform: OnlineAlternateGenerator) -> None:
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.transform(rand(3, 12, 12), index=0)
+
+
+def test_data_loader_workers() -> None:
+    seeded = torch.cat(list(DataLoader(Images(small()), num_workers=2)))
+    assert torch.equal(seeded, small()(rand(3, 12, 12)).expand(4, -1, -1, -1))
+    fresh = torch.cat(list(DataLoader(Images(small(seed=None)), num_workers=2)))
+    assert len({tuple(image.flatten().tolist()) for image in fresh}) == 4  # forked workers don't share a stream
+
+
+def test_cuda_in_a_worker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: object())
+    monkeypatch.setattr(Tensor, "is_cuda", True)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        small()(rand(3, 12, 12))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda(dtype: torch.dtype) -> None:
+    images = rand(3, 3, 20, 20, dtype=dtype).cuda()
+    state = torch.cuda.get_rng_state()
+    purified = small()(images)
+    assert (purified.device, purified.dtype) == (images.device, dtype)
+    torch.testing.assert_close(purified[1], small()(images[1], index=1), rtol=0, atol=2e-3)
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+
+
+@given(scale=st.floats(0.5, 64), channels=channels)
+def test_model_units_round_trip_and_zero_is_the_mean_colour(scale: float, channels: int) -> None:
+    images = rand(1, channels, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(to_pixels(to_model_units(images, scale), scale), images, rtol=0, atol=1e-12)
+    mean = to_pixels(torch.zeros(1, channels, 1, 1, dtype=torch.float64), scale)[0, :, 0, 0]
+    expected = [m / 255 for m in IMAGENET_MEAN] if channels == 3 else [117 / 255]
+    assert mean.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_default_dtype_does_not_matter() -> None:
+    image = rand(3, 14, 14)
+    expected = small()(image)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(small()(image), expected)
+        assert small()((255 * image).byte()).dtype == torch.uint8
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_progress_bar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    bars: list[tqdm] = []
+
+    def keep(**kwargs: Any) -> tqdm:
+        bars.append(tqdm(**kwargs))
+        return bars[-1]
+
+    monkeypatch.setattr("tqdm.auto.tqdm", keep)
+    small(progress=True)(rand(2, 3, 12, 12))
+    assert [(bar.n, bar.total) for bar in bars] == [(6, 6)]
+    assert "purify" in capfd.readouterr().err
+    small()(rand(2, 3, 12, 12))
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_progress_without_tqdm_goes_on_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.warns(UserWarning, match="needs tqdm"):
+        purified = small(progress=True)(rand(3, 12, 12))
+    assert torch.equal(purified, small()(rand(3, 12, 12)))

@@ -1,0 +1,170 @@
+"""DefendedModel: the pipeline it stands for, the target left alone, and the callers it must please."""
+
+import copy
+import pickle
+from typing import Any
+
+import foolbox
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights, SqueezeNet1_1_Weights, WeightsEnum
+from torchvision.transforms.v2 import Normalize
+
+from oag_transform import DefendedModel, OnlineAlternateGenerator
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_target(training: bool = False) -> nn.Sequential:
+    target = nn.Sequential(nn.Conv2d(3, 6, 5, 2), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 8 * 8, 5))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in target.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 8
+    return target.train(training)
+
+
+def defense(**overrides: Any) -> OnlineAlternateGenerator:
+    return OnlineAlternateGenerator(**({"network_steps": 3, "filters": 4, "kernel_size": 9, "seed": 0} | overrides))
+
+
+def test_is_the_pipeline_it_stands_for() -> None:
+    target, normalize, images = make_target(), Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.4]), rand(3, 3, 20, 20)
+    actual = DefendedModel(target, defense(), normalize=normalize)(images)
+    assert torch.equal(actual, target(normalize(defense()(images))))
+
+
+def test_any_callable_is_a_defense() -> None:
+    target, images = make_target(), rand(3, 3, 20, 20)
+    assert torch.equal(DefendedModel(target, lambda x: x.flip(-1))(images), target(images.flip(-1)))
+
+
+def test_default_defense_is_the_default_transform() -> None:
+    assert repr(DefendedModel(make_target()).defense) == repr(OnlineAlternateGenerator())
+
+
+def test_samples_average_probabilities() -> None:
+    target, images = make_target(), rand(2, 3, 20, 20)
+    log_probabilities = DefendedModel(target, defense(), samples=3)(images)
+    # image n's samples use streams 3n, 3n + 1, 3n + 2
+    singles = [[target(defense()(images[n : n + 1], index=3 * n + k)).softmax(-1)[0] for k in range(3)] for n in range(2)]
+    expected = torch.stack([torch.stack(row).mean(0) for row in singles])
+    torch.testing.assert_close(log_probabilities.exp(), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(log_probabilities.exp().sum(-1), torch.ones(2))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_target_is_left_alone(training: bool) -> None:
+    target = make_target(training)
+    next(target.parameters()).requires_grad_(False)
+    flags = [p.requires_grad for p in target.parameters()]
+    before = [p.clone() for p in target.parameters()]
+    model = DefendedModel(target, defense())
+    assert model.training == training
+    model(rand(2, 3, 20, 20)).sum().backward()
+    assert target.training == training
+    assert [p.requires_grad for p in target.parameters()] == flags
+    assert all(torch.equal(p, q) for p, q in zip(target.parameters(), before, strict=True))
+
+
+def test_gradient_is_the_targets_at_the_purified_image() -> None:
+    target, images = make_target(), rand(2, 3, 20, 20).requires_grad_()
+    (actual,) = torch.autograd.grad(DefendedModel(target, defense())(images).square().sum(), images)
+    purified = defense()(images.detach()).requires_grad_()
+    (expected,) = torch.autograd.grad(target(purified).square().sum(), purified)
+    assert torch.equal(actual, expected)
+
+
+def test_foolbox_attacks_through_it() -> None:
+    model = foolbox.PyTorchModel(DefendedModel(make_target(), defense()), bounds=(0, 1), device="cpu")
+    images, labels = rand(4, 3, 20, 20), torch.zeros(4, dtype=torch.int64)
+    attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=1 / 255, steps=4, random_start=False)
+    _, attacked, _ = attack(model, images, labels, epsilons=4 / 255)
+    difference = (attacked - images).abs()
+    assert 1 / 255 < difference.max() <= 4 / 255 + 1e-6
+    loss = nn.CrossEntropyLoss()
+    assert loss(model(attacked), labels) > loss(model(images), labels)  # the gradient was of use
+
+
+def test_torchattacks_style_caller() -> None:
+    model = DefendedModel(make_target(), defense(seed=None))
+    device = next(model.parameters()).device
+    assert not model.eval().training
+    images = rand(2, 3, 20, 20).to(device)
+    assert not torch.equal(model(images), model(images))  # eval() doesn't switch the defense off or freeze it
+
+
+def test_pickles_and_copies() -> None:
+    model, images = DefendedModel(make_target(), defense(), samples=2), rand(2, 3, 20, 20)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert torch.equal(other(images), model(images))
+    assert "samples=2" in repr(model)
+
+
+def test_empty_batch() -> None:
+    assert DefendedModel(make_target(), defense(), samples=2)(rand(0, 3, 20, 20)).shape == (0, 5)
+    assert DefendedModel(make_target(), defense())(rand(0, 3, 20, 20)).shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"target": len}, TypeError, "target must be a torch.nn.Module, got builtin"),
+        ({"defense": 3}, TypeError, "defense must be callable or None, got int"),
+        ({"normalize": (0.5, 0.5)}, TypeError, "normalize must be callable or None, got tuple"),
+        ({"samples": 0}, ValueError, "samples must be an integer >= 1, got 0"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        DefendedModel(**({"target": make_target()} | arguments))
+
+
+def test_bad_images() -> None:
+    model = DefendedModel(make_target(), defense())
+    with pytest.raises(ValueError, match=r"batch of images \(N, C, H, W\), got shape \(3, 20, 20\)"):
+        model(rand(3, 20, 20))
+    with pytest.raises(ValueError, match="got str"):
+        model("cat.jpg")
+    with pytest.raises(ValueError, match="before any normalisation"):
+        model(rand(1, 3, 20, 20) * 4 - 2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["squeezenet1_1", "SqueezeNet1_1_Weights.IMAGENET1K_V1", SqueezeNet1_1_Weights.DEFAULT, ResNet18_Weights.DEFAULT],
+    ids=str,
+)
+def test_from_torchvision(name: str | WeightsEnum, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's own loading path, with random numbers in place of the download."""
+    expected_type = torchvision.models.ResNet if name is ResNet18_Weights.DEFAULT else torchvision.models.SqueezeNet
+    builder = "resnet18" if name is ResNet18_Weights.DEFAULT else "squeezenet1_1"
+    asked: list[WeightsEnum] = []
+
+    def random_weights(self: WeightsEnum, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        asked.append(self)
+        return torchvision.models.get_model(builder, weights=None).state_dict()
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", random_weights)
+    model = DefendedModel.from_torchvision(name, defense(), samples=1, progress=False)
+    assert isinstance(model.target, expected_type)
+    assert not model.training
+    assert not model.target.training
+    assert len(asked) == 1
+    preset = asked[0].transforms()
+    assert isinstance(model.normalize, Normalize)
+    assert (model.normalize.mean, model.normalize.std) == (preset.mean, preset.std)
+    images = rand(1, 3, 64, 64)
+    with torch.no_grad():
+        purified = defense()(images)
+        mean, std = (torch.tensor(v)[:, None, None] for v in (preset.mean, preset.std))
+        torch.testing.assert_close(model(images), model.target((purified - mean) / std))
+
+
+@pytest.mark.parametrize("name", ["resnet5000", "fasterrcnn_resnet50_fpn", "FCN_ResNet50_Weights.DEFAULT", 3])
+def test_from_torchvision_refuses_what_is_no_classifier(name: Any) -> None:
+    with pytest.raises(ValueError, match="classifier"):
+        DefendedModel.from_torchvision(name)

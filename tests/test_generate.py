@@ -1,0 +1,123 @@
+"""Algorithm 1 against a plain autograd transcription, and what happens when it diverges."""
+
+import dataclasses
+import logging
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from oag_transform import DivergenceError, OnlineAlternateGenerator, streams
+from oag_transform.images import IMAGENET_MEAN
+from tests.transcription import plain_algorithm_1
+
+
+def picture(*shape: int, seed: int = 0) -> Tensor:
+    """A smooth random picture in [0, 1] with some detail."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(*shape[:-2], 4, 4, generator=generator, dtype=torch.float64)
+    smooth = torch.nn.functional.interpolate(coarse.reshape(1, -1, 4, 4), size=shape[-2:], mode="bicubic").reshape(shape)
+    return (smooth + 0.05 * torch.randn(shape, generator=generator, dtype=torch.float64)).clamp(0, 1)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"network_steps": 7, "stride": 1, "kernel_size": 7},
+        {"network_steps": 7, "stride": 5, "kernel_size": 15},
+        {"network_steps": 7, "stride": 3, "kernel_size": 11},
+    ],
+    ids=["paper", "stride1", "stride5", "kernel11"],
+)
+def test_paper_is_the_plain_transcription(overrides: dict[str, int]) -> None:
+    transform = OnlineAlternateGenerator.paper(seed=3, filters=16, **overrides)
+    image = picture(3, 26, 31)
+    s = dataclasses.asdict(transform.settings)
+    scale = s.pop("scale")
+    assert (s.pop("init"), s.pop("langevin")) == ("uniform", "exact")
+    mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64)[:, None, None]
+    stream = streams.generators(3, [5], torch.device("cpu"))[0]
+    expected = plain_algorithm_1((255 * image - mean) / scale, stream, **s)
+    expected = ((scale * expected + mean) / 255).clamp(0, 1)
+    actual = transform(image, index=5)
+    assert (expected - image).abs().mean() < (expected.mean((1, 2), keepdim=True) - image).abs().mean()  # it is a picture
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
+
+
+def test_paper_holds_the_papers_values() -> None:
+    settings = OnlineAlternateGenerator.paper().settings
+    assert (settings.network_steps, settings.image_steps, settings.kernel_size) == (300, 20, 15)
+    assert (settings.init, settings.langevin) == ("uniform", "exact")
+    assert OnlineAlternateGenerator.paper(network_steps=600).settings == dataclasses.replace(settings, network_steps=600)
+
+
+def small(**overrides: object) -> OnlineAlternateGenerator:
+    arguments = {"network_steps": 12, "filters": 16, "seed": 0} | overrides
+    return OnlineAlternateGenerator(**arguments)  # type: ignore[arg-type]
+
+
+def test_more_network_steps_come_closer_to_the_reference() -> None:
+    image = picture(3, 60, 60).float()
+    residuals = [moment.residual.item() for moment in small(network_steps=20).trace(image, every=4)]
+    assert residuals == sorted(residuals, reverse=True)
+    assert residuals[-1] < 0.6 * residuals[0]
+
+
+def test_diverging_image_is_redone_at_smaller_rates(caplog: pytest.LogCaptureFixture) -> None:
+    image = picture(3, 40, 40).float()
+    rates = small().settings
+    factor = next(f for f in (2**k for k in range(1, 30)) if _diverges(image, rates.conv_lr * f, rates.fc_lr * f))
+    with caplog.at_level(logging.INFO, logger="oag_transform"):
+        redone = small(conv_lr=rates.conv_lr * factor, fc_lr=rates.fc_lr * factor)(image)
+    assert "diverged" in caplog.text
+    at_a_quarter = small(conv_lr=rates.conv_lr * factor / 4, fc_lr=rates.fc_lr * factor / 4)(image)
+    assert torch.equal(redone, at_a_quarter)
+
+
+def _diverges(image: Tensor, conv_lr: float, fc_lr: float) -> bool:
+    try:
+        for _ in small(conv_lr=conv_lr, fc_lr=fc_lr).trace(image, every=12):
+            pass
+    except DivergenceError:
+        return True
+    return False
+
+
+def test_hopeless_rates_raise_and_name_the_image_or_return_the_input() -> None:
+    images = torch.stack([picture(3, 30, 30).float(), torch.tensor(IMAGENET_MEAN)[:, None, None].expand(3, 30, 30) / 255])
+    hopeless = {"conv_lr": 1e6, "fc_lr": 1e6, "chunk_size": 2}
+    with pytest.raises(DivergenceError, match=r"image\(s\) \[0, 1\]"):
+        small(**hopeless)(images)
+    with pytest.warns(UserWarning, match="returning the input unpurified"):
+        returned = small(**hopeless, on_failure="return_input")(images)
+    assert torch.equal(returned, images)
+
+
+def test_one_diverging_image_leaves_the_others_alone() -> None:
+    images = torch.stack([picture(3, 30, 30).float(), torch.full((3, 30, 30), 0.47)])
+    high = {"conv_lr": 1e-1, "fc_lr": 0.02, "on_failure": "return_input", "chunk_size": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        together = small(**high)(images)
+    assert torch.isfinite(together).all()
+
+
+def test_trace_ends_with_what_forward_returns() -> None:
+    images = picture(2, 3, 30, 33).float()
+    transform = small()
+    trace = list(transform.trace(images, every=5, index=4))
+    assert [moment.step for moment in trace] == [5, 10, 12]
+    assert torch.equal(trace[-1].images, transform(images, index=4))
+    residual = 255 * (trace[-1].images - images).square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(trace[-1].residual, residual, rtol=0.05, atol=0)  # pixels are held to [0, 1], the residual isn't
+    assert trace[0].energy.shape == trace[0].reference_energy.shape == (2,)
+    # Eq. 5 lowers the energy of the reference relative to the synthesised image's
+    assert (trace[-1].reference_energy < trace[-1].energy).all()
+
+
+def test_trace_leaves_the_callers_modes_alone() -> None:
+    for _ in small(network_steps=2).trace(picture(3, 20, 20)):
+        assert torch.is_grad_enabled()
+        assert not torch.is_autocast_enabled("cpu")

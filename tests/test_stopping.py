@@ -1,0 +1,99 @@
+"""Choosing T_N."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from oag_transform import OnlineAlternateGenerator, choose_network_steps
+from oag_transform.stopping import smallest_flat_step
+
+
+def defense(**overrides: Any) -> OnlineAlternateGenerator:
+    return OnlineAlternateGenerator(**({"network_steps": 6, "filters": 4, "kernel_size": 9, "seed": 0} | overrides))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "tolerance", "expected"),
+    [
+        ([0.1, 0.5, 0.9, 0.9, 0.9], 0.0, 3),
+        ([0.1, 0.5, 0.89, 0.9, 0.895], 0.02, 3),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], 0.0, 5),  # still rising
+        ([0.1, 0.9, 0.5, 0.4, 0.3], 0.0, 2),  # falls once noise is fitted
+        ([0.9, 0.1, 0.9, 0.9, 0.9], 0.0, 1),
+        ([0.7], 0.0, 1),
+    ],
+)
+def test_smallest_flat_step(accuracies: list[float], tolerance: float, expected: int) -> None:
+    assert smallest_flat_step(list(enumerate(accuracies, start=1)), tolerance) == expected
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=12), st.integers(0, 5))
+def test_smallest_flat_step_by_its_definition(counts: list[int], slack: int) -> None:
+    flat = [i for i, count in enumerate(counts) if all(later <= count + slack for later in counts[i:])]
+    assert smallest_flat_step([(i, float(count)) for i, count in enumerate(counts)], float(slack)) == flat[0]
+
+
+def test_curve_is_the_accuracy_of_the_target_on_the_trace() -> None:
+    """A target that says how far it is from the mean: the curve must be what forward gives at each number of steps."""
+    images = torch.rand(5, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 0, 1, 1])
+    seen: list[Tensor] = []
+
+    def target(batch: Tensor) -> Tensor:
+        score = batch.std((1, 2, 3)) - 0.12
+        return torch.stack([-score, score], 1)
+
+    noised = seen  # filled by a defense of one step that sees the same noised images
+    for steps in (2, 4, 6):
+        chosen = choose_network_steps(target, images, labels, 0.1, defense=defense(network_steps=steps), every=2)
+        assert [step for step, _ in chosen.curve] == list(range(2, steps + 1, 2))
+        noised.append(torch.tensor([accuracy for _, accuracy in chosen.curve]))
+    assert torch.equal(noised[2][:2], noised[1])
+    assert torch.equal(noised[1][:1], noised[0])
+
+
+def test_noise_has_the_standard_deviation_asked_for_and_repeats() -> None:
+    images, labels = torch.full((4, 3, 64, 64), 0.5), torch.zeros(4, dtype=torch.int64)
+    seen: list[Tensor] = []
+
+    class Spy(OnlineAlternateGenerator):
+        def trace(self, images: Any, **kwargs: Any) -> Any:
+            seen.append(images)
+            return super().trace(images, **kwargs)
+
+    spy = Spy(network_steps=1, filters=4, seed=0)
+    for _ in range(2):
+        choose_network_steps(lambda x: x.mean((2, 3)), images, labels, 0.1, defense=spy)
+    first, second = torch.cat(seen[:4]), torch.cat(seen[4:])
+    assert torch.equal(first, second)
+    assert (first - 0.5).std().item() == pytest.approx(0.1, rel=0.02)  # 49,152 draws: s.e. 0.3%
+    assert abs((first - 0.5).mean().item()) < 5 * 0.1 / 49_152**0.5
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(images, torch.full((4, 3, 64, 64), 0.5))
+
+
+IMAGES, LABELS = torch.rand(2, 3, 20, 20), torch.zeros(2, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"images": IMAGES[0]}, r"images must be .* got torch.float32 \(3, 20, 20\)"),
+        ({"images": IMAGES[:0]}, r"N >= 1, got torch.float32 \(0, 3"),
+        ({"images": [1]}, "got list"),
+        ({"labels": LABELS[:1]}, r"labels must be an integer tensor of shape \(2,\), got torch.int64 \(1,\)"),
+        ({"labels": LABELS.float()}, "got torch.float32"),
+        ({"noise_std": -0.1}, "noise_std must be >= 0, got -0.1"),
+        ({"tolerance": float("nan")}, "tolerance must be >= 0, got nan"),
+        ({"every": 0}, "every must be"),
+        ({"images": IMAGES * 255}, r"values in \[0, 1\]"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {"target": lambda x: x.mean((2, 3)), "images": IMAGES, "labels": LABELS, "defense": defense()}
+    with pytest.raises(ValueError, match=message):
+        choose_network_steps(**(good | arguments))
