@@ -36,13 +36,14 @@ def test_paper_is_the_plain_transcription(overrides: dict[str, int]) -> None:
     image = picture(3, 26, 31)
     s = dataclasses.asdict(transform.settings)
     scale = s.pop("scale")
-    assert (s.pop("init"), s.pop("langevin")) == ("uniform", "exact")
+    assert (s.pop("init"), s.pop("langevin"), s.pop("compute_dtype")) == ("uniform", "exact", None)
     mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64)[:, None, None]
     stream = streams.generators(3, [5], torch.device("cpu"))[0]
     expected = plain_algorithm_1((255 * image - mean) / scale, stream, **s)
     expected = ((scale * expected + mean) / 255).clamp(0, 1)
     actual = transform(image, index=5)
-    assert (expected - image).abs().mean() < (expected.mean((1, 2), keepdim=True) - image).abs().mean()  # it is a picture
+    if not overrides:
+        assert (expected - image).abs().mean() < 0.7 * (image.mean((1, 2), keepdim=True) - image).abs().mean()  # it is a picture
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
 
 
@@ -121,3 +122,13 @@ def test_trace_leaves_the_callers_modes_alone() -> None:
     for _ in small(network_steps=2).trace(picture(3, 20, 20)):
         assert torch.is_grad_enabled()
         assert not torch.is_autocast_enabled("cpu")
+
+
+def test_bfloat16_operands_make_the_same_image_but_for_their_rounding() -> None:
+    image = picture(3, 60, 66).float()
+    full, half = (list(small(compute_dtype=dtype).trace(image, every=6)) for dtype in (None, torch.bfloat16))
+    assert torch.equal(full[-1].images, small(compute_dtype=torch.float32)(image))
+    assert half[-1].images.dtype == torch.float32
+    for a, b in zip(full, half, strict=True):
+        difference = 255 * (a.images - b.images).square().mean().sqrt()
+        assert 0 < difference < 0.1 * a.residual.item()

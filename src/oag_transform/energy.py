@@ -31,6 +31,10 @@ class Parameters(NamedTuple):
     fc: Tensor
     groups: int
 
+    def cast(self, dtype: torch.dtype) -> "Parameters":
+        """The parameters in ``dtype``, as operands of products (themselves where that is their dtype)."""
+        return self._replace(weight=self.weight.to(dtype), bias=self.bias.to(dtype), fc=self.fc.to(dtype))
+
 
 def kernel_cells(kernel_size: int, stride: int) -> int:
     """Side k, in cells, of the smallest odd window that holds a centred kernel of ``kernel_size`` pixels."""
@@ -116,7 +120,8 @@ def responses(cells: Tensor, theta: Parameters) -> Tensor:
 
 def gate(a: Tensor, theta: Parameters) -> Tensor:
     """dF/da = v 1[a > 0]: the weight of each filter where it responds."""
-    return torch.where(a > 0, theta.fc, 0)
+    # a mask of the tensor's own dtype: torch.where is eight times slower here
+    return torch.gt(a, 0, out=torch.empty_like(a)).mul_(theta.fc)
 
 
 def image_gradient(gates: Tensor, theta: Parameters) -> Tensor:

@@ -35,6 +35,7 @@ class Settings:
     scale: float
     init: Init
     langevin: Langevin
+    compute_dtype: torch.dtype | None
 
     def __post_init__(self) -> None:
         for name in ("network_steps", "image_steps", "kernel_size", "stride", "filters"):
@@ -53,6 +54,8 @@ class Settings:
                 f"kernel_size must be at least stride, or pixels between kernels are never seen; "
                 f"got kernel_size={self.kernel_size} and stride={self.stride}"
             )
+        if self.compute_dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"compute_dtype must be None or torch.float32, bfloat16 or float16, got {self.compute_dtype!r}")
         for name, choices in (("init", ("natural", "uniform")), ("langevin", ("closed_form", "exact"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
@@ -89,26 +92,30 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
     # closed form: T_I steps at once with the mask held; exact: T_I times one step, each with a mask of its own
     rounds, held = (1, s.image_steps) if s.langevin == "closed_form" else (s.image_steps, 1)
 
-    a = energy.responses(image, theta)
+    dtype = s.compute_dtype or reference.dtype
+    low = theta.cast(dtype)  # the operands of the convolutions; the state keeps its precision
+    a = energy.responses(image.to(dtype), low)
     for step in range(1, s.network_steps + 1):
         for _ in range(rounds):
             if s.langevin == "exact":
-                a = energy.responses(image, theta)
-            mode = energy.image_gradient(energy.gate(a, theta), theta)
+                a = energy.responses(image.to(dtype), low)
+            mode = energy.image_gradient(energy.gate(a, low), low)
             draw = energy.to_cells(streams.fill_normal(normal, generators), s.stride)
             langevin.step(image, mode, draw, noise=s.noise, steps=held)  # Eq. 3
         yield State(step, pair, theta)
         if step == s.network_steps:
             return
-        both = energy.responses(pair, theta)
-        gates = energy.gate(both, theta)
+        operands = pair.to(dtype)
+        both = energy.responses(operands, low)
+        gates = energy.gate(both, low)
         gates[1:].neg_()  # one product for dF(I_z) - dF(I_s)
-        weight, bias = energy.conv_gradient(pair, gates, theta)
-        rectified = both.relu()
+        weight, bias = energy.conv_gradient(operands, gates, low)
+        rectified = both.relu_()
         theta.weight.addcmul_(weight, taps, value=conv_lr)  # Eq. 5
         theta.bias.add_(bias, alpha=conv_lr)
         theta.fc.add_(rectified[:1] - rectified[1:], alpha=s.fc_lr)
-        a = both[1:]  # closed form: the mask of the network before this update, which saves a convolution
+        low = theta.cast(dtype)
+        a = rectified[1:]  # closed form: the mask, a > 0, of the network before this update, which saves a convolution
 
 
 def purify(

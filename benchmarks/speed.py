@@ -1,0 +1,88 @@
+"""Speed and memory on this machine: the default setting against the plain autograd transcription, in one run.
+
+python -m benchmarks.speed            (from the repository; a few minutes on two cores)
+
+The transcription (tests/transcription.py) takes minutes an image at the default T_N, so it is timed over the first
+``--plain-steps`` network steps and scaled up: every step costs the same.
+"""
+
+import argparse
+import dataclasses
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from oag_transform import OnlineAlternateGenerator
+from oag_transform.images import to_model_units
+from tests.transcription import plain_algorithm_1
+
+
+def photographs(count: int, size: int) -> Tensor:
+    """Crops of scikit-image's astronaut, (count, 3, size, size) in [0, 1]; the content doesn't change the cost."""
+    import skimage.data
+
+    whole = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1) / 255
+    return torch.stack([whole[:, i : i + size, i : i + size] for i in range(count)])
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """Median wall time of ``work``, after one call to warm up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=224, help="height and width in pixels")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=3, help="the median of so many runs is given")
+    parser.add_argument("--plain-steps", type=int, default=2, help="network steps of the transcription that are timed")
+    parser.add_argument("--memory-batch", type=int, default=64, help="images in the batch whose peak memory is given; 0: none")
+    options = parser.parse_args()
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+
+    images = photographs(options.batch, options.size)
+    transform = OnlineAlternateGenerator(seed=0)
+    s = dataclasses.asdict(transform.settings)
+    ours = seconds(lambda: transform(images), options.repeats) / len(images)
+    print(f"{transform}\n  batch of {len(images)} at {options.size} x {options.size}: {ours:.3f} s an image")
+
+    steps = {**s, "network_steps": options.plain_steps}
+    reference = to_model_units(images[:1], steps.pop("scale"))[0]
+    del steps["init"], steps["langevin"], steps["compute_dtype"]
+    plain = seconds(lambda: plain_algorithm_1(reference, torch.Generator().manual_seed(0), **steps), options.repeats)
+    plain *= s["network_steps"] / options.plain_steps
+    print(f"plain autograd transcription, same T_N and T_I: {plain:.1f} s an image, {plain / ours:.0f} times as long")
+
+    bfloat16 = OnlineAlternateGenerator(compute_dtype=torch.bfloat16, seed=0)
+    half = seconds(lambda: bfloat16(images), options.repeats) / len(images)
+    print(f"compute_dtype=torch.bfloat16: {half:.3f} s an image; the transcription takes {plain / half:.0f} times as long")
+
+    for name, other in (
+        ("exact Langevin, otherwise the default", OnlineAlternateGenerator(langevin="exact", network_steps=4, seed=0)),
+        ("paper()", OnlineAlternateGenerator.paper(network_steps=4, seed=0)),
+    ):
+        full = OnlineAlternateGenerator.paper().settings if name == "paper()" else transform.settings
+        each = seconds(lambda other=other: other(images[:1]), options.repeats) / 4 * full.network_steps  # type: ignore[misc]
+        print(f"{name}: {each:.1f} s an image (scaled up from 4 network steps)")
+
+    if options.memory_batch:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        transform(photographs(options.memory_batch, options.size))
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(f"peak memory, batch of {options.memory_batch}: {after / 2**20:.2f} GiB (before it: {before / 2**20:.2f} GiB)")
+
+
+if __name__ == "__main__":
+    main()
