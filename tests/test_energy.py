@@ -102,14 +102,23 @@ def test_gradients_match_autograd_over_cells(height: int, width: int, kernel_siz
     assert relative(gradients[1], expected[2]) < 1e-10
 
 
-def test_conv_gradient_of_a_pair_with_negated_gate_is_the_difference_of_gradients() -> None:
+def test_contrast_is_the_difference_of_gradients() -> None:
     images, theta = make(20, 23, 6, 2, 3)
     pair = torch.cat([energy.to_cells(images, 2), energy.to_cells(images.flip(-1), 2)])
-    gates = energy.gate(energy.responses(pair, theta), theta)
-    singles = [energy.conv_gradient(pair[i : i + 1], gates[i : i + 1], theta) for i in range(2)]
-    gates[1:].neg_()
-    for joint, first, second in zip(energy.conv_gradient(pair, gates, theta), *singles, strict=True):
-        assert relative(joint, first - second) < 1e-10
+    weight, bias, fc = (t.clone().requires_grad_() for t in (theta.weight, theta.bias, theta.fc))
+    leaves = energy.Parameters(weight, bias, fc, theta.groups)
+    difference = energy.energy(energy.responses(pair, leaves), leaves).diff(dim=0).sum()  # U(I_s) - U(I_z) = F(I_z) - F(I_s)
+    expected = torch.autograd.grad(difference, [weight, bias, fc])
+    gradient, rectified = energy.contrast(pair, theta)
+    for actual, reference in zip(gradient[:3], expected, strict=True):
+        assert isinstance(actual, Tensor)
+        assert relative(actual, reference) < 1e-10
+    assert torch.equal(rectified, energy.responses(pair[1:], theta).relu())
+
+
+def test_mean_square() -> None:
+    images, _ = make(20, 24, 6, 2, 3)
+    torch.testing.assert_close(energy.mean_square(energy.to_cells(images, 2), 2), images.square().mean((1, 2, 3)))
 
 
 @given(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from oag_transform import DivergenceError, OnlineAlternateGenerator, streams
+from oag_transform.generate import slow_down
 from oag_transform.images import IMAGENET_MEAN
 from tests.transcription import plain_algorithm_1
 
@@ -36,14 +37,21 @@ def test_paper_is_the_plain_transcription(overrides: dict[str, int]) -> None:
     image = picture(3, 26, 31)
     s = dataclasses.asdict(transform.settings)
     scale = s.pop("scale")
-    assert (s.pop("init"), s.pop("langevin"), s.pop("compute_dtype")) == ("uniform", "exact", None)
+    assert (s.pop("init"), s.pop("langevin"), s.pop("adaptive_lr"), s.pop("compute_dtype")) == (
+        "uniform",
+        "exact",
+        False,
+        None,
+    )
     mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64)[:, None, None]
     stream = streams.generators(3, [5], torch.device("cpu"))[0]
     expected = plain_algorithm_1((255 * image - mean) / scale, stream, **s)
     expected = ((scale * expected + mean) / 255).clamp(0, 1)
     actual = transform(image, index=5)
     if not overrides:
-        assert (expected - image).abs().mean() < 0.7 * (image.mean((1, 2), keepdim=True) - image).abs().mean()  # it is a picture
+        assert (expected - image).abs().mean() < 0.7 * (
+            image.mean((1, 2), keepdim=True) - image
+        ).abs().mean()  # it is a picture
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-9)
 
 
@@ -132,3 +140,41 @@ def test_bfloat16_operands_make_the_same_image_but_for_their_rounding() -> None:
     for a, b in zip(full, half, strict=True):
         difference = 255 * (a.images - b.images).square().mean().sqrt()
         assert 0 < difference < 0.1 * a.residual.item()
+
+
+def test_slow_down_halves_the_pace_of_those_whose_residual_rose() -> None:
+    pace, best = torch.ones(3), torch.full((3,), torch.inf)
+    for residual, expected_pace, expected_best in [
+        ([4.0, 4.0, 4.0], [1, 1, 1], [4, 4, 4]),
+        ([3.0, 4.1, 4.3], [1, 1, 0.5], [3, 4, 4.3]),  # 2.5% up is noise, 7.5% isn't
+        ([3.2, 4.1, 4.4], [0.5, 1, 0.5], [3.2, 4, 4.3]),
+    ]:
+        pace, best = slow_down(pace, best, torch.tensor(residual))
+        torch.testing.assert_close(pace, torch.tensor(expected_pace, dtype=torch.float32))
+        torch.testing.assert_close(best, torch.tensor(expected_best, dtype=torch.float32))
+
+
+def extremes(size: int = 96) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    return {
+        "black": torch.zeros(3, size, size),
+        "white": torch.ones(3, size, size),
+        "mean colour": torch.tensor(IMAGENET_MEAN)[:, None, None].expand(3, size, size) / 255,
+        "checkerboard": ((rows // 12 + columns // 12) % 2).float().expand(3, -1, -1),
+        "fine checkerboard": ((rows + columns) % 2).float().expand(3, -1, -1),
+        "edge": (columns > size // 2).float().expand(3, -1, -1),
+        "noise": torch.rand(3, size, size, generator=generator),
+        "binary noise": torch.rand(3, size, size, generator=generator).round(),
+        "red": torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, size, size),
+    }
+
+
+@pytest.mark.parametrize("name", extremes())
+def test_default_rates_hold_on_extreme_images(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    image = extremes()[name]
+    with caplog.at_level(logging.INFO, logger="oag_transform"):
+        residuals = [moment.residual.item() for moment in OnlineAlternateGenerator(seed=0).trace(image, every=4)]
+        OnlineAlternateGenerator(seed=0)(image)
+    assert "diverged" not in caplog.text
+    assert residuals[-1] <= 1.1 * min(residuals)

@@ -136,6 +136,24 @@ def conv_gradient(cells: Tensor, gates: Tensor, theta: Parameters) -> tuple[Tens
     return weight, gates.sum((0, 2, 3))
 
 
+def contrast(pair: Tensor, theta: Parameters) -> tuple[Parameters, Tensor]:
+    """Bracket of Eq. 5, dF(I_z)/dtheta - dF(I_s)/dtheta, for ``pair`` = (I_z, I_s) of shape (2, N*D, h, w).
+
+    dF/dv = relu(a). Returns the gradients and relu(a) of I_s, which is above zero where its mask is on.
+    """
+    a = responses(pair, theta)
+    gates = gate(a, theta)
+    gates[1:].neg_()  # so that one product gives the difference
+    weight, bias = conv_gradient(pair, gates, theta)
+    rectified = a.relu_()
+    return Parameters(weight, bias, rectified[:1] - rectified[1:], theta.groups), rectified[1:]
+
+
+def mean_square(cells: Tensor, groups: int) -> Tensor:
+    """Mean square of each image of cells (1, N*D, h, w) -> (N,)."""
+    return cells.square().mean((0, 2, 3)).unflatten(0, (groups, -1)).mean(1)
+
+
 def energy(a: Tensor, theta: Parameters) -> Tensor:
     """U = -F of each image from its responses: (B, N*C, h, w) -> (B, N)."""
     return -(theta.fc * a.relu()).unflatten(1, (theta.groups, -1)).sum((2, 3, 4))

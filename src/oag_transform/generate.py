@@ -35,6 +35,7 @@ class Settings:
     scale: float
     init: Init
     langevin: Langevin
+    adaptive_lr: bool
     compute_dtype: torch.dtype | None
 
     def __post_init__(self) -> None:
@@ -89,11 +90,12 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
     normal = torch.empty_like(reference, memory_format=torch.contiguous_format)
     conv_lr = s.conv_lr / theta.fc[0, 0].numel()  # the gradient is a sum over positions: the rate is per position
     taps = energy.kernel_to_cells(reference.new_ones(reference.shape[1], s.kernel_size, s.kernel_size), s.stride)
+    pace, best = reference.new_ones(len(reference)), reference.new_full((len(reference),), math.inf)
     # closed form: T_I steps at once with the mask held; exact: T_I times one step, each with a mask of its own
     rounds, held = (1, s.image_steps) if s.langevin == "closed_form" else (s.image_steps, 1)
-
     dtype = s.compute_dtype or reference.dtype
-    low = theta.cast(dtype)  # the operands of the convolutions; the state keeps its precision
+    low = theta.cast(dtype)  # operands of the products; the state keeps its precision
+
     a = energy.responses(image.to(dtype), low)
     for step in range(1, s.network_steps + 1):
         for _ in range(rounds):
@@ -105,17 +107,24 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
         yield State(step, pair, theta)
         if step == s.network_steps:
             return
-        operands = pair.to(dtype)
-        both = energy.responses(operands, low)
-        gates = energy.gate(both, low)
-        gates[1:].neg_()  # one product for dF(I_z) - dF(I_s)
-        weight, bias = energy.conv_gradient(operands, gates, low)
-        rectified = both.relu_()
-        theta.weight.addcmul_(weight, taps, value=conv_lr)  # Eq. 5
-        theta.bias.add_(bias, alpha=conv_lr)
-        theta.fc.add_(rectified[:1] - rectified[1:], alpha=s.fc_lr)
+        # closed form: ``a`` is the mask of the network before its update, which saves a convolution
+        gradient, a = energy.contrast(pair.to(dtype), low)
+        if s.adaptive_lr:
+            pace, best = slow_down(pace, best, energy.mean_square(pair[:1] - pair[1:], len(reference)))
+        rate = pace.repeat_interleave(s.filters)[:, None, None]
+        theta.weight.addcmul_(gradient.weight, taps * rate[..., None], value=conv_lr)  # Eq. 5
+        theta.bias.addcmul_(gradient.bias, rate.flatten(), value=conv_lr)
+        theta.fc.addcmul_(gradient.fc, rate, value=s.fc_lr)
         low = theta.cast(dtype)
-        a = rectified[1:]  # closed form: the mask, a > 0, of the network before this update, which saves a convolution
+
+
+def slow_down(pace: Tensor, best: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """Halve the pace (N,) of images whose mean square residual rose by over 5%: a step of theirs is too long for Eq. 5.
+
+    Returns the new pace and the residual to compare with next.
+    """
+    rose = residual > 1.05 * best
+    return torch.where(rose, pace / 2, pace), torch.where(rose, residual, torch.minimum(best, residual))
 
 
 def purify(

@@ -62,6 +62,8 @@ class OnlineAlternateGenerator(nn.Module):
         langevin: ``"exact"`` takes the T_I steps of Eq. 3 one by one; ``"closed_form"`` draws them at once from their law
             with the ReLU mask held (Eq. 9 and 10), at a T_I-th of the cost. ``"closed_form"`` takes that mask from the
             convolution of the last network step, so it is one update of W behind.
+        adaptive_lr: halve both rates of an image each time its residual rises by over 5%. Which rates are stable depends on the
+            image; this keeps the default's on all of them. ``False`` is Eq. 5 as it stands.
         compute_dtype: precision of the convolutions' operands; the state and everything else stays in float32 (float64 for
             float64 images). ``None``: the same. ``torch.bfloat16`` is faster on a GPU, or a CPU with AVX512-BF16 or AMX.
         seed: an integer repeats the result; ``None`` draws fresh entropy from the system in each call, as a defender
@@ -96,7 +98,7 @@ class OnlineAlternateGenerator(nn.Module):
     def __init__(
         self,
         *,
-        network_steps: int = 32,
+        network_steps: int = 36,
         image_steps: int = 20,
         kernel_size: int = 15,
         stride: int = 3,
@@ -107,6 +109,7 @@ class OnlineAlternateGenerator(nn.Module):
         scale: float = 8.0,
         init: Init = "natural",
         langevin: Langevin = "closed_form",
+        adaptive_lr: bool = True,
         compute_dtype: torch.dtype | None = None,
         seed: int | None = None,
         chunk_size: int | None = None,
@@ -127,6 +130,7 @@ class OnlineAlternateGenerator(nn.Module):
             scale=scale,
             init=init,
             langevin=langevin,
+            adaptive_lr=adaptive_lr,
             compute_dtype=compute_dtype,
         )
         if seed is not None:
