@@ -109,7 +109,7 @@ def test_contrast_is_the_difference_of_gradients() -> None:
     leaves = energy.Parameters(weight, bias, fc, theta.groups)
     difference = energy.energy(energy.responses(pair, leaves), leaves).diff(dim=0).sum()  # U(I_s) - U(I_z) = F(I_z) - F(I_s)
     expected = torch.autograd.grad(difference, [weight, bias, fc])
-    gradient, rectified = energy.contrast(pair, theta)
+    gradient, rectified, _ = energy.contrast(pair, theta)
     for actual, reference in zip(gradient[:3], expected, strict=True):
         assert isinstance(actual, Tensor)
         assert relative(actual, reference) < 1e-10
@@ -163,3 +163,21 @@ def test_natural_filters_have_a_falling_spectrum_and_uniform_energy() -> None:
     ratio = natural / expected
     assert (ratio / ratio.mean() - 1).abs().max() < 0.1  # 1,200 draws of a Rayleigh amplitude: s.d. about 2%
     assert (uniform / uniform.mean() - 1).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("stride", [1, 3])
+def test_curvature_is_what_a_step_takes_from_a_constant_residual(stride: int) -> None:
+    """One step of W for a constant residual, filters on everywhere: the image gradient moves by rate * curvature * residual."""
+    size = 60 * stride
+    _, theta = make(size, size, 5 * stride, stride, 1, count=1)
+    theta = theta._replace(bias=theta.bias + 1e3, fc=torch.ones_like(theta.fc) * torch.arange(1.0, 6)[:, None, None])
+    constant = energy.to_cells(torch.full((1, 1, size, size), 2.0).double(), stride)
+    pair = torch.cat([constant, 0 * constant])  # all filters respond to both
+    gradient, _, curvature = energy.contrast(pair, theta)
+    rate = 1e-3 / theta.fc[0, 0].numel()
+    gates = energy.gate(energy.responses(constant, theta), theta)
+    before = energy.image_gradient(gates, theta)
+    after = energy.image_gradient(gates, theta._replace(weight=theta.weight + rate * gradient.weight))
+    centre = (after - before)[0, :, 8:-8, 8:-8]
+    # patches at the border see zeros outside of the image: 4% less here
+    torch.testing.assert_close(centre, torch.full_like(centre, 1e-3 * curvature.item() * 2), rtol=0.05, atol=0)

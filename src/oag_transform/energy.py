@@ -136,17 +136,21 @@ def conv_gradient(cells: Tensor, gates: Tensor, theta: Parameters) -> tuple[Tens
     return weight, gates.sum((0, 2, 3))
 
 
-def contrast(pair: Tensor, theta: Parameters) -> tuple[Parameters, Tensor]:
+def contrast(pair: Tensor, theta: Parameters) -> tuple[Parameters, Tensor, Tensor]:
     """Bracket of Eq. 5, dF(I_z)/dtheta - dF(I_s)/dtheta, for ``pair`` = (I_z, I_s) of shape (2, N*D, h, w).
 
-    dF/dv = relu(a). Returns the gradients and relu(a) of I_s, which is above zero where its mask is on.
+    dF/dv = relu(a). Returns the gradients, relu(a) of I_s, which is above zero where its mask is on, and the curvature of
+    W (N,): a constant image c makes dF/dW = c sum_p gate(p) on each tap, and k^2 taps of a cell make an image of that again,
+    so a step of rate r for each position takes r k^2 sum_c mean_p(gate)^2 of a constant residual away.
     """
     a = responses(pair, theta)
     gates = gate(a, theta)
     gates[1:].neg_()  # so that one product gives the difference
     weight, bias = conv_gradient(pair, gates, theta)
     rectified = a.relu_()
-    return Parameters(weight, bias, rectified[:1] - rectified[1:], theta.groups), rectified[1:]
+    coherent = gates[0].mean((1, 2), dtype=theta.fc.dtype).square().unflatten(0, (theta.groups, -1)).sum(1)
+    gradients = Parameters(weight, bias, rectified[:1] - rectified[1:], theta.groups)
+    return gradients, rectified[1:], theta.weight.shape[-1] ** 2 * coherent
 
 
 def mean_square(cells: Tensor, groups: int) -> Tensor:

@@ -88,7 +88,8 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
     pair = torch.cat([energy.to_cells(reference, s.stride)] * 2).contiguous(memory_format=torch.channels_last)
     image = pair[1:].zero_()
     normal = torch.empty_like(reference, memory_format=torch.contiguous_format)
-    conv_lr = s.conv_lr / theta.fc[0, 0].numel()  # the gradient is a sum over positions: the rate is per position
+    positions = theta.fc[0, 0].numel()  # the gradient of W is a sum over positions: its rate is per position
+    conv_lr = reference.new_full((len(reference),), s.conv_lr)
     taps = energy.kernel_to_cells(reference.new_ones(reference.shape[1], s.kernel_size, s.kernel_size), s.stride)
     pace, best = reference.new_ones(len(reference)), reference.new_full((len(reference),), math.inf)
     # closed form: T_I steps at once with the mask held; exact: T_I times one step, each with a mask of its own
@@ -108,13 +109,14 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
         if step == s.network_steps:
             return
         # closed form: ``a`` is the mask of the network before its update, which saves a convolution
-        gradient, a = energy.contrast(pair.to(dtype), low)
+        gradient, a, curvature = energy.contrast(pair.to(dtype), low)
         if s.adaptive_lr:
             pace, best = slow_down(pace, best, energy.mean_square(pair[:1] - pair[1:], len(reference)))
-        rate = pace.repeat_interleave(s.filters)[:, None, None]
-        theta.weight.addcmul_(gradient.weight, taps * rate[..., None], value=conv_lr)  # Eq. 5
-        theta.bias.addcmul_(gradient.bias, rate.flatten(), value=conv_lr)
-        theta.fc.addcmul_(gradient.fc, rate, value=s.fc_lr)
+            conv_lr = (1 / curvature).clamp(max=s.conv_lr)
+        conv_rate = (pace * conv_lr / positions).repeat_interleave(s.filters)
+        theta.weight.addcmul_(gradient.weight, taps * conv_rate[:, None, None, None])  # Eq. 5
+        theta.bias.addcmul_(gradient.bias, conv_rate)
+        theta.fc.addcmul_(gradient.fc, pace.repeat_interleave(s.filters)[:, None, None], value=s.fc_lr)
         low = theta.cast(dtype)
 
 

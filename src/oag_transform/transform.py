@@ -62,8 +62,9 @@ class OnlineAlternateGenerator(nn.Module):
         langevin: ``"exact"`` takes the T_I steps of Eq. 3 one by one; ``"closed_form"`` draws them at once from their law
             with the ReLU mask held (Eq. 9 and 10), at a T_I-th of the cost. ``"closed_form"`` takes that mask from the
             convolution of the last network step, so it is one update of W behind.
-        adaptive_lr: halve both rates of an image each time its residual rises by over 5%. Which rates are stable depends on the
-            image; this keeps the default's on all of them. ``False`` is Eq. 5 as it stands.
+        adaptive_lr: which rates are stable depends on the image. ``True`` holds ``conv_lr`` to the inverse of the curvature
+            that the image gives it (flat areas give more), and halves both rates of an image each time its residual rises
+            by over 5%. ``False`` is Eq. 5 as it stands.
         compute_dtype: precision of the convolutions' operands; the state and everything else stays in float32 (float64 for
             float64 images). ``None``: the same. ``torch.bfloat16`` is faster on a GPU, or a CPU with AVX512-BF16 or AMX.
         seed: an integer repeats the result; ``None`` draws fresh entropy from the system in each call, as a defender
@@ -104,8 +105,8 @@ class OnlineAlternateGenerator(nn.Module):
         stride: int = 3,
         filters: int = 64,
         noise: float = 0.3,
-        conv_lr: float = 1.2e-3,
-        fc_lr: float = 0.02,
+        conv_lr: float = 1.8e-3,
+        fc_lr: float = 0.015,
         scale: float = 8.0,
         init: Init = "natural",
         langevin: Langevin = "closed_form",
@@ -160,6 +161,7 @@ class OnlineAlternateGenerator(nn.Module):
             "kernel_size": 15,
             "init": "uniform",
             "langevin": "exact",
+            "adaptive_lr": False,
         }
         return cls(**(faithful | overrides))
 
