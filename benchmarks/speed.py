@@ -60,7 +60,8 @@ def main() -> None:
 
     steps = {**s, "network_steps": options.plain_steps}
     reference = to_model_units(images[:1], steps.pop("scale"))[0]
-    del steps["init"], steps["langevin"], steps["compute_dtype"]
+    for other in ("init", "langevin", "adaptive_lr", "compute_dtype"):
+        del steps[other]
     plain = seconds(lambda: plain_algorithm_1(reference, torch.Generator().manual_seed(0), **steps), options.repeats)
     plain *= s["network_steps"] / options.plain_steps
     print(f"plain autograd transcription, same T_N and T_I: {plain:.1f} s an image, {plain / ours:.0f} times as long")
@@ -69,12 +70,12 @@ def main() -> None:
     half = seconds(lambda: bfloat16(images), options.repeats) / len(images)
     print(f"compute_dtype=torch.bfloat16: {half:.3f} s an image; the transcription takes {plain / half:.0f} times as long")
 
-    for name, other in (
+    for name, exact in (
         ("exact Langevin, otherwise the default", OnlineAlternateGenerator(langevin="exact", network_steps=4, seed=0)),
         ("paper()", OnlineAlternateGenerator.paper(network_steps=4, seed=0)),
     ):
         full = OnlineAlternateGenerator.paper().settings if name == "paper()" else transform.settings
-        each = seconds(lambda other=other: other(images[:1]), options.repeats) / 4 * full.network_steps  # type: ignore[misc]
+        each = seconds(lambda exact=exact: exact(images[:1]), options.repeats) / 4 * full.network_steps  # type: ignore[misc]
         print(f"{name}: {each:.1f} s an image (scaled up from 4 network steps)")
 
     if options.memory_batch:

@@ -152,8 +152,9 @@ class OnlineAlternateGenerator(nn.Module):
     def paper(cls, **overrides: Any) -> "OnlineAlternateGenerator":
         """The paper's setting: T_N 300, T_I 20 exact Langevin steps, 15 x 15 kernels, PyTorch's initialisation (IV-A, IV-E).
 
-        The paper leaves filters, stride, e_g, beta and the colour range open; DESCRIPTION. ``overrides`` are keyword
-        arguments of the class.
+        The paper leaves filters, stride, e_g, beta and the colour range open. The rates here were chosen on clean and
+        Gaussian-noised images so that accuracy is flat from about step 200 and nothing diverges by step 300.
+        ``overrides`` are keyword arguments of the class.
         """
         faithful: dict[str, Any] = {
             "network_steps": 300,
@@ -162,6 +163,12 @@ class OnlineAlternateGenerator(nn.Module):
             "init": "uniform",
             "langevin": "exact",
             "adaptive_lr": False,
+            "filters": 64,
+            "stride": 3,
+            "noise": 0.3,
+            "scale": 8.0,
+            "conv_lr": 3e-5,
+            "fc_lr": 0.01,
         }
         return cls(**(faithful | overrides))
 
