@@ -238,7 +238,7 @@ def test_rounding_beyond_the_range_is_accepted() -> None:
         ("conv_lr", -1e-3, "conv_lr"),
         ("fc_lr", "0.1", "fc_lr"),
         ("scale", 0, "scale must be a finite number > 0"),
-        ("compute_dtype", torch.int8, "compute_dtype must be None or torch.float32"),
+        ("compute_dtype", torch.float16, "compute_dtype must be None, torch.float32 or torch.bfloat16, got torch.float16"),
         ("compute_dtype", "bfloat16", "compute_dtype"),
         ("init", "xavier", "init must be one of"),
         ("langevin", "fast", "langevin must be one of"),

@@ -55,8 +55,8 @@ class Settings:
                 f"kernel_size must be at least stride, or pixels between kernels are never seen; "
                 f"got kernel_size={self.kernel_size} and stride={self.stride}"
             )
-        if self.compute_dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(f"compute_dtype must be None or torch.float32, bfloat16 or float16, got {self.compute_dtype!r}")
+        if self.compute_dtype not in (None, torch.float32, torch.bfloat16):  # sums over positions overflow float16
+            raise ValueError(f"compute_dtype must be None, torch.float32 or torch.bfloat16, got {self.compute_dtype!r}")
         for name, choices in (("init", ("natural", "uniform")), ("langevin", ("closed_form", "exact"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
