@@ -66,7 +66,7 @@ class OnlineAlternateGenerator(nn.Module):
             that the image gives it (flat areas give more), and halves both rates of an image each time its residual rises
             by over 5%. ``False`` is Eq. 5 as it stands.
         compute_dtype: precision of the convolutions' operands; the state and everything else stays in float32 (float64 for
-            float64 images). ``None``: the same. ``torch.bfloat16`` is faster on a GPU, or a CPU with AVX512-BF16 or AMX.
+            float64 images). ``None``: the same. ``torch.bfloat16`` is faster on a CPU with AVX512-BF16 or AMX.
         seed: an integer repeats the result; ``None`` draws fresh entropy from the system in each call, as a defender
             should. Global random state is neither read nor changed.
         chunk_size: images that are worked on together. ``None``: 1 on the CPU, where that is fastest, 32 elsewhere.
