@@ -6,12 +6,12 @@ python examples/choose_network_steps.py
 import foolbox
 
 from oag_transform import NetworkSteps, OnlineAlternateGenerator, choose_network_steps
-from oag_transform.targets import efficientnet_lite0
+from oag_transform.targets import efficientnet_lite
 
 
 def main(count: int = 20, longest: int = 60, every: int = 5) -> NetworkSteps:
     """Print the accuracy on purified Gaussian-noised images along the way, and the step from which it is flat."""
-    target = efficientnet_lite0()
+    target = efficientnet_lite(0)
     model = foolbox.PyTorchModel(target, bounds=(0, 1), device="cpu")
     images, labels = foolbox.samples(model, dataset="imagenet", batchsize=count, shape=(224, 224))
 

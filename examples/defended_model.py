@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
-from oag_transform.targets import efficientnet_lite0
+from oag_transform.targets import efficientnet_lite
 
 
 def main(count: int = 8, steps: int = 8, eot: int = 2, **settings: int) -> dict[str, float]:
     """Accuracy of the defended classifier on clean images, under a gray-box attack, and under BPDA + EOT."""
-    target = efficientnet_lite0()
+    target = efficientnet_lite(0)
     # your own: DefendedModel.from_torchvision("resnet50"), or DefendedModel(target, normalize=Normalize(mean, std))
     defended = DefendedModel(target, OnlineAlternateGenerator(**settings))  # type: ignore[arg-type]
 

@@ -1,0 +1,145 @@
+"""The three layouts on tiny files, and what is said of broken ones."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from scipy.io import savemat
+from torchvision.transforms import v2
+
+from oag_transform.evaluation.data import (
+    FLOWERS,
+    Listing,
+    Preprocessing,
+    batches,
+    flower17,
+    ilsvrc2012,
+    image_folder,
+    read_images,
+    shuffled,
+)
+from tests.test_cli import write_image
+
+SMALL = Preprocessing(24, 20)
+
+
+def test_image_folder_keeps_the_place_of_a_class_without_images(tmp_path: Path) -> None:
+    for name in ("ape", "bee", "cat"):
+        (tmp_path / name).mkdir()
+    for name in ("ape/1.png", "cat/2.jpg", "cat/1.png"):
+        write_image(tmp_path / name)
+    listing = image_folder(tmp_path)
+    assert listing.classes == ("ape", "bee", "cat")
+    assert [(path.name, label) for path, label in zip(listing.paths, listing.labels, strict=True)] == [
+        ("1.png", 0),
+        ("1.png", 2),
+        ("2.jpg", 2),
+    ]
+
+
+def test_image_folder_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere is not a folder"):
+        image_folder(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no folders of classes"):
+        image_folder(tmp_path)
+    (tmp_path / "ape").mkdir()
+    with pytest.raises(ValueError, match="no images in its 1 folders"):
+        image_folder(tmp_path)
+
+
+def flower_folder(root: Path, numbers: list[int]) -> None:
+    (root / "jpg").mkdir()
+    for number in numbers:
+        write_image(root / "jpg" / f"image_{number:04d}.jpg")
+    savemat(root / "datasplits.mat", {"tst1": np.array([numbers], np.uint16), "trn1": np.array([[1, 2000]], np.uint16)})
+
+
+def test_flower17_has_80_of_each_class_in_order(tmp_path: Path) -> None:
+    flower_folder(tmp_path, [1, 80, 81, 1360])
+    listing = flower17(tmp_path)
+    assert [path.name for path in listing.paths] == [f"image_{n:04d}.jpg" for n in (1, 80, 81, 1360)]
+    assert [FLOWERS[label] for label in listing.labels] == ["daffodil", "daffodil", "snowdrop", "pansy"]
+    assert len(listing.classes) == 17
+
+
+def test_flower17_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"datasplits\.mat is missing"):
+        flower17(tmp_path)
+    flower_folder(tmp_path, [1])
+    with pytest.raises(ValueError, match=r"no split 'val1'; it has \['trn1', 'tst1'\]"):
+        flower17(tmp_path, "val1")
+    with pytest.raises(ValueError, match=r"image_0001\.jpg|image_2000\.jpg is missing"):
+        flower17(tmp_path, "trn1")
+
+
+def devkit(root: Path) -> Path:
+    """A kit of three leaves and a node above two of them; ids in another order than the WordNet names."""
+    (root / "data").mkdir(parents=True)
+    fields = [("ILSVRC2012_ID", "f8"), ("WNID", "O"), ("words", "O"), ("num_children", "f8")]
+    nodes = [(1, "n03", "cat", 0), (2, "n01", "ape", 0), (3, "n02", "bee", 0), (4, "n00", "animal", 2)]
+    savemat(root / "data" / "meta.mat", {"synsets": np.array(nodes, dtype=fields)[:, None]})
+    (root / "data" / "ILSVRC2012_validation_ground_truth.txt").write_text("1\n2\n3\n2\n")
+    return root
+
+
+def test_ilsvrc2012_has_the_class_order_of_torchvision(tmp_path: Path) -> None:
+    kit = devkit(tmp_path / "kit")
+    for number in (1, 2, 4):
+        write_image(tmp_path / f"ILSVRC2012_val_{number:08d}.JPEG")
+    listing = ilsvrc2012(tmp_path, kit)
+    assert listing.classes == ("ape", "bee", "cat")
+    assert [listing.classes[label] for label in listing.labels] == ["cat", "ape", "ape"]
+
+
+def test_ilsvrc2012_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"meta\.mat is missing, and 1 more"):
+        ilsvrc2012(tmp_path, tmp_path / "kit")
+    kit = devkit(tmp_path / "kit")
+    with pytest.raises(ValueError, match="no images named ILSVRC2012_val"):
+        ilsvrc2012(tmp_path, kit)
+    write_image(tmp_path / "ILSVRC2012_val_00000005.JPEG")
+    with pytest.raises(ValueError, match="4 labels, none for image 5"):
+        ilsvrc2012(tmp_path, kit)
+
+
+def test_the_order_takes_the_classes_in_turn() -> None:
+    labels = (0,) * 5 + (1,) * 3 + (2,) * 4
+    listing = Listing(tuple(Path(str(i)) for i in range(12)), labels, ("a", "b", "c"))
+    order = shuffled(listing, 0)
+    assert sorted(order) == list(range(12))
+    assert Counter(labels[position] for position in order[:9]) == {0: 3, 1: 3, 2: 3}
+    assert order != shuffled(listing, 1)
+    state = torch.get_rng_state()
+    assert order == shuffled(listing, 0)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_images_are_those_of_torchvisions_own_pipeline(tmp_path: Path) -> None:
+    (tmp_path / "ape").mkdir()
+    paths = [
+        write_image(tmp_path / "ape" / "1.png", size=(60, 40)),
+        write_image(tmp_path / "ape" / "2.png", "L", size=(30, 50)),
+    ]
+    listing = image_folder(tmp_path)
+    images = read_images(listing, [0, 1], SMALL)
+    bicubic = v2.InterpolationMode.BICUBIC
+    pipeline = v2.Compose([v2.RGB(), v2.Resize(24, interpolation=bicubic), v2.CenterCrop(20), v2.PILToTensor()])
+    for image, path in zip(images, paths, strict=True):
+        with PIL.Image.open(path) as file:
+            assert torch.equal(image, pipeline(file))
+    sizes = [(len(part), labels.tolist()) for part, labels in batches(listing, SMALL, 1, seed=0)]
+    assert sizes == [(1, [0]), (1, [0])]
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ape").mkdir()
+    whole = write_image(tmp_path / "ape" / "1.png").read_bytes()
+    (tmp_path / "ape" / "2.png").write_text("no image")
+    (tmp_path / "ape" / "3.png").write_bytes(whole[: len(whole) // 2])
+    listing = image_folder(tmp_path)
+    for position, name in ((1, "2.png"), (2, "3.png")):
+        with pytest.raises(ValueError, match=f"{name} is not an image that can be read"):
+            read_images(listing, [position], SMALL)

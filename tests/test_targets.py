@@ -1,0 +1,149 @@
+"""Targets: torchvision's, a callable's, fitted ones; and what is said where something doesn't fit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+from oag_transform.evaluation.data import Listing, Preprocessing, image_folder, read_images
+from oag_transform.evaluation.targets import build, fit_target, load_target, save_target
+from oag_transform.targets import EFFICIENTNET_LITE_SIZES, efficientnet_lite
+from tests.test_cli import read, write_image
+
+
+def tiny() -> nn.Module:
+    """Ten classes, from the mean colour."""
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
+    return model.train()
+
+
+def no_module() -> int:
+    return 3
+
+
+@pytest.fixture
+def flowers(tmp_path: Path) -> Listing:
+    for index, name in enumerate(("red", "green", "blue")):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            path = write_image(tmp_path / name / f"{number}.png", size=(70, 60))
+            tint = pil_to_tensor(read(path))
+            tint[torch.arange(3) != index] //= 4
+            to_pil_image(tint).save(path)
+    return image_folder(tmp_path)
+
+
+def test_a_callable_gives_the_target() -> None:
+    target = load_target("tests.test_targets:tiny", classes=10)
+    assert not target.model.training
+    assert not any(parameter.requires_grad for parameter in target.model.parameters())
+    assert target.preprocessing.crop == 224
+
+
+def test_a_torchvision_model_with_a_checkpoint(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = torchvision.models.resnet18(num_classes=5).eval()
+    torch.save(network.state_dict(), tmp_path / "five.pt")
+    target = load_target("resnet18", str(tmp_path / "five.pt"), classes=5)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    with torch.no_grad():
+        assert torch.allclose(target.model(images), network((images - mean) / std), atol=1e-5)
+
+
+def test_torchvisions_own_weights_go_through_its_own_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    state = torchvision.models.resnet18().state_dict()
+    asked = []
+
+    def download(url: str, **_: object) -> dict[str, Tensor]:
+        asked.append(url)
+        return state
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
+    for name in ("DEFAULT", "IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1"):
+        target = load_target("resnet18", name, classes=1000)
+        preset = weights.transforms()
+        assert target.preprocessing == Preprocessing(preset.resize_size[0], preset.crop_size[0], preset.interpolation)
+    assert asked == [weights.url] * 3
+
+
+def test_the_three_sizes_of_efficientnet_lite() -> None:
+    for variant, size in enumerate(EFFICIENTNET_LITE_SIZES):
+        preprocessing = load_target(f"efficientnet-lite{variant}", classes=1000).preprocessing
+        assert (preprocessing.resize, preprocessing.crop) == (size + 32, size)
+    with pytest.raises(ValueError, match="0, 1 or 2, got 3"):
+        efficientnet_lite(3)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "message"),
+    [
+        ("tests.test_targets:tiny", None, r"shape \(1, 10\) for one image, but the data has 4 classes"),
+        ("tests.test_targets:no_module", None, "must return a torch.nn.Module, got int"),
+        ("tests.test_targets:nothing", None, "can't be imported"),
+        ("no.such.module:tiny", None, "can't be imported"),
+        ("resnet18", None, "resnet18 needs weights"),
+        ("resnet18", "IMAGENET1K_V9", "has the weights"),
+        ("resnet18", "missing.pt", "missing.pt is missing"),
+        ("resnet1", "DEFAULT", "torchvision classifier, got 'resnet1'"),
+        ("efficientnet-lite7", None, "efficientnet-lite7"),
+        ("efficientnet-lite0", "DEFAULT", "has its own, got weights 'DEFAULT'"),
+        ("missing.pt", None, "missing.pt is missing"),
+    ],
+)
+def test_what_does_not_fit_is_named(model: str, weights: str | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_target(model, weights, classes=4)
+
+
+def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
+    (tmp_path / "text.pt").write_text("no weights")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "state.pt")
+    with pytest.raises(ValueError, match=r"text\.pt can't be read as weights"):
+        load_target(str(tmp_path / "text.pt"), classes=4)
+    with pytest.raises(ValueError, match="not written by oag-transform fit-target"):
+        load_target(str(tmp_path / "state.pt"), classes=4)
+    with pytest.raises(ValueError, match=r"state\.pt doesn't fit resnet18 with 4 classes"):
+        load_target("resnet18", str(tmp_path / "state.pt"), classes=4)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "densenet121", "vgg11", "efficientnet-lite0"])
+def test_the_last_layer_is_replaced(backbone: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        model, _ = build(backbone, None, 7)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(torch.rand(1, 3, 64, 64)), torch.zeros(1, 7))  # the new layer starts at zero
+
+
+def test_a_fitted_head_learns_saves_and_loads(flowers: Listing, tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    model, preprocessing = fit_target(flowers)
+    assert torch.equal(torch.get_rng_state(), state)
+    save_target(tmp_path / "new" / "t.pt", model, preprocessing, backbone="efficientnet-lite0", classes=flowers.classes)
+    target = load_target(str(tmp_path / "new" / "t.pt"), classes=3)
+    images = read_images(flowers, list(range(9)), preprocessing).float() / 255
+    with torch.no_grad():
+        assert torch.equal(target.model(images).argmax(1), torch.tensor(flowers.labels))
+        assert torch.allclose(target.model(images), model(images), atol=1e-4)
+    assert target.preprocessing == preprocessing
+
+
+def test_training_all_layers_changes_them_and_repeats(flowers: Listing) -> None:
+    small = Listing(flowers.paths[::2], flowers.labels[::2], flowers.classes)
+    state = torch.get_rng_state()
+    models = [fit_target(small, "resnet18", epochs=epochs, batch_size=2, lr=1e-3)[0] for epochs in (0, 1, 1)]
+    assert torch.equal(torch.get_rng_state(), state)
+    first, trained, again = (next(iter(model.parameters())) for model in models)
+    assert not torch.equal(first, trained)
+    assert torch.equal(trained, again)
+    assert not models[1].training
+
+
+def test_one_class_is_none(flowers: Listing) -> None:
+    with pytest.raises(ValueError, match="two classes or more, got 1"):
+        fit_target(Listing(flowers.paths[:2], (0, 0), ("red",)))
