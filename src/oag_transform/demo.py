@@ -1,20 +1,17 @@
 """The demo: a real classifier, a real attack, the transform, one table and one picture (extra ``demo``)."""
 
-import math
 import time
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .targets import efficientnet_lite0
+from .targets import efficientnet_lite
 from .transform import OnlineAlternateGenerator
 
 EPSILON = 6  # grey levels, as in section IV-A
 NETWORK_STEPS = 84  # chosen on Gaussian-noised ImageNet photographs (III-D); finer classes than flowers need more steps
-ITERATIONS = min(EPSILON + 4, math.ceil(1.25 * EPSILON))
 
 
 class Outcome(NamedTuple):
@@ -30,26 +27,20 @@ class Outcome(NamedTuple):
 
 def run(seed: int | None = 0, count: int = 20) -> tuple[nn.Module, Outcome]:
     """Attack foolbox's ImageNet photographs with targeted IGSM and purify them; returns the target and the images."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Please import `gaussian_filter`", DeprecationWarning)  # foolbox, on import
-        import foolbox
+    from .evaluation.attacks import igsm  # first: it silences a warning that foolbox gives on import
 
-    target = efficientnet_lite0()
+    # isort: split
+    import foolbox
+
+    target = efficientnet_lite(0)
     model = foolbox.PyTorchModel(target, bounds=(0, 1), device="cpu")
     images, labels = foolbox.samples(model, dataset="imagenet", batchsize=count, shape=(224, 224))
     labels = labels.long()
     right = predict(target, images).argmax(1) == labels
     images, labels = images[right], labels[right]
-
-    generator = torch.Generator().manual_seed(0)
-    wrong = (labels + torch.randint(1, 1000, labels.shape, generator=generator)) % 1000
-    attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=1 / 255, steps=ITERATIONS, random_start=False)
-    criterion = foolbox.criteria.TargetedMisclassification
-    parts = [
-        attack(model, images[i : i + 5], criterion(wrong[i : i + 5]), epsilons=EPSILON / 255)[1]
-        for i in range(0, len(images), 5)
-    ]
-    attacked = (255 * torch.cat(parts)).round() / 255  # as an image file would hold it
+    starts = range(0, len(images), 5)
+    attack = igsm(EPSILON)
+    attacked = torch.cat([attack(target, images[i : i + 5], labels[i : i + 5], classes=1000, index=i) for i in starts])
 
     purify = OnlineAlternateGenerator(network_steps=NETWORK_STEPS, seed=seed, progress=True)
     start = time.perf_counter()
@@ -88,7 +79,7 @@ def table(target: nn.Module, outcome: Outcome) -> str:
 
 def picture(target: nn.Module, outcome: Outcome, path: Path, rows: int = 3) -> None:
     """Write a picture in the manner of the paper's Fig. 1: images, and below them their residuals, magnified."""
-    from matplotlib.figure import Figure
+    from .evaluation.figures import residuals
 
     kinds = [
         ("(a) original", outcome.clean),
@@ -99,21 +90,6 @@ def picture(target: nn.Module, outcome: Outcome, path: Path, rows: int = 3) -> N
     truth = torch.arange(len(outcome.labels)), outcome.labels
     probabilities = [predict(target, images)[truth] for _, images in kinds]
     # the images on which most was at stake
-    chosen = (probabilities[0] - probabilities[1]).argsort(descending=True)[:rows].tolist()
-    figure = Figure(figsize=(9, 5.0 * len(chosen)), layout="constrained")
-    axes = figure.subplots(2 * len(chosen), 4, squeeze=False)
-    for row, i in enumerate(chosen):
-        for column, ((name, images), probability) in enumerate(zip(kinds, probabilities, strict=True)):
-            top, bottom = axes[2 * row, column], axes[2 * row + 1, column]
-            top.imshow(images[i].permute(1, 2, 0).numpy())
-            top.set_title(name, fontsize=10)
-            top.set_xlabel(f"right label: {probability[i]:.3f}", fontsize=9)
-            residual = (images[i] - outcome.clean[i]).abs()
-            gain = 1 / max(residual.flatten().quantile(0.99).item(), 1 / 255)
-            bottom.imshow((gain * residual).clamp(0, 1).permute(1, 2, 0).numpy())
-            bottom.set_xlabel(f"|difference to (a)| x {gain:.0f}", fontsize=9)
-            for axis in (top, bottom):
-                axis.set_xticks([])
-                axis.set_yticks([])
-        axes[2 * row + 1, 0].axis("off")
-    figure.savefig(path, dpi=80)
+    chosen = (probabilities[0] - probabilities[1]).argsort(descending=True)[:rows]
+    notes = [[f"right label: {value:.3f}" for value in column[chosen].tolist()] for column in probabilities]
+    residuals(path, [(name, images[chosen]) for name, images in kinds], outcome.clean[chosen], notes)

@@ -177,7 +177,7 @@ def to_markdown(result: Result) -> str:
             if row.error:
                 cells[0] = f"failed: {row.error}".replace("|", "\\|")
             if seconds:
-                cells.append("" if row.seconds is None else f"{row.seconds:.2g}")
+                cells.append("" if row.seconds is None else f"{row.seconds:.2g}" if row.seconds < 10 else f"{row.seconds:.0f}")
             lines.append(f"| {row.name} | {' | '.join(cells)} |")
     lines += ["", *(f"- {name}: {value}" for name, value in result.facts.items())]
     lines += [f"\n![{figure.caption}]({figure.file})" for figure in result.figures]

@@ -1,0 +1,168 @@
+"""What the commands ``evaluate``, ``fit-target`` and ``fit-pixelcnn`` do with their arguments."""
+
+import argparse
+import sys
+
+import torch
+
+from . import data, results
+from .attacks import Attack, cw, fgsm, igsm, mifgsm
+from .defenses import Defense, defenses
+from .experiments import EXPERIMENTS, Plan, common_facts
+from .measure import choose_subject
+from .pixeldefend import bits_per_dim, fit_pixelcnn, save_pixelcnn
+from .report import write_report
+from .store import Store
+from .targets import fit_target, load_target, save_target
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    """Run the experiments one after another, writing each when it is done, and the report over all that are there."""
+    unknown = sorted(set(options.experiments) - {*EXPERIMENTS, "report", "all"})
+    if unknown:
+        raise ValueError(f"no experiment {unknown[0]!r}; expected some of {', '.join([*EXPERIMENTS, 'report', 'all'])}")
+    wanted = [name for name in EXPERIMENTS if name in options.experiments or _in_all(name, options)]
+    if wanted:
+        _check(options)
+        plan = _plan(options)
+        for name in wanted:
+            result = EXPERIMENTS[name](plan)
+            results.write(result, options.out)
+            print(results.to_markdown(result), flush=True)
+    print(f"wrote {write_report(options.out)}")
+    return 0
+
+
+def fit_target_command(options: argparse.Namespace) -> int:
+    """Fit a classifier to a folder and write it."""
+    listing = _listing(options)
+    model, preprocessing = fit_target(
+        listing,
+        options.backbone,
+        options.weights,
+        epochs=options.epochs,
+        lr=options.lr,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        device=_device(options.device),
+        progress=sys.stderr.isatty(),
+    )
+    save_target(options.out, model.cpu(), preprocessing, backbone=options.backbone, classes=listing.classes)
+    print(f"wrote {options.out}: {options.backbone} with {len(listing.classes)} classes, fitted to {len(listing.paths)} images")
+    return 0
+
+
+def fit_pixelcnn_command(options: argparse.Namespace) -> int:
+    """Train PixelDefend's PixelCNN on a folder and write it."""
+    listing = _listing(options)
+    count = min(options.count, len(listing.paths))
+    preprocessing = data.Preprocessing(options.resize, options.crop)
+    order = data.shuffled(listing, options.seed)[:count]
+    images = data.read_images(listing, order, preprocessing)
+    held_out = max(1, count // 20)
+    model = fit_pixelcnn(images[held_out:], seed=options.seed, progress=sys.stderr.isatty())
+    save_pixelcnn(model, options.out)
+    bits = bits_per_dim(model, images[:held_out])
+    print(f"wrote {options.out}: {bits:.2f} bits a dimension on {held_out} images that were held out")
+    return 0
+
+
+def _in_all(name: str, options: argparse.Namespace) -> bool:
+    """``all`` leaves out what needs other arguments: the tuning, its own images; Tables II and III, a second target."""
+    return "all" in options.experiments and name != "tune" and (bool(options.other) or name not in ("table2", "table3"))
+
+
+def _plan(options: argparse.Namespace) -> Plan:
+    listing = _listing(options)
+    device = _device(options.device)
+    store = Store(options.out / "cache", chunk=options.batch_size, progress=sys.stderr.isatty() or options.progress)
+    names = [(options.model, options.weights), *(_other(name) for name in options.other)]
+    subjects = []
+    for name, weights in names:
+        target = load_target(name, weights, classes=len(listing.classes), device=device)
+        chosen = {side: value for side in ("resize", "crop") if (value := getattr(options, side)) is not None}
+        target = target._replace(preprocessing=target.preprocessing._replace(**chosen))
+        subjects.append(choose_subject(target, listing, options.count, store, options.seed, device))
+    subject = subjects[0]
+    if len(subject.images) < options.count:
+        print(f"only {len(subject.images)} images that {subject.target.name} gets right", file=sys.stderr)
+    attacks = _attacks(options)
+    dtype = None if options.compute_dtype is None else getattr(torch, options.compute_dtype)
+    options.out.mkdir(parents=True, exist_ok=True)
+    return Plan(
+        subject=subject,
+        others=tuple(subjects[1:]),
+        families=_families(options, dtype),
+        attacks=attacks,
+        slow_count=options.slow_count,
+        noise_std=options.noise_std,
+        compute_dtype=dtype,
+        folder=options.out,
+        facts=common_facts(subject, options.data.name, attacks) | {"compute_dtype": options.compute_dtype or "float32"},
+    )
+
+
+def _attacks(options: argparse.Namespace) -> tuple[Attack, ...]:
+    made = {
+        "fgsm": lambda targeted: fgsm(options.eps, targeted=targeted),
+        "igsm": lambda targeted: igsm(options.eps, targeted=targeted),
+        "mifgsm": lambda targeted: mifgsm(options.mifgsm_eps, targeted=targeted),
+        "cw": lambda targeted: cw(targeted=targeted),
+    }
+    paper = {"fgsm": True, "igsm": True, "mifgsm": False, "cw": False}
+    kind = {"paper": None, "targeted": True, "untargeted": False}[options.goal]
+    return tuple(made[name](paper[name] if kind is None else kind) for name in options.attacks)
+
+
+def _families(options: argparse.Namespace, dtype: torch.dtype | None) -> tuple[Defense, ...]:
+    families = defenses(options.pixelcnn, dtype)
+    if options.tuned is not None:
+        chosen = results.read(options.tuned).facts.get("chosen")
+        if not isinstance(chosen, dict):
+            raise ValueError(f"{options.tuned} is not the tune.json of an evaluation")
+        families = tuple(f._replace(tuned=chosen.get(f.name, f.tuned)) for f in families)
+    if not options.defenses:
+        return families
+    slugs = {_slug(family.name): family for family in families}
+    unknown = [name for name in options.defenses if _slug(name) not in slugs]
+    if unknown:
+        raise ValueError(f"no defense {unknown[0]!r}; expected some of {', '.join(slugs)}")
+    return tuple(slugs[_slug(name)] for name in options.defenses)
+
+
+def _listing(options: argparse.Namespace) -> data.Listing:
+    if options.layout == "flower17":
+        return data.flower17(options.data, options.split)
+    if options.layout == "ilsvrc2012":
+        if options.devkit is None:
+            raise ValueError("--layout ilsvrc2012 needs --devkit, the folder ILSVRC2012_devkit_t12")
+        return data.ilsvrc2012(options.data, options.devkit)
+    return data.image_folder(options.data)
+
+
+def _check(options: argparse.Namespace) -> None:
+    if options.model is None or options.data is None:
+        raise ValueError("--model and --data are needed")
+    if options.resize is not None and options.crop is not None and options.resize < options.crop:
+        raise ValueError(f"--resize must be at least --crop, got {options.resize} and {options.crop}")
+    for name in ("count", "slow_count", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    if not options.noise_std > 0:
+        raise ValueError(f"--noise-std must be above 0, got {options.noise_std}")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise ValueError(f"--device {name} can't be used: {str(error).splitlines()[0]}") from error
+
+
+def _other(name: str) -> tuple[str, str | None]:
+    model, _, weights = name.partition("=")
+    return model, weights or None
+
+
+def _slug(name: str) -> str:
+    return name.lower().replace(" ", "-").replace("paper()", "paper").replace(",", "")

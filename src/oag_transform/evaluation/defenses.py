@@ -1,0 +1,98 @@
+"""The defenses that are compared: the paper's, each at its published strength and over a range of strengths, and ours."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ..transform import OnlineAlternateGenerator
+from .online import DeepImagePrior, OnlineAutoencoder
+from .peers import JPEG, TVM, GaussianNoise, MeanFilter, MedianFilter, PixelDeflection, Randomization, TotalVariation
+from .pixeldefend import PixelDefend, load_pixelcnn
+
+OURS = "Online alternate generator"
+
+
+class Defense(NamedTuple):
+    """A family of defenses, one for each strength.
+
+    Attributes:
+        name: as in the paper's tables where it is there.
+        knob: what its strength is called.
+        make: (strength, seed) -> transform of [0, 1] batches, called with ``index=`` of the first image.
+        published: the strength of its own paper, or the usual one.
+        tuned: the strength that ``evaluate tune`` chose, on clean and Gaussian-noised images.
+        strengths: from weak to strong, for ``tune`` and ``tradeoff``.
+        slow: takes many seconds an image, and is measured on fewer images.
+    """
+
+    name: str
+    knob: str
+    make: Callable[[Any, int], nn.Module]
+    published: float
+    tuned: float
+    strengths: tuple[float, ...]
+    slow: bool = False
+
+    def label(self, strength: float) -> str:
+        """Name and strength, such as ``"JPEG, quality 75"``."""
+        return f"{self.name}, {self.knob} {strength:.4g}"
+
+
+def defenses(pixelcnn: Path | None = None, compute_dtype: torch.dtype | None = None) -> tuple[Defense, ...]:
+    """Every defense, ours last.
+
+    The tuned strengths are those of ``evaluate tune`` on 60 images of one half of Flower-17's training images (12 for
+    PixelDefend), with a target fitted to the other half: the strongest whose mean accuracy on clean and on Gaussian-noised
+    (std 0.1) images is within five points of the defense's best. Nothing was chosen on attacked images.
+
+    Args:
+        pixelcnn: file of ``oag-transform fit-pixelcnn``, which PixelDefend needs.
+        compute_dtype: of our transform, see :class:`~oag_transform.OnlineAlternateGenerator`.
+    """
+
+    def pixel_defend(epsilon: int, _: int) -> nn.Module:
+        if pixelcnn is None:
+            raise ValueError("it needs a PixelCNN: oag-transform fit-pixelcnn, then --pixelcnn FILE")
+        return PixelDefend(load_pixelcnn(pixelcnn), epsilon)
+
+    def ours(steps: int, seed: int) -> nn.Module:
+        return OnlineAlternateGenerator(network_steps=steps, seed=seed, compute_dtype=compute_dtype)
+
+    def ours_as_published(steps: int, seed: int) -> nn.Module:
+        # exact Langevin steps take ten times as long, for the same images within 0.3 dB
+        return OnlineAlternateGenerator.paper(
+            network_steps=steps, langevin="closed_form", seed=seed, compute_dtype=compute_dtype
+        )
+
+    return (
+        Defense("Mean filter", "size", lambda size, _: MeanFilter(size), 3, 7, (3, 5, 7)),
+        Defense("Median filter", "size", lambda size, _: MedianFilter(size), 3, 5, (3, 5, 7)),
+        Defense("JPEG", "quality", lambda quality, _: JPEG(quality), 75, 25, (75, 50, 35, 25, 15, 10)),
+        Defense("Total variation", "weight", lambda weight, _: TotalVariation(weight), 0.1, 0.1, (0.03, 0.06, 0.1, 0.15, 0.2)),
+        Defense("TVM", "weight", lambda weight, seed: TVM(weight, seed=seed), 0.03, 0.01, (0.01, 0.03, 0.06, 0.1)),
+        Defense(
+            *("Pixel deflection", "sigma", lambda sigma, seed: PixelDeflection(sigma=sigma, seed=seed)),
+            *(0.04, 0.04, (0.02, 0.04, 0.08, 0.12, 0.2)),
+        ),
+        Defense(
+            *("Randomization", "ratio", lambda ratio, seed: Randomization(ratio, fill=0.5, seed=seed)),
+            *(331 / 299, 1.25, (1.05, 331 / 299, 1.25, 1.5)),
+        ),
+        Defense("Gaussian noise", "grey levels", lambda std, seed: GaussianNoise(std, seed=seed), 12, 6, (6, 12, 18, 24)),
+        Defense("Pixel Defend", "epsilon", pixel_defend, 16, 16, (4, 8, 16, 24), slow=True),
+        Defense(
+            *("Auto-encoder", "steps", lambda steps, seed: OnlineAutoencoder(steps=steps, seed=seed)),
+            *(80, 80, (160, 80, 40)),
+            slow=True,
+        ),
+        Defense(
+            *("DIP", "steps", lambda steps, seed: DeepImagePrior(steps=steps, seed=seed)),
+            *(300, 300, (600, 300, 150)),
+            slow=True,
+        ),
+        Defense(f"{OURS}, paper()", "T_N", ours_as_published, 300, 300, (300,), slow=True),
+        Defense(OURS, "T_N", ours, 36, 36, (120, 96, 84, 72, 60, 48, 36, 24, 12)),
+    )

@@ -1,0 +1,485 @@
+"""The tables and figures of the paper's section IV, and two that it lacks, each as a function of what is to be measured."""
+
+import dataclasses
+import itertools
+import logging
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from ..stopping import smallest_flat_step
+from ..transform import OnlineAlternateGenerator
+from . import figures
+from .attacks import Attack, cw, fgsm, igsm, mifgsm
+from .defenses import OURS, Defense
+from .measure import Subject, along, attacked, classify, noised, pooled, probabilities, row
+from .results import Figure, Pair, Result, Row, mcnemar
+
+logger = logging.getLogger(__name__)
+
+EPSILONS = (0, 1, 2, 3, 4, 5, 6, 8, 10)  # Fig. 3
+TRACE_STEPS = tuple(range(6, 121, 6))  # Fig. 4
+TUNE_TOLERANCE = 0.05  # accuracy that a stronger setting may cost
+NONE = "None"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is measured, and on what.
+
+    Attributes:
+        subject: the target and its photographs.
+        others: further targets and theirs, for Tables II and III.
+        families: the defenses.
+        attacks: those of Table I.
+        slow_count: images for slow defenses.
+        noise_std: standard deviation of the Gaussian noise of ``tune`` and Fig. 4, on the [0, 1] scale.
+        compute_dtype: of our transform.
+        folder: where figures go.
+        facts: that go with every result.
+    """
+
+    subject: Subject
+    others: tuple[Subject, ...]
+    families: tuple[Defense, ...]
+    attacks: tuple[Attack, ...]
+    slow_count: int
+    noise_std: float
+    compute_dtype: torch.dtype | None
+    folder: Path
+    facts: dict[str, Any]
+
+    def ours(self, **settings: Any) -> OnlineAlternateGenerator:
+        """Our transform with some settings of its own."""
+        return OnlineAlternateGenerator(seed=self.subject.seed, compute_dtype=self.compute_dtype, **settings)
+
+    def rows(
+        self, columns: Sequence[tuple[str, Tensor]], *, subject: Subject | None = None, published: bool = True
+    ) -> list[Row]:
+        """No defense, and each family at its published and at its tuned strength."""
+        subject = self.subject if subject is None else subject
+        rows = [row(subject, NONE, None, columns)]
+        for family in self.families:
+            count = self.slow_count if family.slow else None
+            for strength in dict.fromkeys([*([family.published] if published else []), family.tuned]):
+                make = _maker(family, strength, subject.seed)
+                rows.append(row(subject, family.label(strength), make, columns, count))
+        return rows
+
+    def columns(self, attacks: Sequence[Attack], *, subject: Subject | None = None) -> list[tuple[str, Tensor]]:
+        """Clean images, and those of each attack."""
+        subject = self.subject if subject is None else subject
+        return [("Clean", subject.images), *((str(attack), attacked(subject, attack)) for attack in attacks)]
+
+    def result(
+        self, key: str, title: str, caption: str, first: str, columns: Sequence[str], rows: Sequence[Row], **more: Any
+    ) -> Result:
+        """A result with this plan's facts and the number of images."""
+        return Result(key, title, caption, first, tuple(columns), tuple(rows), self.facts | more.pop("facts", {}), **more)
+
+
+def table1(plan: Plan) -> Result:
+    """Table I, with clean images (Table VI) and the cost beside it."""
+    columns = plan.columns(plan.attacks)
+    rows = [_with_mean(line) for line in plan.rows(columns)]
+    points = [
+        (line.name, line.seconds, line.cells[-1].accuracy)
+        for line in rows
+        if line.seconds is not None and line.cells[-1] is not None
+    ]
+    if points:
+        figures.cost(plan.folder / "cost.svg", points)
+    return plan.result(
+        "table1",
+        "Table I: top-1 accuracy of defenses under gray-box attacks",
+        "Images that the target classifies correctly, clean and attacked by someone who knows the target but not the defense. "
+        f"{_kinds(plan.attacks)} Attacked images are rounded to 8 bits. Each defense stands at its published strength and, "
+        "where that is another, at one tuned on clean and Gaussian-noised images. The mean is over the attacks; its interval "
+        "takes them as independent. " + " ".join(_against_peers(rows)),
+        "Defense",
+        [*(name for name, _ in columns), "Mean attacked"],
+        rows,
+        figures=(Figure("cost.svg", "Mean accuracy under attack, and what a defense costs."),) if points else (),
+    )
+
+
+def table2(plan: Plan) -> Result:
+    """Table II: black-box and gray-box transfer between two targets, each with and without our defense."""
+    other = _one_other(plan, "table2")
+    one = plan.subject
+    right = [index for index, image in enumerate(_agree(one, other)) if image]
+    both = dataclasses.replace(one, images=one.images[right], labels=one.labels[right])
+    attack = next((attack for attack in plan.attacks if attack.name == "MI-FGSM"), mifgsm())
+    rows = []
+    for attacker in (one, other):
+        images = attacked(dataclasses.replace(both, target=attacker.target), attack)
+        cells = []
+        for model, defense in itertools.product((one, other), (None, plan.ours())):
+            name = f"{attacker.target.name} -> {model.target.name}"
+            cells.append(classify(both, defense, images, name, model.target.model)[0])
+        rows.append(Row(attacker.target.name, tuple(cells)))
+    columns = [f"{model.target.name}{end}" for model in (one, other) for end in ("", " + ours")]
+    return plan.result(
+        "table2",
+        "Table II: transfer of attacks between two targets",
+        f"{attack}, {_kind(attack)}, made on the target of each row, classified by the target of each column: gray box where "
+        f"they are the same, black box where they aren't. {len(right)} images that both classify correctly.",
+        "Attacks with",
+        columns,
+        rows,
+    )
+
+
+def table3(plan: Plan) -> Result:
+    """Table III: the defenses on several targets, under IGSM."""
+    subjects = (plan.subject, *plan.others)
+    attack = next((attack for attack in plan.attacks if attack.name == "IGSM"), igsm())
+    lists = [plan.rows([("IGSM", attacked(subject, attack))], subject=subject, published=False) for subject in subjects]
+    rows = []
+    for lines in zip(*lists, strict=True):
+        error = next((line.error for line in lines if line.error), "")
+        rows.append(Row(lines[0].name, tuple(line.cells[0] for line in lines), lines[0].seconds, error))
+    return plan.result(
+        "table3",
+        "Table III: several targets",
+        f"{attack}, {_kind(attack)}, on each target, each on images of its own that it classifies correctly; tuned strengths.",
+        "Defense",
+        [f"{subject.target.name} (n = {len(subject.images)})" for subject in subjects],
+        rows,
+    )
+
+
+def table4(plan: Plan) -> Result:
+    """Table IV: image steps T_I."""
+    settings = [(f"T_I = {steps}", {"image_steps": steps}) for steps in (10, 20, 30, 40)]
+    return _ablation(plan, "table4", "Table IV: image steps", "Image steps", settings)
+
+
+def table5(plan: Plan) -> Result:
+    """Table V: kernel size."""
+    settings = [(f"{size} x {size}", {"kernel_size": size}) for size in (7, 11, 15, 21)]
+    return _ablation(plan, "table5", "Table V: kernel size", "Kernel size", settings)
+
+
+def table6(plan: Plan) -> Result:
+    """Table VI: clean against attacked by C&W."""
+    columns = plan.columns([cw()])
+    return plan.result(
+        "table6",
+        "Table VI: clean images against attacked ones",
+        "C&W, untargeted. Images that the target classifies correctly, so that no defense at all has 100% of the clean ones.",
+        "Defense",
+        [name for name, _ in columns],
+        plan.rows(columns),
+    )
+
+
+def autoencoder(plan: Plan) -> Result:
+    """IV-H: whether the alternate update is needed."""
+    columns = plan.columns(plan.attacks)
+    pair = [family for family in plan.families if family.name in ("Auto-encoder", OURS)]
+    small = dataclasses.replace(plan, families=tuple(pair))
+    return plan.result(
+        "autoencoder",
+        "IV-H: an auto-encoder updated in one step, against the alternate update",
+        "The auto-encoder has our convolution, one number in the middle and a deconvolution, and is trained on each image.",
+        "Defense",
+        [*(name for name, _ in columns), "Mean attacked"],
+        [_with_mean(line) for line in small.rows(columns)],
+    )
+
+
+def fig3(plan: Plan) -> Result:
+    """Fig. 3: accuracy against the attack's budget."""
+    tests = [plan.subject.images if eps == 0 else attacked(plan.subject, igsm(eps)) for eps in EPSILONS]
+    columns = [(f"eps {eps}", images) for eps, images in zip(EPSILONS, tests, strict=True)]
+    fast = [family for family in plan.families if not family.slow]
+    rows = dataclasses.replace(plan, families=tuple(fast)).rows(columns, published=False)
+    figures.lines(
+        plan.folder / "fig3.svg",
+        [figures.Series(line.name, EPSILONS, line.cells) for line in rows if not line.error],  # type: ignore[arg-type]
+        xlabel="eps (grey levels)",
+    )
+    return plan.result(
+        "fig3",
+        "Fig. 3: accuracy against the strength of the attack",
+        "Targeted IGSM with growing L-infinity bound; tuned strengths.",
+        "Defense",
+        [name for name, _ in columns],
+        rows,
+        figures=(Figure("fig3.svg", "Top-1 accuracy under targeted IGSM against its L-infinity bound."),),
+    )
+
+
+def fig4(plan: Plan) -> Result:
+    """Fig. 4: accuracy against network steps under Gaussian noise, FGSM and IGSM; the first of them chooses T_N."""
+    kinds = [
+        (f"Gaussian noise, std {plan.noise_std:g}", noised(plan.subject, plan.noise_std)),
+        *((str(attack), attacked(plan.subject, attack)) for attack in (fgsm(), igsm())),
+    ]
+    defense = plan.ours(network_steps=max(TRACE_STEPS))
+    rows = [Row(name, tuple(along(plan.subject, defense, images, TRACE_STEPS, name))) for name, images in kinds]
+    curve = [(step, cell.accuracy) for step, cell in zip(TRACE_STEPS, rows[0].cells, strict=True) if cell is not None]
+    chosen = smallest_flat_step(curve, 0.01)
+    figures.lines(
+        plan.folder / "fig4.svg",
+        [figures.Series(line.name, TRACE_STEPS, line.cells) for line in rows],  # type: ignore[arg-type]
+        xlabel="network steps",
+        mark=chosen,
+        mark_label=f"T_N = {chosen}",
+    )
+    return plan.result(
+        "fig4",
+        "Fig. 4: accuracy against network steps",
+        f"T_N = {chosen} is the first step after which accuracy under Gaussian noise rises by no more than one point: it is "
+        "chosen without any attack (III-D).",
+        "Noise",
+        [str(step) for step in TRACE_STEPS],
+        rows,
+        facts={"chosen T_N": chosen},
+        figures=(Figure("fig4.svg", "Top-1 accuracy of images purified with more and more network steps."),),
+    )
+
+
+def fig1(plan: Plan) -> Result:
+    """Fig. 1: photographs, attacked and purified, their residuals, and what the target makes of them."""
+    subject = plan.subject.first(12)
+    attack = igsm()
+    attacked_images = attacked(subject, attack)
+    defense = plan.ours(**_our_strength(plan))
+    kinds = [
+        ("original", subject.images.float() / 255),
+        ("attacked", attacked_images.float() / 255),
+        ("original, purified", _purified(subject, defense, subject.images)),
+        ("attacked, purified", _purified(subject, defense, attacked_images)),
+    ]
+    guesses = [probabilities(subject, images) for _, images in kinds]
+    truth = [guess[torch.arange(len(subject.labels)), subject.labels] for guess in guesses]
+    figures.residuals(
+        plan.folder / "fig1.jpg",
+        [(name, images[:4]) for name, images in kinds],
+        kinds[0][1][:4],
+        [[f"right label: {value:.3f}" for value in values[:4].tolist()] for values in truth],
+    )
+    pairs = []
+    for i, label in enumerate(subject.labels.tolist()):
+        names = [f"photo{i + 1}-{kind}.png" for kind in ("original", "attacked", "purified")]
+        for name, k in zip(names, (0, 1, 3), strict=True):
+            to_pil_image((255 * kinds[k][1][i]).round().to(torch.uint8)).save(plan.folder / name)
+        original, attacked_class, purified = (subject.classes[int(guesses[k][i].argmax())] for k in (0, 1, 3))
+        before, under, after = (float(truth[k][i]) for k in (0, 1, 3))
+        classes = (original, attacked_class, purified)
+        pairs.append(Pair(subject.classes[label], names[0], names[1], names[2], classes, (before, under, after)))
+    return plan.result(
+        "fig1",
+        "Fig. 1: what is left of an attack",
+        f"{attack}, {_kind(attack)}. Original, attacked and purified photographs, the first ones of the sample, not the best.",
+        "",
+        [],
+        [],
+        figures=(Figure("fig1.jpg", "Photographs, and below each its difference to the original, magnified."),),
+        pairs=tuple(pairs),
+    )
+
+
+def fig5(plan: Plan) -> Result:
+    """Fig. 5: photographs along the iterations."""
+    subject = plan.subject.first(3)
+    images = attacked(subject, igsm())
+    defense = plan.ours(**_our_strength(plan))
+    last = defense.settings.network_steps
+    steps = sorted({max(1, round(last * part)) for part in (0.03, 0.1, 0.25, 0.5, 1)})
+    moments = [(f"step {m.step}", m.images) for m in defense.trace(images.float() / 255) if m.step in steps]
+    figures.iterations(plan.folder / "fig5.jpg", moments, subject.images.float() / 255, images.float() / 255)
+    return plan.result(
+        "fig5",
+        "Fig. 5: images along the iterations",
+        f"{igsm()}, targeted, purified with T_N = {last}; (a) what the attack added, (b) how the last image differs from the "
+        "original, both normalised.",
+        "",
+        [],
+        [],
+        figures=(Figure("fig5.jpg", "The synthesised image from the first network steps to the last."),),
+    )
+
+
+def tradeoff(plan: Plan) -> Result:
+    """Clean against attacked accuracy of every defense as its strength varies; ours: T_N."""
+    columns = plan.columns(plan.attacks)
+    rows, curves = [], []
+    for family in plan.families:
+        lines = [_with_mean(line) for line in _strengths(plan, family, columns)]
+        rows += lines
+        drawn = [(s, line) for s, line in zip(family.strengths, lines, strict=True) if not line.error]
+        if drawn:
+            clean = [line.cells[0].accuracy for _, line in drawn if line.cells[0] is not None]
+            mean = [line.cells[-1].accuracy for _, line in drawn if line.cells[-1] is not None]
+            names = [f"{strength:.4g}" for strength, _ in drawn]
+            curves.append(figures.Tradeoff(family.name, names, clean, mean, family.name == OURS))
+    figures.tradeoff(plan.folder / "tradeoff.svg", curves)
+    return plan.result(
+        "tradeoff",
+        "Clean against attacked accuracy as the strength of each defense varies",
+        "A defense that lies above and to the right of another beats it. Slow ones are measured on fewer images.",
+        "Defense",
+        [*(name for name, _ in columns), "Mean attacked"],
+        rows,
+        figures=(Figure("tradeoff.svg", "Clean accuracy, and mean accuracy under the attacks, of each strength."),),
+    )
+
+
+def tune(plan: Plan) -> Result:
+    """The strongest setting of each defense that costs little on clean and Gaussian-noised images: no attack is looked at."""
+    columns = [
+        ("Clean", plan.subject.images),
+        (f"Gaussian noise, std {plan.noise_std:g}", noised(plan.subject, plan.noise_std)),
+    ]
+    rows, chosen = [], {}
+    for family in plan.families:
+        lines = [_with_mean(line, of=2) for line in _strengths(plan, family, columns)]
+        rows += lines
+        scores = [(strength, line.cells[-1]) for strength, line in zip(family.strengths, lines, strict=True)]
+        known = [(strength, cell.correct, cell.n) for strength, cell in scores if cell is not None]
+        if known:
+            least = max(correct for _, correct, _ in known) - TUNE_TOLERANCE * known[0][2]
+            chosen[family.name] = [strength for strength, correct, _ in known if correct >= least][-1]
+    return plan.result(
+        "tune",
+        "Strengths, tuned on clean and Gaussian-noised images",
+        f"Chosen is the strongest whose mean of both columns is within {100 * TUNE_TOLERANCE:g} points of the defense's best: "
+        f"{', '.join(f'{name} {strength:g}' for name, strength in chosen.items())}. No attack was looked at.",
+        "Defense",
+        [*(name for name, _ in columns), "Mean"],
+        rows,
+        facts={"chosen": chosen},
+    )
+
+
+EXPERIMENTS: dict[str, Callable[[Plan], Result]] = {
+    function.__name__: function
+    for function in (table1, table2, table3, table4, table5, table6, autoencoder, fig1, fig3, fig4, fig5, tradeoff, tune)
+}
+
+
+def common_facts(subject: Subject, data: str, attacks: Sequence[Attack]) -> dict[str, Any]:
+    """What is needed to repeat a result: n, seed, data, target, attacks, versions, hardware and command."""
+    packages = ("oag-transform", "torch", "torchvision", "foolbox", "scikit-image", "numpy")
+    return {
+        "n": len(subject.images),
+        "seed": subject.seed,
+        "data": f"{data}: {len(subject.images)} images that the target gets right, of {subject.looked_at} looked at",
+        "target": subject.target.name,
+        "attacks": ", ".join(f"{attack} ({_kind(attack)})" for attack in attacks),
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages) + f", Python {platform.python_version()}",
+        "hardware": _hardware(subject.device),
+        "command": " ".join(["oag-transform", *sys.argv[1:]]),
+    }
+
+
+def _hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        name = next(
+            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), name
+        )
+    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} threads"
+
+
+def _ablation(plan: Plan, key: str, title: str, first: str, settings: Sequence[tuple[str, dict[str, Any]]]) -> Result:
+    columns = plan.columns([igsm()])
+    rows = [
+        row(plan.subject, name, lambda chosen=chosen: plan.ours(**_our_strength(plan), **chosen), columns)  # type: ignore[misc]
+        for name, chosen in settings
+    ]
+    steps = plan.ours(**_our_strength(plan)).settings.network_steps
+    caption = f"{igsm()}, targeted; everything else at the default, T_N = {steps}."
+    return plan.result(key, title, caption, first, [name for name, _ in columns], rows)
+
+
+def _strengths(plan: Plan, family: Defense, columns: Sequence[tuple[str, Tensor]]) -> list[Row]:
+    """A defense at each of its strengths, in their order."""
+    if family.name == OURS:  # T_N steps are the first T_N of a longer run: one run gives all of them
+        steps = sorted(int(strength) for strength in family.strengths)
+        defense = plan.ours(network_steps=steps[-1])
+        found = [
+            dict(zip(steps, along(plan.subject, defense, images, steps, f"{OURS}: {name}"), strict=True))
+            for name, images in columns
+        ]
+        return [Row(family.label(strength), tuple(cells[int(strength)] for cells in found)) for strength in family.strengths]
+    count = plan.slow_count if family.slow else None
+    return [
+        row(plan.subject, family.label(strength), _maker(family, strength, plan.subject.seed), columns, count)
+        for strength in family.strengths
+    ]
+
+
+def _maker(family: Defense, strength: float, seed: int) -> Callable[[], Any]:
+    return lambda: family.make(strength, seed)
+
+
+def _our_strength(plan: Plan) -> dict[str, Any]:
+    return next(({"network_steps": int(family.tuned)} for family in plan.families if family.name == OURS), {})
+
+
+def _with_mean(line: Row, of: int = 0) -> Row:
+    """The line with a column that pools its last ``of`` cells, or all but the first."""
+    return line._replace(cells=(*line.cells, pooled(line.cells[-of:] if of else line.cells[1:])))
+
+
+def _kind(attack: Attack) -> str:
+    return "targeted" if attack.targeted else "untargeted"
+
+
+def _kinds(attacks: Sequence[Attack]) -> str:
+    return "; ".join(f"{attack.name} is {_kind(attack)}" for attack in attacks) + "."
+
+
+def _against_peers(rows: Sequence[Row]) -> list[str]:
+    """A sentence on each of our rows and the peer with the best mean under attack, paired."""
+    full = max((cell.n for line in rows for cell in line.cells[:1] if cell is not None), default=0)
+    whole = [line for line in rows if line.cells[-1] is not None and line.cells[0] is not None and line.cells[0].n == full]
+    peers = [line for line in whole if not line.name.startswith((OURS, NONE))]
+    if not peers:
+        return []
+    best = max(peers, key=lambda line: line.cells[-1].accuracy if line.cells[-1] is not None else 0)
+    sentences = []
+    for line in whole:
+        if line.name.startswith(OURS):
+            ours, theirs, p = mcnemar(line.cells[1:-1], best.cells[1:-1])
+            sentences.append(
+                f"{line.name}, against {best.name}: under attack only the first is right {ours} times, only the second {theirs} "
+                f"times (McNemar's exact test, attacks taken as independent: p = {p:.2g})."
+            )
+    return sentences
+
+
+def _agree(one: Subject, other: Subject) -> list[bool]:
+    guesses = torch.cat(
+        [other.target.model(part.to(other.device).float() / 255).argmax(1).cpu() for part in one.images.split(8)]
+    )
+    return (guesses == one.labels).tolist()
+
+
+def _one_other(plan: Plan, key: str) -> Subject:
+    if not plan.others:
+        raise ValueError(f"{key} needs a second target: --other NAME[=WEIGHTS]")
+    return plan.others[0]
+
+
+def _purified(subject: Subject, defense: OnlineAlternateGenerator, images: Tensor) -> Tensor:
+    # the same chunks and streams as in the tables
+    starts = range(0, len(images), subject.store.chunk)
+    return torch.cat(
+        [defense(images[i : i + subject.store.chunk].to(subject.device).float() / 255, index=i).cpu() for i in starts]
+    )
