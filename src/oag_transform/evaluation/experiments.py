@@ -458,8 +458,8 @@ def _against_peers(rows: Sequence[Row]) -> list[str]:
         if line.name.startswith(OURS):
             ours, theirs, p = mcnemar(line.cells[1:-1], best.cells[1:-1])
             sentences.append(
-                f"{line.name}, against {best.name}: under attack only the first is right {ours} times, only the second {theirs} "
-                f"times (McNemar's exact test, attacks taken as independent: p = {p:.2g})."
+                f"{line.name}, against {best.name}: under attack only the first is right {ours} times, only the second "
+                f"{theirs} times (McNemar's exact test, attacks taken as independent: p = {p:.2g})."
             )
     return sentences
 
