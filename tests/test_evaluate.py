@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,11 @@ from torchvision.transforms.v2.functional import to_pil_image
 from oag_transform import OnlineAlternateGenerator
 from oag_transform.cli import main
 from oag_transform.evaluation.attacks import igsm
-from oag_transform.evaluation.data import image_folder
+from oag_transform.evaluation.data import Listing, image_folder
 from oag_transform.evaluation.defenses import OURS, defenses
 from oag_transform.evaluation.experiments import EXPERIMENTS
 from oag_transform.evaluation.measure import along, attacked, choose_subject, classify, noised, row
+from oag_transform.evaluation.peers import GaussianNoise
 from oag_transform.evaluation.results import Cell, Row, read
 from oag_transform.evaluation.store import Store
 from oag_transform.evaluation.targets import load_target
@@ -75,7 +78,7 @@ def test_every_experiment_writes_its_result_and_the_report(
         result = read(tmp_path / f"{name}.json")
         assert result.key == name
         assert result.title in printed
-        assert result.facts["n"] == 6
+        assert result.facts["n"] == {"autoencoder": 1, "fig5": 3}.get(name, 6)
         assert (tmp_path / f"{name}.csv").exists()
         assert not [line for line in result.rows if line.error], name
         for figure in result.figures:
@@ -179,6 +182,9 @@ def test_fit_pixelcnn_and_defend_with_it(folder: Path, tmp_path: Path, monkeypat
         (["--layout", "ilsvrc2012"], "needs --devkit"),
         (["--layout", "flower17"], "datasplits.mat is missing"),
         (["--device", "abacus"], "abacus"),
+        (["--seed", "-1"], "--seed must be from 0"),
+        (["--crop", "-3"], "--crop must be at least 1, got -3"),
+        (["--pixelcnn", "nowhere.pt"], "nowhere.pt"),
         (["table12"], "no experiment 'table12'"),
         (["table2"], "table2 needs a second target"),
     ],
@@ -193,6 +199,73 @@ def test_bad_arguments_are_named(
     printed = capsys.readouterr()
     assert message in printed.err
     assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "message"),
+    [
+        ("fit-target", ["--out", "target"], "--out must end in .pt"),
+        ("fit-target", ["--out", "."], "--out must end in .pt"),
+        ("fit-target", ["--out", "a.pt", "--layout", "flower17"], "datasplits.mat is missing"),
+        ("fit-target", ["--out", "a.pt", "--backbone", "abc"], "got 'abc'"),
+        ("fit-pixelcnn", ["--out", "."], "must be a file, got the folder"),
+        ("fit-pixelcnn", ["--out", "a.pt", "--count", "1"], "two images at least"),
+        ("fit-pixelcnn", ["--out", "a.pt", "--crop", "0"], "--crop must be at least 1"),
+    ],
+)
+def test_bad_arguments_of_fitting_are_named(
+    command: str,
+    more: list[str],
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "--data", str(folder), *more]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "a.pt").exists()
+
+
+def test_fitting_takes_the_training_split_and_evaluation_the_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def flowers17(root: Path, split: str) -> Listing:
+        asked.append(split)
+        return image_folder(root)
+
+    monkeypatch.setattr("oag_transform.evaluation.data.flower17", flowers17)
+    flowers = ["--data", "nowhere", "--layout", "flower17"]
+    for run in (["fit-target", "--out", "a.pt"], ["fit-pixelcnn", "--out", "a.pt"]):
+        assert main([*run, *flowers]) == 2
+    assert main(["evaluate", "table4", "--out", "o", "--model", "efficientnet-lite0", *flowers]) == 2
+    assert asked == ["trn1", "trn1", "tst1"]
+
+
+def test_a_target_may_lie_in_the_current_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nclass M(torch.nn.Module):\n"
+        "    def forward(self, x):\n        b = x.mean((1, 2, 3)) - 0.5\n        return torch.stack([-b, b], 1)\n"
+    )
+    code = "import sys; from oag_transform.cli import main; sys.path = [p for p in sys.path if p]; sys.exit(main(sys.argv[1:]))"
+    run = ["evaluate", "table1", "--model", "mine:M", "--data", str(folder), "--out", "o", "--resize", "40", "--crop", "40"]
+    more = ["--count", "2", "--attacks", "fgsm", "--defenses", "jpeg"]
+    subprocess.run([sys.executable, "-c", code, *run, *more], cwd=tmp_path, check=True, capture_output=True)
+    assert read(tmp_path / "o" / "table1.json").facts["target"] == "mine:M"
+
+
+def test_an_experiment_that_fails_leaves_the_others(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setitem(EXPERIMENTS, "table4", fail)
+    assert main(arguments(folder, tmp_path, "table4", "table1", "--attacks", "fgsm", "--defenses", "jpeg")) == 1
+    assert "table4 failed: RuntimeError: no luck" in caplog.text
+    assert (tmp_path / "table1.json").exists()
+    assert (tmp_path / "report.html").exists()
 
 
 def test_a_report_needs_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,8 +285,6 @@ def test_a_corrupt_image_ends_the_run_with_its_name(folder: Path, tmp_path: Path
 def test_without_its_extra_the_command_names_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import sys
-
     for name in [name for name in sys.modules if name.startswith("oag_transform.evaluation")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "skimage", None)
@@ -229,8 +300,7 @@ def test_only_images_that_the_target_gets_right_count(folder: Path, tmp_path: Pa
             return torch.where(wrong[:, None], super().forward(images).flip(1), super().forward(images))
 
     listing = image_folder(folder)
-    target = load_target("tests.test_evaluate:brightness", classes=2)
-    small = target._replace(preprocessing=target.preprocessing._replace(resize=40, crop=40))
+    small = load_target("tests.test_evaluate:brightness", classes=("a_dark", "b_bright"), resize=40, crop=40)
     subject = choose_subject(small._replace(model=Half()), listing, 6, Store(tmp_path, chunk=2), 0, torch.device("cpu"))
     assert subject.looked_at == 6
     assert 0 < len(subject.images) < 6
@@ -248,8 +318,7 @@ def test_only_images_that_the_target_gets_right_count(folder: Path, tmp_path: Pa
 
 def test_measurements_equal_the_plain_computation_whatever_the_chunks(folder: Path, tmp_path: Path) -> None:
     listing = image_folder(folder)
-    target = load_target("tests.test_evaluate:brightness", classes=2)
-    target = target._replace(preprocessing=target.preprocessing._replace(resize=40, crop=40))
+    target = load_target("tests.test_evaluate:brightness", classes=("a_dark", "b_bright"), resize=40, crop=40)
     found = []
     for chunk in (1, 4):
         subject = choose_subject(target, listing, 6, Store(tmp_path / str(chunk), chunk=chunk), 7, torch.device("cpu"))
@@ -270,8 +339,7 @@ def test_measurements_equal_the_plain_computation_whatever_the_chunks(folder: Pa
 
 
 def test_noise_has_the_strength_that_was_asked_for(folder: Path, tmp_path: Path) -> None:
-    target = load_target("tests.test_evaluate:brightness", classes=2)
-    target = target._replace(preprocessing=target.preprocessing._replace(resize=40, crop=40))
+    target = load_target("tests.test_evaluate:brightness", classes=("a_dark", "b_bright"), resize=40, crop=40)
     subject = choose_subject(target, image_folder(folder), 6, Store(tmp_path), 0, torch.device("cpu"))
     difference = (noised(subject, 0.05).double() - subject.images.double()) / 255
     count = difference.numel()
@@ -279,13 +347,21 @@ def test_noise_has_the_strength_that_was_asked_for(folder: Path, tmp_path: Path)
     assert abs(float(difference.mean())) < 5 * 0.05 / count**0.5
 
 
+def test_noise_is_independent_of_a_defenses_own(folder: Path, tmp_path: Path) -> None:
+    target = load_target("tests.test_evaluate:brightness", classes=("a_dark", "b_bright"), resize=40, crop=40)
+    subject = choose_subject(target, image_folder(folder), 6, Store(tmp_path), 0, torch.device("cpu"))
+    one = noised(subject, 0.05).double() - subject.images.double()
+    other = GaussianNoise(12, seed=0)(subject.images.double() / 255) * 255 - subject.images.double()
+    correlation = float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])
+    assert abs(correlation) < 5 / one.numel() ** 0.5
+
+
 def test_a_failing_defense_is_a_line_of_its_own(folder: Path, tmp_path: Path) -> None:
     class Broken(nn.Module):
         def forward(self, images: Tensor, *, index: int = 0) -> Tensor:
             raise RuntimeError("no luck")
 
-    target = load_target("tests.test_evaluate:brightness", classes=2)
-    target = target._replace(preprocessing=target.preprocessing._replace(resize=40, crop=40))
+    target = load_target("tests.test_evaluate:brightness", classes=("a_dark", "b_bright"), resize=40, crop=40)
     subject = choose_subject(target, image_folder(folder), 6, Store(tmp_path), 0, torch.device("cpu"))
     line = row(subject, "broken", Broken, [("Clean", subject.images)])
     assert (line.cells, line.error) == ((None,), "RuntimeError: no luck")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oag_transform.evaluation.results import Cell, Figure, Pair, Result, Row, mcnemar, read, to_markdown, write
+from oag_transform.evaluation.results import Cell, Figure, Pair, Result, Row, paired, read, to_markdown, write
 
 bits = st.text(alphabet="01", min_size=1, max_size=60)
 
@@ -22,6 +22,7 @@ RESULT = Result(
     (
         Row("None", (Cell("1111"), Cell("0001"))),
         Row("JPEG, quality 75", (Cell("1110"), None), 0.00123),
+        Row("slow", (Cell("10"), Cell("11")), 123.4),
         Row("broken", (None, None), None, "ValueError: a | b"),
     ),
     {"seed": 3, "target": "t", "chosen": {"JPEG": 25}},
@@ -40,20 +41,27 @@ def test_interval_is_wilsons(right: str) -> None:
     assert cell.interval == pytest.approx((max(0, middle - half), min(1, middle + half)), abs=1e-12)
 
 
-@given(st.lists(st.tuples(bits, bits), min_size=1, max_size=3))
-def test_mcnemar_is_the_sign_test_of_the_discordant(columns: list[tuple[str, str]]) -> None:
-    ones = [Cell(a) for a, _ in columns]
-    others = [Cell(b) for _, b in columns]
-    b = sum(x == "1" and y == "0" for one, other in columns for x, y in zip(one, other, strict=False))
-    c = sum(x == "0" and y == "1" for one, other in columns for x, y in zip(one, other, strict=False))
+@given(bits, st.integers(1, 4))
+def test_pooling_columns_of_the_same_images_does_not_narrow_the_interval(right: str, columns: int) -> None:
+    one, more = Cell(right), Cell(right * columns, columns)
+    assert (more.n, more.accuracy, more.interval) == (one.n, one.accuracy, one.interval)
+
+
+@given(bits, bits)
+def test_for_one_column_it_is_mcnemars_test(one: str, other: str) -> None:
+    b = sum(x == "1" and y == "0" for x, y in zip(one, other, strict=False))
+    c = sum(x == "0" and y == "1" for x, y in zip(one, other, strict=False))
     tail = sum(math.comb(b + c, k) for k in range(min(b, c) + 1)) / 2 ** (b + c)
-    only_one, only_other, p = mcnemar(ones, others)
-    assert (only_one, only_other) == (b, c)
+    more, fewer, p = paired([Cell(one)], [Cell(other)])
+    assert (more, fewer) == (b, c)
     assert p == pytest.approx(min(1, 2 * tail))
 
 
-def test_columns_that_one_lacks_are_left_out_of_the_comparison() -> None:
-    assert mcnemar([Cell("11"), None], [Cell("00"), Cell("11")])[:2] == (2, 0)
+def test_with_several_columns_an_image_counts_once() -> None:
+    one = [Cell("1101"), Cell("1100"), None]
+    other = [Cell("0011"), Cell("0010"), Cell("1111")]
+    assert paired(one, other) == (2, 1, 1.0)  # images 1 and 2 for one, 3 for the other, the last is a tie
+    assert paired([None], [Cell("1")]) == (0, 0, 1.0)
 
 
 def test_json_keeps_everything(tmp_path: Path) -> None:
@@ -67,17 +75,18 @@ def test_csv_has_a_line_for_each_cell(tmp_path: Path) -> None:
     write(RESULT, tmp_path)
     with open(tmp_path / "table9.csv", newline="") as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 6
+    assert len(lines) == 8
     assert (lines[1]["row"], lines[1]["column"], lines[1]["n"], lines[1]["correct"]) == ("None", "FGSM", "4", "1")
     assert float(lines[1]["low_95"]) == pytest.approx(Cell("0001").interval[0])
     assert lines[2]["seconds_per_image"] == "0.00123"
-    assert (lines[3]["accuracy"], lines[5]["error"]) == ("", "ValueError: a | b")
+    assert (lines[3]["accuracy"], lines[7]["error"]) == ("", "ValueError: a | b")
 
 
 def test_markdown_shows_accuracy_interval_seconds_and_error() -> None:
     lines = to_markdown(RESULT).splitlines()
     assert "| Defense | Clean | FGSM | s an image |" in lines
     assert "| JPEG, quality 75 | 75.0 [30, 95] |  | 0.0012 |" in lines
+    assert "| slow | 50.0 [9, 91], n = 2 | 100.0 [34, 100], n = 2 | 123 |" in lines
     assert any("failed: ValueError: a \\| b" in line for line in lines)
 
 

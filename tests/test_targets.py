@@ -1,6 +1,7 @@
 """Targets: torchvision's, a callable's, fitted ones; and what is said where something doesn't fit."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,44 @@ from oag_transform.targets import EFFICIENTNET_LITE_SIZES, efficientnet_lite
 from tests.test_cli import read, write_image
 
 
-def tiny() -> nn.Module:
+class MeanColor(nn.Module):
     """Ten classes, from the mean colour."""
-    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10))
-    return model.train()
+
+    sign = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 10, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.sign * images.mean((2, 3)) @ self.weight
+
+
+def tiny() -> nn.Module:
+    return MeanColor().train()
+
+
+def upside_down() -> nn.Module:
+    model = MeanColor()
+    model.sign = -1  # an attribute that neither weights nor repr show
+    return model
+
+
+class Number(nn.Module):
+    def forward(self, images: Tensor) -> float:
+        return float(images.mean())
+
+
+def number() -> nn.Module:
+    return Number()
+
+
+def flat() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+
+
+def names(count: int) -> list[str]:
+    return [str(number) for number in range(count)]
 
 
 def no_module() -> int:
@@ -37,7 +72,7 @@ def flowers(tmp_path: Path) -> Listing:
 
 
 def test_a_callable_gives_the_target() -> None:
-    target = load_target("tests.test_targets:tiny", classes=10)
+    target = load_target("tests.test_targets:tiny", classes=names(10))
     assert not target.model.training
     assert not any(parameter.requires_grad for parameter in target.model.parameters())
     assert target.preprocessing.crop == 224
@@ -48,7 +83,7 @@ def test_a_torchvision_model_with_a_checkpoint(tmp_path: Path) -> None:
         torch.manual_seed(0)
         network = torchvision.models.resnet18(num_classes=5).eval()
     torch.save(network.state_dict(), tmp_path / "five.pt")
-    target = load_target("resnet18", str(tmp_path / "five.pt"), classes=5)
+    target = load_target("resnet18", str(tmp_path / "five.pt"), classes=names(5))
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     mean, std = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     with torch.no_grad():
@@ -66,7 +101,7 @@ def test_torchvisions_own_weights_go_through_its_own_loading(monkeypatch: pytest
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", download)
     for name in ("DEFAULT", "IMAGENET1K_V1", "ResNet18_Weights.IMAGENET1K_V1"):
-        target = load_target("resnet18", name, classes=1000)
+        target = load_target("resnet18", name, classes=names(1000))
         preset = weights.transforms()
         assert target.preprocessing == Preprocessing(preset.resize_size[0], preset.crop_size[0], preset.interpolation)
     assert asked == [weights.url] * 3
@@ -74,7 +109,7 @@ def test_torchvisions_own_weights_go_through_its_own_loading(monkeypatch: pytest
 
 def test_the_three_sizes_of_efficientnet_lite() -> None:
     for variant, size in enumerate(EFFICIENTNET_LITE_SIZES):
-        preprocessing = load_target(f"efficientnet-lite{variant}", classes=1000).preprocessing
+        preprocessing = load_target(f"efficientnet-lite{variant}", classes=names(1000)).preprocessing
         assert (preprocessing.resize, preprocessing.crop) == (size + 32, size)
     with pytest.raises(ValueError, match="0, 1 or 2, got 3"):
         efficientnet_lite(3)
@@ -90,26 +125,27 @@ def test_the_three_sizes_of_efficientnet_lite() -> None:
         ("resnet18", None, "resnet18 needs weights"),
         ("resnet18", "IMAGENET1K_V9", "has the weights"),
         ("resnet18", "missing.pt", "missing.pt is missing"),
-        ("resnet1", "DEFAULT", "torchvision classifier, got 'resnet1'"),
+        ("resnet1", "DEFAULT", "got 'resnet1'"),
         ("efficientnet-lite7", None, "efficientnet-lite7"),
         ("efficientnet-lite0", "DEFAULT", "has its own, got weights 'DEFAULT'"),
         ("missing.pt", None, "missing.pt is missing"),
+        ("tests.test_targets:number", None, "an output of type float"),
     ],
 )
 def test_what_does_not_fit_is_named(model: str, weights: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        load_target(model, weights, classes=4)
+        load_target(model, weights, classes=names(4))
 
 
 def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("no weights")
     torch.save({"a": torch.zeros(2)}, tmp_path / "state.pt")
     with pytest.raises(ValueError, match=r"text\.pt can't be read as weights"):
-        load_target(str(tmp_path / "text.pt"), classes=4)
+        load_target(str(tmp_path / "text.pt"), classes=names(4))
     with pytest.raises(ValueError, match="not written by oag-transform fit-target"):
-        load_target(str(tmp_path / "state.pt"), classes=4)
+        load_target(str(tmp_path / "state.pt"), classes=names(4))
     with pytest.raises(ValueError, match=r"state\.pt doesn't fit resnet18 with 4 classes"):
-        load_target("resnet18", str(tmp_path / "state.pt"), classes=4)
+        load_target("resnet18", str(tmp_path / "state.pt"), classes=names(4))
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "densenet121", "vgg11", "efficientnet-lite0"])
@@ -125,12 +161,30 @@ def test_a_fitted_head_learns_saves_and_loads(flowers: Listing, tmp_path: Path) 
     model, preprocessing = fit_target(flowers)
     assert torch.equal(torch.get_rng_state(), state)
     save_target(tmp_path / "new" / "t.pt", model, preprocessing, backbone="efficientnet-lite0", classes=flowers.classes)
-    target = load_target(str(tmp_path / "new" / "t.pt"), classes=3)
+    target = load_target(str(tmp_path / "new" / "t.pt"), classes=flowers.classes)
     images = read_images(flowers, list(range(9)), preprocessing).float() / 255
     with torch.no_grad():
         assert torch.equal(target.model(images).argmax(1), torch.tensor(flowers.labels))
         assert torch.allclose(target.model(images), model(images), atol=1e-4)
     assert target.preprocessing == preprocessing
+    with pytest.raises(ValueError, match=r"fitted to the 3 classes \['blue', 'green', 'red'\], but the data has the 3 classes"):
+        load_target(str(tmp_path / "new" / "t.pt"), classes=("red", "green", "blue"))
+
+
+def test_sides_are_overridden_and_a_model_that_cannot_take_them_is_named() -> None:
+    target = load_target("tests.test_targets:tiny", classes=names(10), resize=40, crop=32)
+    assert (target.preprocessing.resize, target.preprocessing.crop) == (40, 32)
+    with pytest.raises(ValueError, match="got crop 300, resize 256"):
+        load_target("tests.test_targets:tiny", classes=names(10), crop=300)
+    assert load_target("tests.test_targets:flat", classes=names(4), resize=8, crop=8).preprocessing.crop == 8
+    with pytest.raises(ValueError, match=r"flat fails on an image of shape \(1, 3, 9, 9\)"):
+        load_target("tests.test_targets:flat", classes=names(4), resize=9, crop=9)
+
+
+def test_fingerprints_tell_other_code_with_the_same_weights_apart() -> None:
+    one, other = (load_target(f"tests.test_targets:{name}", classes=names(10)) for name in ("tiny", "upside_down"))
+    assert one.fingerprint == load_target("tests.test_targets:tiny", classes=names(10)).fingerprint
+    assert one.fingerprint != other.fingerprint
 
 
 def test_training_all_layers_changes_them_and_repeats(flowers: Listing) -> None:
@@ -147,3 +201,14 @@ def test_training_all_layers_changes_them_and_repeats(flowers: Listing) -> None:
 def test_one_class_is_none(flowers: Listing) -> None:
     with pytest.raises(ValueError, match="two classes or more, got 1"):
         fit_target(Listing(flowers.paths[:2], (0, 0), ("red",)))
+
+
+@pytest.mark.parametrize("setting", [{"epochs": -1}, {"batch_size": 0}, {"lr": 0.0}])
+def test_settings_of_training_are_checked_first(setting: dict[str, Any], flowers: Listing) -> None:
+    with pytest.raises(ValueError, match="epochs >= 0, batch_size >= 1 and lr > 0"):
+        fit_target(flowers, **setting)
+
+
+def test_a_backbone_without_a_linear_layer_is_named(flowers: Listing) -> None:
+    with pytest.raises(ValueError, match="squeezenet1_0 has no linear layer"):
+        fit_target(flowers, "squeezenet1_0")

@@ -95,15 +95,15 @@ def _read(path: Path, minimum_size: int) -> PIL.Image.Image:
     return image
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, help="folder of the photographs")
+def _add_data(parser: argparse.ArgumentParser, *, required: bool = True, split: str = "trn1") -> None:
+    parser.add_argument("--data", type=Path, required=required, help="folder of the photographs")
     parser.add_argument(
         "--layout",
         choices=["imagefolder", "flower17", "ilsvrc2012"],
         default="imagefolder",
         help="CLASS/IMAGE.jpg; jpg/image_0001.jpg with datasplits.mat; or ILSVRC2012_val_00000001.JPEG (default: %(default)s)",
     )
-    parser.add_argument("--split", default="tst1", help="with flower17: trn1, val1, tst1, ... (default: %(default)s)")
+    parser.add_argument("--split", default=split, help="with flower17: trn1, val1, tst1, ... (default: %(default)s)")
     parser.add_argument("--devkit", type=Path, help="with ilsvrc2012: the folder ILSVRC2012_devkit_t12")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
 
@@ -136,7 +136,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL[=WEIGHTS]",
         help="a further target, for tables 2 and 3; repeatable",
     )
-    _add_data(parser)
+    _add_data(parser, required=False, split="tst1")  # a report needs none
     parser.add_argument("--resize", type=int, help="short side in pixels (default: the target's own; 256 for a callable)")
     parser.add_argument("--crop", type=int, help="centre crop in pixels (default: the target's own; 224 for a callable)")
     parser.add_argument("--count", type=int, default=150, help="images, which the target gets right (default: %(default)s)")

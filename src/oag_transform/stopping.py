@@ -66,7 +66,7 @@ def choose_network_steps(
     correct: dict[int, int] = {}
     for rows in defense.chunks(images):
         noise = torch.empty_like(images[rows], memory_format=torch.contiguous_format)
-        streams.fill_normal(noise, streams.generators(seed, rows, images.device))
+        streams.fill_normal(noise, streams.noise_generators(seed, rows, images.device))
         noised = (images[rows] + noise_std * noise).clamp(0, 1)
         for moment in defense.trace(noised, every=every, index=rows.start):
             with torch.no_grad():

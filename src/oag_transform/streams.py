@@ -15,8 +15,17 @@ def fresh_seed() -> int:
 
 def generators(seed: int, indices: Iterable[int], device: torch.device) -> list[Generator]:
     """A generator for each image index; seeds and indices are hashed together, so streams of nearby seeds don't overlap."""
-    hashed = (np.random.SeedSequence(seed, spawn_key=(i,)).generate_state(1, np.uint64) for i in indices)
-    return [Generator(device).manual_seed(int(state[0]) >> 1) for state in hashed]
+    return [_generator(seed, (i,), device) for i in indices]
+
+
+def noise_generators(seed: int, indices: Iterable[int], device: torch.device) -> list[Generator]:
+    """For noise that is added to images: streams that a defense of the same seed doesn't draw from."""
+    return [_generator(seed, (i, 1), device) for i in indices]
+
+
+def _generator(seed: int, key: tuple[int, ...], device: torch.device) -> Generator:
+    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
+    return Generator(device).manual_seed(int(state[0]) >> 1)
 
 
 def fill_normal(out: Tensor, streams: Sequence[Generator]) -> Tensor:

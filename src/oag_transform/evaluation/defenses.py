@@ -93,6 +93,6 @@ def defenses(pixelcnn: Path | None = None, compute_dtype: torch.dtype | None = N
             *(300, 300, (600, 300, 150)),
             slow=True,
         ),
-        Defense(f"{OURS}, paper()", "T_N", ours_as_published, 300, 300, (300,), slow=True),
+        Defense(f"{OURS}, paper(), closed form", "T_N", ours_as_published, 300, 300, (300,), slow=True),
         Defense(OURS, "T_N", ours, 36, 36, (120, 96, 84, 72, 60, 48, 36, 24, 12)),
     )

@@ -3,20 +3,25 @@
 import dataclasses
 import logging
 import math
+import os
+import platform
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from .. import streams
 from ..transform import OnlineAlternateGenerator
 from .attacks import Attack
 from .data import Listing, batches
 from .results import Cell, Row
-from .store import Store, fingerprint
+from .store import Store
 from .targets import Target
 
 logger = logging.getLogger(__name__)
@@ -60,7 +65,8 @@ def choose_subject(target: Target, listing: Listing, count: int, store: Store, s
         ValueError: the target gets none of them right, or a file can't be read.
     """
     images, labels, found, looked_at = [], [], 0, 0
-    for batch, truth in batches(listing, target.preprocessing, store.chunk, seed):
+    parts = batches(listing, target.preprocessing, store.chunk, seed)
+    for batch, truth in tqdm(parts, desc=f"{target.name}: images", unit="batch", leave=False, disable=not store.progress):
         right = (_logits(target.model, batch, device).argmax(1) == truth).nonzero().flatten()[: count - found]
         images.append(batch[right])
         labels.append(truth[right])
@@ -79,8 +85,9 @@ def attacked(subject: Subject, attack: Attack) -> Tensor:
     settings = {name: value for name, value in vars(attack.method).items() if isinstance(value, (int, float, str))}
     key = {
         "what": "attack",
+        "versions": [version(name) for name in ("oag-transform", "torch", "foolbox")],
         "attack": [attack.name, attack.eps, attack.targeted, type(attack.method).__name__, settings],
-        "target": fingerprint(target),
+        "target": subject.target.fingerprint,
         "classes": len(subject.classes),
         "seed": subject.seed,
     }
@@ -98,21 +105,16 @@ def attacked(subject: Subject, attack: Attack) -> Tensor:
 def noised(subject: Subject, std: float) -> Tensor:
     """The subject's images with Gaussian noise of standard deviation ``std`` on the [0, 1] scale, held to it, uint8."""
     noisy = torch.empty_like(subject.images)
-    for row, generator in enumerate(streams.generators(subject.seed, range(len(noisy)), torch.device("cpu"))):
+    for row, generator in enumerate(streams.noise_generators(subject.seed, range(len(noisy)), torch.device("cpu"))):
         noise = torch.randn(subject.images[row].shape, generator=generator)
         noisy[row] = (subject.images[row] + 255 * std * noise).round().clamp(0, 255).to(torch.uint8)
     return noisy
 
 
-def classify(
-    subject: Subject, defense: nn.Module | None, images: Tensor, desc: str, model: nn.Module | None = None
-) -> tuple[Cell, float]:
-    """Which uint8 ``images`` (in the subject's order) are right behind a defense, and the defense's seconds an image.
-
-    ``model`` is the classifier, where it is not the subject's own target.
-    """
-    model = subject.target.model if model is None else model
-    key = {"what": "class", "defense": repr(defense), "target": fingerprint(model), "device": str(subject.device)}
+def classify(subject: Subject, defense: nn.Module | None, images: Tensor, desc: str) -> tuple[Cell, float]:
+    """Which uint8 ``images`` (in the subject's order) are right behind a defense, and the defense's median seconds an image."""
+    model = subject.target.model
+    key = {"what": "class"} | _common(subject, defense)
 
     def compute(rows: range) -> Any:
         batch = images[rows.start : rows.stop].to(subject.device).float() / 255
@@ -123,19 +125,13 @@ def classify(
         return np.stack([classes, np.full(len(rows), seconds / len(rows))], 1)
 
     found = subject.store.rows(key, (images,), compute, desc)
-    return _cell(found[:, 0], subject.labels), float(found[:, 1].mean())
+    return _cell(found[:, 0], subject.labels), float(np.median(found[:, 1]))
 
 
 def along(subject: Subject, defense: OnlineAlternateGenerator, images: Tensor, steps: Sequence[int], desc: str) -> list[Cell]:
     """Which uint8 ``images`` are right after each of these network steps, of one run of ``max(steps)``."""
     target = subject.target.model
-    key = {
-        "what": "along",
-        "defense": repr(defense),
-        "steps": list(steps),
-        "target": fingerprint(target),
-        "device": str(subject.device),
-    }
+    key = {"what": "along", "steps": list(steps)} | _common(subject, defense)
 
     def compute(rows: range) -> Any:
         batch = images[rows.start : rows.stop].to(subject.device).float() / 255
@@ -161,7 +157,7 @@ def row(
     A defense that fails gives a line that says why, and the run goes on.
     """
     try:
-        defense = make() if make is not None else None
+        defense = make().to(subject.device) if make is not None else None
         part = subject if count is None else subject.first(count)
         measured = [classify(part, defense, images[: len(part.images)], f"{name}: {column}") for column, images in columns]
     except Exception as error:  # whatever a defense raises is its own result
@@ -179,9 +175,31 @@ def probabilities(subject: Subject, images: Tensor) -> Tensor:
 
 
 def pooled(cells: Sequence[Cell | None]) -> Cell | None:
-    """All columns as one; None where one is missing. Its interval takes the columns as independent."""
+    """All columns as one; None where one is missing."""
     present = [cell for cell in cells if cell is not None]
-    return Cell("".join(cell.right for cell in present)) if present and len(present) == len(cells) else None
+    return Cell("".join(cell.right for cell in present), len(present)) if present and len(present) == len(cells) else None
+
+
+def _common(subject: Subject, defense: nn.Module | None) -> dict[str, Any]:
+    """What decides the outcome and the seconds of a defense."""
+    return {
+        "versions": [version(name) for name in ("oag-transform", "torch", "torchvision", "scikit-image")],
+        "hardware": hardware(subject.device),
+        "defense": repr(defense),
+        "target": subject.target.fingerprint,
+    }
+
+
+def hardware(device: torch.device) -> str:
+    """Name of the GPU, or of the CPU and the threads that are used of it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} threads"
 
 
 def _rows(subject: Subject, rows: range) -> tuple[Tensor, Tensor]:

@@ -2,40 +2,51 @@
 
 import csv
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from scipy.stats import binomtest
 
-CONFIDENCE = 0.95
+Z = NormalDist().inv_cdf(0.975)  # of a 95% interval
 
 
 class Cell(NamedTuple):
-    """Which of n images were classified correctly: one ``"1"`` or ``"0"`` each, in the order of the images."""
+    """Which images were classified correctly.
+
+    Attributes:
+        right: ``"1"`` or ``"0"`` for each image, in the order of the images; all of them again for each further column where
+            ``columns`` is more than 1.
+        columns: number of columns that are pooled here.
+    """
 
     right: str
+    columns: int = 1
 
     @property
     def n(self) -> int:
         """Number of images."""
-        return len(self.right)
+        return len(self.right) // self.columns
 
     @property
     def correct(self) -> int:
-        """Number of images that were classified correctly."""
+        """Number of images that were classified correctly, counted once for each column."""
         return self.right.count("1")
 
     @property
     def accuracy(self) -> float:
         """Top-1 accuracy in [0, 1]."""
-        return self.correct / self.n
+        return self.correct / len(self.right)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% Wilson score interval of the accuracy."""
-        interval = binomtest(self.correct, self.n).proportion_ci(CONFIDENCE, method="wilson")
-        return float(interval.low), float(interval.high)
+        """95% Wilson score interval of the accuracy, for n images: pooling columns of the same images doesn't narrow it."""
+        n, p = self.n, self.accuracy
+        middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+        half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+        return max(0.0, middle - half), min(1.0, middle + half)
 
 
 class Row(NamedTuple):
@@ -105,20 +116,17 @@ class Result(NamedTuple):
     pairs: tuple[Pair, ...] = ()
 
 
-def mcnemar(one: Sequence[Cell | None], other: Sequence[Cell | None]) -> tuple[int, int, float]:
-    """Paired comparison of two rows over the columns and images that both have.
+def paired(one: Sequence[Cell | None], other: Sequence[Cell | None]) -> tuple[int, int, float]:
+    """Two rows compared image by image, over the columns that both have.
 
-    Returns the images that only ``one`` has right, those that only ``other`` has right, and the two-sided p-value of the exact
-    McNemar test. An image counts once for each column, which takes its columns as independent: with several columns the
-    p-value is a guide.
+    Returns the number of images that ``one`` has right in more columns than ``other``, the number that it has right in fewer,
+    and the two-sided p-value of the exact sign test on them. For a single column this is McNemar's exact test.
     """
-    only_one = only_other = 0
-    for a, b in zip(one, other, strict=True):
-        if a is not None and b is not None:
-            only_one += sum(x > y for x, y in zip(a.right, b.right, strict=False))  # the shorter is a prefix of the longer
-            only_other += sum(x < y for x, y in zip(a.right, b.right, strict=False))
-    discordant = only_one + only_other
-    return only_one, only_other, float(binomtest(only_one, discordant).pvalue) if discordant else 1.0
+    both = [(a.right, b.right) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    count = min((len(right) for pair in both for right in pair), default=0)  # fewer images are the first of more
+    leads = [sum((a[i] > b[i]) - (a[i] < b[i]) for a, b in both) for i in range(count)]
+    more, fewer = sum(lead > 0 for lead in leads), sum(lead < 0 for lead in leads)
+    return more, fewer, float(binomtest(more, more + fewer).pvalue) if more + fewer else 1.0
 
 
 def write(result: Result, folder: Path) -> None:
@@ -148,7 +156,7 @@ def read(path: Path) -> Result:
         rows = tuple(
             Row(
                 row["name"],
-                tuple(None if cell is None else Cell(cell["right"]) for cell in row["cells"]),
+                tuple(None if cell is None else Cell(cell["right"], cell["columns"]) for cell in row["cells"]),
                 row["seconds"],
                 row["error"],
             )
@@ -166,16 +174,20 @@ def read(path: Path) -> Result:
 
 
 def to_markdown(result: Result) -> str:
-    """The result as a Markdown section; accuracies in percent, with their intervals."""
+    """The result as a Markdown section: accuracies in percent, with intervals, and with n where other rows have more."""
     seconds = any(row.seconds is not None for row in result.rows)
     header = [result.first, *result.columns, *(["s an image"] if seconds else [])]
     lines = [f"## {result.title}", "", result.caption, ""]
     if result.columns:
+        most = [
+            max((cell.n for cell in column if cell), default=0)
+            for column in zip(*(row.cells for row in result.rows), strict=True)
+        ]
         lines += [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
         for row in result.rows:
-            cells = [_cell(cell) for cell in row.cells]
+            cells = [_cell(cell, n) for cell, n in zip(row.cells, most, strict=True)]
             if row.error:
-                cells[0] = f"failed: {row.error}".replace("|", "\\|")
+                cells[row.cells.index(None)] = f"failed: {row.error}".replace("|", "\\|").replace("\n", " ")
             if seconds:
                 cells.append("" if row.seconds is None else f"{row.seconds:.2g}" if row.seconds < 10 else f"{row.seconds:.0f}")
             lines.append(f"| {row.name} | {' | '.join(cells)} |")
@@ -184,11 +196,11 @@ def to_markdown(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(cell: Cell | None) -> str:
+def _cell(cell: Cell | None, most: int) -> str:
     if cell is None:
         return ""
     low, high = cell.interval
-    return f"{100 * cell.accuracy:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{100 * cell.accuracy:.1f} [{100 * low:.0f}, {100 * high:.0f}]" + (f", n = {cell.n}" if cell.n < most else "")
 
 
 def _plain(result: Result) -> dict[str, Any]:

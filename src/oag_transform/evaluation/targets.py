@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..targets import EFFICIENTNET_LITE_SIZES, efficientnet_lite
 from .data import Listing, Preprocessing, batches, read_images
+from .store import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -29,47 +31,59 @@ class Target(NamedTuple):
         model: (N, 3, crop, crop) in [0, 1] -> logits (N, classes), normalisation included; in eval mode, without gradients of
             its parameters.
         preprocessing: resize and crop of a photograph.
+        fingerprint: tells targets apart, by their code's names, their weights and what they make of one image.
     """
 
     name: str
     model: nn.Module
     preprocessing: Preprocessing
+    fingerprint: str
 
 
-def load_target(model: str, weights: str | None = None, *, classes: int, device: torch.device | str = "cpu") -> Target:
+def load_target(
+    model: str,
+    weights: str | None = None,
+    *,
+    classes: Sequence[str],
+    resize: int | None = None,
+    crop: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Target:
     """The classifier that a command line names.
 
     Args:
         model: ``"efficientnet-lite0"`` (also 1 and 2); a torchvision builder such as ``"resnet50"``; ``"module:function"``, a
-            Python function that returns a module of [0, 1] images (N, 3, 224, 224); or a file of :func:`save_target`.
+            Python function that returns a module of [0, 1] images (N, 3, crop, crop); or a file of :func:`save_target`.
         weights: for a torchvision builder: ``"DEFAULT"``, the name of one of its weights, or a file with a state dict.
-        classes: of the data; the classifier must have as many.
+        classes: names of the data's classes; the classifier must have as many, and a fitted one the same.
+        resize: short side in pixels, in place of the target's own.
+        crop: centre crop in pixels, in place of the target's own.
         device: where the classifier goes.
 
     Raises:
-        ValueError: no such model, weights or file, or another number of classes.
+        ValueError: no such model, weights or file, other classes, a crop larger than what is resized, or a model that fails on
+            an image of that size.
     """
     path = Path(model)
     if weights is not None and (path.suffix or ":" in model or model.startswith("efficientnet-lite")):
         raise ValueError(f"weights go with a torchvision model; {model} has its own, got weights {weights!r}")
+    name = model
     if path.suffix in (".pt", ".pth"):
-        target = _load_fitted(path)
+        name, network, preprocessing = _load_fitted(path, classes)
     elif ":" in model:
-        target = Target(model, _call(model), IMAGENET)
+        network, preprocessing = _call(model), IMAGENET
     elif model.startswith("efficientnet-lite"):
-        target = Target(model, *_build_lite(model))
+        network, preprocessing = _build_lite(model)
     else:
-        target = _load_torchvision(model, weights, classes)
-    plain = target.model.eval().requires_grad_(False).to(device)
-    side = target.preprocessing.crop
-    with torch.no_grad():
-        logits = plain(torch.zeros(1, 3, side, side, device=device))
-    if logits.ndim != 2 or logits.shape[1] != classes:
+        name, network, preprocessing = _load_torchvision(model, weights, len(classes))
+    preprocessing = preprocessing._replace(resize=resize or preprocessing.resize, crop=crop or preprocessing.crop)
+    if preprocessing.resize < preprocessing.crop:
         raise ValueError(
-            f"{model} gives an output of shape {tuple(logits.shape)} for one image, but the data has {classes} classes; "
-            "an ImageFolder needs a folder for each class of the model, which may be empty"
+            f"the crop must fit into what is resized, got crop {preprocessing.crop}, resize {preprocessing.resize}"
         )
-    return target._replace(model=plain)
+    network = network.eval().requires_grad_(False).to(device)
+    likeliest = _probe(model, network, preprocessing.crop, len(classes), device)
+    return Target(name, network, preprocessing, f"{fingerprint(network)}-{likeliest}")
 
 
 def build(backbone: str, weights: str | None, classes: int) -> tuple[nn.Sequential, Preprocessing]:
@@ -87,7 +101,10 @@ def build(backbone: str, weights: str | None, classes: int) -> tuple[nn.Sequenti
         model, preprocessing = _build_lite(backbone)
     else:
         model, preprocessing = _build_torchvision(backbone, weights)
-    name, last = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ValueError(f"{backbone} has no linear layer to replace")
+    name, last = layers[-1]
     head = nn.utils.skip_init(nn.Linear, last.in_features, classes)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -120,6 +137,8 @@ def fit_target(
     """
     if len(listing.classes) < 2:
         raise ValueError(f"expected two classes or more, got {len(listing.classes)}")
+    if epochs < 0 or batch_size < 1 or not lr > 0:
+        raise ValueError(f"expected epochs >= 0, batch_size >= 1 and lr > 0, got {epochs}, {batch_size} and {lr}")
     # torchvision's initialisation, augmentation and dropout draw from the global generator: the caller's state is put back
     with torch.random.fork_rng(devices=[] if torch.device(device).type == "cpu" else None):
         torch.manual_seed(seed)
@@ -145,17 +164,39 @@ def save_target(
     torch.save(content, path)
 
 
-def _load_fitted(path: Path) -> Target:
+def _probe(name: str, model: nn.Module, side: int, classes: int, device: torch.device | str) -> list[int]:
+    """The likeliest classes of a random image: code may differ where names and weights don't."""
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    try:
+        with torch.no_grad():
+            logits = model(image)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"{name} fails on an image of shape {tuple(image.shape)}: {error}") from error
+    got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
+    if not isinstance(logits, Tensor) or logits.shape != (1, classes):
+        raise ValueError(
+            f"{name} gives an output of {got} for one image, but the data has {classes} classes; "
+            "an ImageFolder needs a folder for each class of the model, which may be empty"
+        )
+    return logits[0].topk(min(8, classes)).indices.tolist()
+
+
+def _load_fitted(path: Path, classes: Sequence[str]) -> tuple[str, nn.Module, Preprocessing]:
     if not path.is_file():
         raise ValueError(f"{path} is missing")
     content = _load_file(path)
     if not isinstance(content, dict) or not {"backbone", "classes", "preprocessing", "state_dict"} <= set(content):
         raise ValueError(f"{path} was not written by oag-transform fit-target; give a state dict as --weights of a --model")
-    model, _ = build(content["backbone"], None, len(content["classes"]))
+    if content["classes"] != list(classes):
+        known, given = content["classes"], list(classes)
+        raise ValueError(
+            f"{path} was fitted to the {len(known)} classes {known}, but the data has the {len(given)} classes {given}"
+        )
+    model, _ = build(content["backbone"], None, len(classes))
     model.load_state_dict(content["state_dict"])
     resize, crop, interpolation = content["preprocessing"]
     preprocessing = Preprocessing(resize, crop, v2.InterpolationMode(interpolation))
-    return Target(f"{content['backbone']}, fitted ({path.stem})", model.to(memory_format=torch.channels_last), preprocessing)
+    return f"{content['backbone']}, fitted ({path.stem})", model.to(memory_format=torch.channels_last), preprocessing
 
 
 def _load_file(path: Path) -> Any:
@@ -204,16 +245,16 @@ def _build_torchvision(name: str, weights: str | None, classes: int | None = Non
 
 def _check_builder(name: str) -> None:
     if name not in torchvision.models.list_models(module=torchvision.models):
-        raise ValueError(f"expected efficientnet-lite0, module:function, FILE.pt or a torchvision classifier, got {name!r}")
+        raise ValueError(f"expected a torchvision classifier such as resnet50, or efficientnet-lite0, got {name!r}")
 
 
-def _load_torchvision(name: str, weights: str | None, classes: int) -> Target:
+def _load_torchvision(name: str, weights: str | None, classes: int) -> tuple[str, nn.Module, Preprocessing]:
     _check_builder(name)
     path = Path(weights) if weights is not None else None
     if path is None:
         raise ValueError(f"{name} needs weights: 'DEFAULT', the name of torchvision weights, or a file with a state dict")
     if path.suffix not in (".pt", ".pth"):
-        return Target(name, *_build_torchvision(name, weights))
+        return name, *_build_torchvision(name, weights)
     if not path.is_file():
         raise ValueError(f"{path} is missing")
     model, preprocessing = _build_torchvision(name, None, classes)
@@ -222,7 +263,7 @@ def _load_torchvision(name: str, weights: str | None, classes: int) -> Target:
         model[1].load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} doesn't fit {name} with {classes} classes: {str(error).splitlines()[-1].strip()}") from error
-    return Target(f"{name} ({path.stem})", model, preprocessing)
+    return f"{name} ({path.stem})", model, preprocessing
 
 
 def _fit_head(model: nn.Sequential, listing: Listing, preprocessing: Preprocessing, progress: bool) -> None:
