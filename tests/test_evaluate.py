@@ -14,6 +14,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from oag_transform import OnlineAlternateGenerator
 from oag_transform.cli import main
 from oag_transform.evaluation.attacks import igsm
+from oag_transform.evaluation.command import _slug
 from oag_transform.evaluation.data import Listing, image_folder
 from oag_transform.evaluation.defenses import OURS, defenses
 from oag_transform.evaluation.experiments import EXPERIMENTS
@@ -365,6 +366,13 @@ def test_a_failing_defense_is_a_line_of_its_own(folder: Path, tmp_path: Path) ->
     subject = choose_subject(target, image_folder(folder), 6, Store(tmp_path), 0, torch.device("cpu"))
     line = row(subject, "broken", Broken, [("Clean", subject.images)])
     assert (line.cells, line.error) == ((None,), "RuntimeError: no luck")
+
+
+def test_the_help_names_every_defense(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    printed = "".join(capsys.readouterr().out.split())
+    assert ",".join(_slug(family.name) for family in defenses()) in printed
 
 
 def test_ours_is_last_and_its_default_is_the_published_strength() -> None:

@@ -154,7 +154,14 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mifgsm-eps", type=int, default=4, help="the paper: 4 on Flower-17, 2 on ImageNet (default: %(default)s)"
     )
-    parser.add_argument("--defenses", nargs="+", metavar="NAME", help="some of them only, such as jpeg pixel-deflection")
+    parser.add_argument(
+        "--defenses",
+        nargs="+",
+        metavar="NAME",
+        help="some of them only: mean-filter, median-filter, jpeg, total-variation, tvm, pixel-deflection, randomization, "
+        "gaussian-noise, pixel-defend, auto-encoder, dip, online-alternate-generator-paper-closed-form, "
+        "online-alternate-generator",
+    )
     parser.add_argument("--tuned", type=Path, metavar="TUNE.JSON", help="strengths that the experiment tune has chosen")
     parser.add_argument("--pixelcnn", type=Path, metavar="FILE", help="of fit-pixelcnn, for PixelDefend")
     parser.add_argument(
