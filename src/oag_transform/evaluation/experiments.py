@@ -81,10 +81,9 @@ class Plan:
                 rows.append(row(subject, family.label(strength), make, columns, count))
         return rows
 
-    def columns(self, attacks: Sequence[Attack], *, subject: Subject | None = None) -> list[tuple[str, Tensor]]:
+    def columns(self, attacks: Sequence[Attack]) -> list[tuple[str, Tensor]]:
         """Clean images, and those of each attack."""
-        subject = self.subject if subject is None else subject
-        return [("Clean", subject.images), *((str(attack), attacked(subject, attack)) for attack in attacks)]
+        return [("Clean", self.subject.images), *((str(attack), attacked(self.subject, attack)) for attack in attacks)]
 
     def result(
         self,
