@@ -135,9 +135,9 @@ class OnlineAlternateGenerator(nn.Module):
             compute_dtype=compute_dtype,
         )
         if seed is not None:
-            _check_natural("seed", seed)
+            check_natural("seed", seed)
         if chunk_size is not None:
-            _check_natural("chunk_size", chunk_size, minimum=1)
+            check_natural("chunk_size", chunk_size, minimum=1)
         if gradient not in ("straight_through", "none"):
             raise ValueError(f"gradient must be 'straight_through' or 'none', got {gradient!r}")
         if on_failure not in ("raise", "return_input"):
@@ -180,7 +180,7 @@ class OnlineAlternateGenerator(nn.Module):
             index: random stream of the first image; image i of the batch uses stream ``index + i`` of the seed.
         """
         check(images, minimum_size=self.settings.kernel_size)
-        _check_natural("index", index)
+        check_natural("index", index)
         batch = to_batch(images)
         with _plain_mode(batch.device):
             result = like(self._purify(batch, index), images)
@@ -218,8 +218,8 @@ class OnlineAlternateGenerator(nn.Module):
             DivergenceError: the images have diverged; what was yielded before is finite.
         """
         check(images, minimum_size=self.settings.kernel_size)
-        _check_natural("index", index)
-        _check_natural("every", every, minimum=1)
+        check_natural("index", index)
+        check_natural("every", every, minimum=1)
         return self._trace(images, every, index)
 
     def _trace(self, images: ImageLike, every: int, index: int) -> Iterator[TraceStep]:
@@ -307,6 +307,7 @@ def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int], object] | 
         yield bar.update
 
 
-def _check_natural(name: str, value: Any, minimum: int = 0) -> None:
+def check_natural(name: str, value: Any, minimum: int = 0) -> None:
+    """Raise a ValueError unless ``value`` is an integer of at least ``minimum``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")

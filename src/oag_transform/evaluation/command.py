@@ -127,22 +127,19 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _attacks(options: argparse.Namespace) -> tuple[Attack, ...]:
+    goal = {} if options.goal == "paper" else {"targeted": options.goal == "targeted"}  # the attacks' defaults are the paper's
     made = {
-        "fgsm": lambda targeted: fgsm(options.eps, targeted=targeted),
-        "igsm": lambda targeted: igsm(options.eps, targeted=targeted),
-        "mifgsm": lambda targeted: mifgsm(options.mifgsm_eps, targeted=targeted),
-        "cw": lambda targeted: cw(targeted=targeted),
+        "fgsm": lambda: fgsm(options.eps, **goal),
+        "igsm": lambda: igsm(options.eps, **goal),
+        "mifgsm": lambda: mifgsm(options.mifgsm_eps, **goal),
+        "cw": lambda: cw(**goal),
     }
-    paper = {"fgsm": True, "igsm": True, "mifgsm": False, "cw": False}
-    kind = {"paper": None, "targeted": True, "untargeted": False}[options.goal]
-    return tuple(made[name](paper[name] if kind is None else kind) for name in options.attacks)
+    return tuple(made[name]() for name in options.attacks)
 
 
 def _families(options: argparse.Namespace, dtype: torch.dtype | None) -> tuple[tuple[Defense, ...], int]:
     """The defenses that are asked for, tuned, and the tuned T_N of ours."""
-    if options.pixelcnn is not None:
-        load_pixelcnn(options.pixelcnn)  # to hear now if it is no such file
-    families = defenses(options.pixelcnn, dtype)
+    families = defenses(None if options.pixelcnn is None else load_pixelcnn(options.pixelcnn), dtype)
     if options.tuned is not None:
         chosen = results.read(options.tuned).facts.get("chosen")
         if not isinstance(chosen, dict):

@@ -1,7 +1,6 @@
 """The defenses that are compared: the paper's, each at its published strength and over a range of strengths, and ours."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from ..transform import OnlineAlternateGenerator
 from .online import DeepImagePrior, OnlineAutoencoder
 from .peers import JPEG, TVM, GaussianNoise, MeanFilter, MedianFilter, PixelDeflection, Randomization, TotalVariation
-from .pixeldefend import PixelDefend, load_pixelcnn
+from .pixeldefend import PixelCNN, PixelDefend
 
 OURS = "Online alternate generator"
 
@@ -41,7 +40,7 @@ class Defense(NamedTuple):
         return f"{self.name}, {self.knob} {strength:.4g}"
 
 
-def defenses(pixelcnn: Path | None = None, compute_dtype: torch.dtype | None = None) -> tuple[Defense, ...]:
+def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None = None) -> tuple[Defense, ...]:
     """Every defense, ours last.
 
     The tuned strengths are those of ``evaluate tune`` on 60 images of one half of Flower-17's training images, with a target
@@ -50,14 +49,14 @@ def defenses(pixelcnn: Path | None = None, compute_dtype: torch.dtype | None = N
     other strengths: run it on images like yours.
 
     Args:
-        pixelcnn: file of ``oag-transform fit-pixelcnn``, which PixelDefend needs.
+        pixelcnn: what ``oag-transform fit-pixelcnn`` trained, which PixelDefend needs.
         compute_dtype: of our transform, see :class:`~oag_transform.OnlineAlternateGenerator`.
     """
 
     def pixel_defend(epsilon: int, _: int) -> nn.Module:
         if pixelcnn is None:
             raise ValueError("it needs a PixelCNN: oag-transform fit-pixelcnn, then --pixelcnn FILE")
-        return PixelDefend(load_pixelcnn(pixelcnn), epsilon)
+        return PixelDefend(pixelcnn, epsilon)
 
     def ours(steps: int, seed: int) -> nn.Module:
         return OnlineAlternateGenerator(network_steps=steps, seed=seed, compute_dtype=compute_dtype)

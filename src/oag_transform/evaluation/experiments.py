@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import logging
 import platform
 import shlex
 import sys
@@ -22,8 +21,6 @@ from .attacks import Attack, cw, fgsm, igsm, mifgsm
 from .defenses import OURS, Defense
 from .measure import Subject, along, attacked, classify, hardware, noised, pooled, probabilities, row
 from .results import Figure, Pair, Result, Row, paired
-
-logger = logging.getLogger(__name__)
 
 EPSILONS = (0, 1, 2, 3, 4, 5, 6, 8, 10)  # Fig. 3
 TRACE_STEPS = tuple(range(6, 121, 6))  # Fig. 4
@@ -507,8 +504,4 @@ def _one_other(plan: Plan, key: str) -> Subject:
 
 
 def _purified(subject: Subject, defense: OnlineAlternateGenerator, images: Tensor) -> Tensor:
-    # the same chunks and streams as in the tables
-    starts = range(0, len(images), subject.store.chunk)
-    return torch.cat(
-        [defense(images[i : i + subject.store.chunk].to(subject.device).float() / 255, index=i).cpu() for i in starts]
-    )
+    return defense(images.to(subject.device).float() / 255).cpu()

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from .. import energy, streams
 from ..images import check, to_batch, to_model_units, to_pixels
+from ..transform import check_natural
 
 
 class DeepImagePrior(nn.Module):
@@ -59,11 +60,11 @@ class DeepImagePrior(nn.Module):
         progress: bool = False,
     ) -> None:
         super().__init__()
-        _check_integer("steps", steps, minimum=1)
-        _check_integer("input_channels", input_channels, minimum=1)
+        check_natural("steps", steps, minimum=1)
+        check_natural("input_channels", input_channels, minimum=1)
         for name, widths, minimum in (("channels", channels, 1), ("skip_channels", skip_channels, 0)):
             for width in widths:
-                _check_integer(f"{name}: each", width, minimum=minimum)
+                check_natural(f"{name}: each", width, minimum=minimum)
         if not channels or len(channels) != len(skip_channels):
             raise ValueError(
                 f"channels and skip_channels must have one entry for each scale, got {channels!r} and {skip_channels!r}"
@@ -72,7 +73,7 @@ class DeepImagePrior(nn.Module):
         _check_number("input_noise", input_noise)
         _check_number("average", average, below=1)
         if seed is not None:
-            _check_integer("seed", seed, minimum=0)
+            check_natural("seed", seed, minimum=0)
         self.steps = steps
         self.channels = tuple(channels)
         self.skip_channels = tuple(skip_channels)
@@ -156,7 +157,7 @@ class OnlineAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         for name, value in (("steps", steps), ("kernel_size", kernel_size), ("stride", stride), ("filters", filters)):
-            _check_integer(name, value, minimum=1)
+            check_natural(name, value, minimum=1)
         if kernel_size < stride:
             raise ValueError(f"kernel_size must be at least stride, got kernel_size={kernel_size} and stride={stride}")
         _check_number("lr", lr)
@@ -164,7 +165,7 @@ class OnlineAutoencoder(nn.Module):
         if scale == 0:
             raise ValueError("scale must be above 0, got 0")
         if seed is not None:
-            _check_integer("seed", seed, minimum=0)
+            check_natural("seed", seed, minimum=0)
         self.steps = steps
         self.kernel_size = kernel_size
         self.stride = stride
@@ -319,7 +320,7 @@ def _one_by_one(images: Tensor, fit: Callable[[Tensor, Generator], Tensor], *, s
         raise TypeError(f"expected a floating-point tensor in [0, 1], got {getattr(images, 'dtype', type(images).__name__)}")
     if images.ndim != 4:
         raise ValueError(f"expected shape (N, C, H, W), got {tuple(images.shape)}")
-    _check_integer("index", index, minimum=0)
+    check_natural("index", index, minimum=0)
     seed = streams.fresh_seed() if seed is None else seed
     with _training_mode(images.device):
         batch = to_batch(images).clone()  # a clone can be trained on, even that of an inference tensor
@@ -333,11 +334,6 @@ def _training_mode(device: torch.device) -> Iterator[None]:
     """Gradients, whatever the caller's mode is, and none of the caller's autocast."""
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         yield
-
-
-def _check_integer(name: str, value: object, *, minimum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
 
 
 def _check_number(name: str, value: object, *, below: float = math.inf) -> None:
