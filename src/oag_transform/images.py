@@ -50,6 +50,19 @@ def check(images: Any, *, minimum_size: int) -> None:
             )
 
 
+def check_batch(images: Any) -> None:
+    """Raise unless ``images`` is a floating-point tensor of shape (N, C, H, W) that :func:`check` lets through at any size.
+
+    Raises:
+        TypeError, ValueError: see :func:`check`; another kind or dtype, or another number of dimensions.
+    """
+    check(images, minimum_size=1)
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        raise TypeError(f"expected a floating-point tensor, got {getattr(images, 'dtype', type(images).__name__)}")
+    if images.ndim != 4:
+        raise ValueError(f"expected images of shape (N, C, H, W), got {tuple(images.shape)}")
+
+
 def _check_size(height: int, width: int, minimum: int) -> None:
     if min(height, width) < minimum:
         raise ValueError(f"expected height and width of at least kernel_size = {minimum} pixels, got {height} x {width}")

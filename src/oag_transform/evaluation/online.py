@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import energy, streams
-from ..images import check, to_batch, to_model_units, to_pixels
+from ..images import check_batch, to_batch, to_model_units, to_pixels
 from ..transform import check_natural
 
 
@@ -315,11 +315,7 @@ def autoencode(images: Tensor, theta: Weights, stride: int) -> Tensor:
 
 def _one_by_one(images: Tensor, fit: Callable[[Tensor, Generator], Tensor], *, seed: int | None, index: int) -> Tensor:
     """``fit(image, generator)`` for each image (1, C, H, W) of a batch, with a random stream of its own."""
-    check(images, minimum_size=1)
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        raise TypeError(f"expected a floating-point tensor in [0, 1], got {getattr(images, 'dtype', type(images).__name__)}")
-    if images.ndim != 4:
-        raise ValueError(f"expected shape (N, C, H, W), got {tuple(images.shape)}")
+    check_batch(images)
     check_natural("index", index, minimum=0)
     seed = streams.fresh_seed() if seed is None else seed
     with _training_mode(images.device):

@@ -22,7 +22,8 @@ from skimage.restoration import denoise_tv_chambolle, denoise_wavelet
 from torch import Generator, Tensor, nn
 
 from .. import streams
-from ..images import check, to_batch
+from ..images import check_batch, to_batch
+from ..transform import check_natural
 
 CPU = torch.device("cpu")
 
@@ -366,12 +367,8 @@ class Randomization(nn.Module):
 
 def _check(images: Tensor, index: int) -> Tensor:
     """The images, checked, in float32 or float64."""
-    check(images, minimum_size=1)
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        raise TypeError(f"expected a floating-point tensor, got {getattr(images, 'dtype', type(images).__name__)}")
-    if images.ndim != 4:
-        raise ValueError(f"expected images of shape (N, C, H, W), got {tuple(images.shape)}")
-    _require(_is_integer(index) and index >= 0, "index", index, "an integer >= 0")
+    check_batch(images)
+    check_natural("index", index)
     return to_batch(images)
 
 
