@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from . import energy, langevin, streams
+from .backend import Backend, fused
 from .energy import Parameters
 from .images import to_model_units, to_pixels
 
@@ -37,6 +38,7 @@ class Settings:
     langevin: Langevin
     adaptive_lr: bool
     compute_dtype: torch.dtype | None
+    backend: Backend
 
     def __post_init__(self) -> None:
         for name in ("network_steps", "image_steps", "kernel_size", "stride", "filters"):
@@ -57,17 +59,34 @@ class Settings:
             )
         if self.compute_dtype not in (None, torch.float32, torch.bfloat16):  # sums over positions overflow float16
             raise ValueError(f"compute_dtype must be None, torch.float32 or torch.bfloat16, got {self.compute_dtype!r}")
-        for name, choices in (("init", ("natural", "uniform")), ("langevin", ("closed_form", "exact"))):
+        for name, choices in (
+            ("init", ("natural", "uniform")),
+            ("langevin", ("closed_form", "exact")),
+            ("backend", ("auto", "torch", "triton")),
+        ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
 
 
 class State(NamedTuple):
-    """Where Algorithm 1 stands: the network step, (reference, synthesised) as cells, and the network that made it."""
+    """Where Algorithm 1 stands: the network step, (reference, synthesised) as cells, and the network that made it.
+
+    The fused step keeps another layout, so these two are made when they are asked for.
+    """
 
     step: int
-    pair: Tensor
-    theta: Parameters
+    read_pair: Callable[[], Tensor]
+    read_theta: Callable[[], Parameters]
+
+    @property
+    def pair(self) -> Tensor:
+        """The reference and the synthesised images as cells (2, N*D, h, w)."""
+        return self.read_pair()
+
+    @property
+    def theta(self) -> Parameters:
+        """The network that made the synthesised images."""
+        return self.read_theta()
 
 
 def alternate(reference: Tensor, settings: Settings, generators: Sequence[Generator]) -> Iterator[State]:
@@ -87,6 +106,11 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
     )
     pair = torch.cat([energy.to_cells(reference, s.stride)] * 2).contiguous(memory_format=torch.channels_last)
     image = pair[1:].zero_()
+    if fused(s.backend, reference.device, reference.dtype, s.stride):
+        from . import triton_step  # the rest of this function, as CUDA kernels
+
+        yield from triton_step.alternate(pair, theta, reference.shape, s, generators)
+        return
     normal = torch.empty_like(reference, memory_format=torch.contiguous_format)
     positions = theta.fc[0, 0].numel()  # the gradient of W is a sum over positions: its rate is per position
     conv_lr = reference.new_full((len(reference),), s.conv_lr)
@@ -105,7 +129,7 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
             mode = energy.image_gradient(energy.gate(a, low), low)
             draw = energy.to_cells(streams.fill_normal(normal, generators), s.stride)
             langevin.step(image, mode, draw, noise=s.noise, steps=held)  # Eq. 3
-        yield State(step, pair, theta)
+        yield State(step, lambda: pair, lambda: theta)
         if step == s.network_steps:
             return
         # closed form: ``a`` is the mask of the network before its update, which saves a convolution

@@ -15,10 +15,14 @@ def step(image: Tensor, gradient: Tensor, normal: Tensor, *, noise: float, steps
 
     With ``steps=1`` this is Eq. 3 itself. ``gradient`` and ``normal`` (standard normal) have the shape of ``image``.
     """
-    rho = 1 - noise**2 / 2
-    decay = rho**steps
-    std = noise * math.sqrt(sum(rho ** (2 * k) for k in range(steps)))
+    decay, std = law(noise, steps)
     return image.mul_(decay).add_(gradient, alpha=1 - decay).add_(normal, alpha=std)
+
+
+def law(noise: float, steps: int) -> tuple[float, float]:
+    """rho^T, and the standard deviation of the noise that T = ``steps`` steps add: see :func:`step`."""
+    rho = 1 - noise**2 / 2
+    return rho**steps, noise * math.sqrt(sum(rho ** (2 * k) for k in range(steps)))
 
 
 def stationary_variance(noise: float) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from . import energy, streams
+from .backend import Backend, fused
 from .generate import Init, Langevin, Settings, State, alternate, diverged, image_of, purify
 from .images import ImageLike, check, like, to_batch, to_model_units, to_pixels
 
@@ -67,6 +68,9 @@ class OnlineAlternateGenerator(nn.Module):
             by over 5%. ``False`` is Eq. 5 as it stands.
         compute_dtype: precision of the convolutions' operands; the state and everything else stays in float32 (float64 for
             float64 images). ``None``: the same. ``torch.bfloat16`` is faster on a CPU with AVX512-BF16 or AMX.
+        backend: ``"triton"`` runs the network step as fused CUDA kernels (operands in float32 rounded to TF32, or in bfloat16),
+            ``"torch"`` as PyTorch operators on any device; ``"auto"`` takes the kernels for all but float64 images on an
+            NVIDIA GPU of compute capability 8.0 or higher where triton is installed. The two draw different noise.
         seed: an integer repeats the result; ``None`` draws fresh entropy from the system in each call, as a defender
             should. Global random state is neither read nor changed.
         chunk_size: images that are worked on together. ``None``: 1 on the CPU, where that is fastest, 32 elsewhere.
@@ -86,6 +90,7 @@ class OnlineAlternateGenerator(nn.Module):
     Raises:
         ValueError, TypeError: bad hyper-parameters, or bad images (see :func:`oag_transform.images.check`).
         DivergenceError: see ``on_failure``.
+        RuntimeError: ``backend="triton"`` can't work on these images, and why.
 
     Example:
         >>> import torch
@@ -112,6 +117,7 @@ class OnlineAlternateGenerator(nn.Module):
         langevin: Langevin = "closed_form",
         adaptive_lr: bool = True,
         compute_dtype: torch.dtype | None = None,
+        backend: Backend = "auto",
         seed: int | None = None,
         chunk_size: int | None = None,
         gradient: Gradient = "straight_through",
@@ -133,6 +139,7 @@ class OnlineAlternateGenerator(nn.Module):
             langevin=langevin,
             adaptive_lr=adaptive_lr,
             compute_dtype=compute_dtype,
+            backend=backend,
         )
         if seed is not None:
             check_natural("seed", seed)
@@ -181,13 +188,18 @@ class OnlineAlternateGenerator(nn.Module):
         """
         check(images, minimum_size=self.settings.kernel_size)
         check_natural("index", index)
-        batch = to_batch(images)
+        batch = self._batch(images)
         with _plain_mode(batch.device):
             result = like(self._purify(batch, index), images)
         if isinstance(images, Tensor) and images.requires_grad and self.gradient == "straight_through":
             plain = _StraightThrough.apply(images.as_subclass(Tensor), result.as_subclass(Tensor))
             return tv_tensors.wrap(plain, like=images) if isinstance(images, tv_tensors.TVTensor) else plain
         return result
+
+    def _batch(self, images: ImageLike) -> Tensor:
+        batch = to_batch(images)
+        fused(self.settings.backend, batch.device, batch.dtype, self.settings.stride)  # raises where "triton" can't run
+        return batch
 
     def _purify(self, batch: Tensor, index: int) -> Tensor:
         seed = streams.fresh_seed() if self.seed is None else self.seed
@@ -220,10 +232,9 @@ class OnlineAlternateGenerator(nn.Module):
         check(images, minimum_size=self.settings.kernel_size)
         check_natural("index", index)
         check_natural("every", every, minimum=1)
-        return self._trace(images, every, index)
+        return self._trace(self._batch(images), images, every, index)
 
-    def _trace(self, images: ImageLike, every: int, index: int) -> Iterator[TraceStep]:
-        batch = to_batch(images)
+    def _trace(self, batch: Tensor, images: ImageLike, every: int, index: int) -> Iterator[TraceStep]:
         seed = streams.fresh_seed() if self.seed is None else self.seed
         chunks = self.chunks(batch)
         if not chunks:
