@@ -80,16 +80,16 @@ def _image_kernel(
     gates, weight, image, image_low, reference, squares, seeds, draw,
     decay, pull, std, height, width, pixel_rows, pixel_columns,
     K: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, DEPTH: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """Eq. 3: I <- decay I + pull I* + std N(0, 1) with the mode I* = conv_transpose(gates, W); squared residuals of the tile."""
+    """Eq. 3: I <- decay I + pull I* + std N(0, 1), I* = conv_transpose(gates, W); and the tile's sum of squared residuals."""
     n = tl.program_id(1).to(tl.int64)
     size = height * width
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
     d = tl.arange(0, D)[None, :]
     mode = tl.zeros((BLOCK_P, D), tl.float32)
-    for start in range(0, K * K * C, BLOCK_C):
-        j = start + tl.arange(0, BLOCK_C)
+    for start in range(0, K * K * C, BLOCK_J):
+        j = start + tl.arange(0, BLOCK_J)
         patches = _patches(gates + n * size * C, p, j[None, :], height, width, K, C)
         turned = K * K - 1 - start // C  # the transpose of a convolution is one with its kernels turned around
         c = (j % C)[:, None]
@@ -153,11 +153,11 @@ def _contrast_kernel(
 
 @triton.jit
 def _gradient_kernel(
-    reference, image, reference_gates, image_gates, partial, height, width, positions,
-    K: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
+    reference, image, reference_gates, image_gates, partial, height, width,
+    K: tl.constexpr, C: tl.constexpr, D: tl.constexpr, POSITIONS: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """``partial`` (N, splits, C, k * k * D): sum over ``positions`` cells of gates times patches, for both images."""
+    """``partial`` (N, splits, C, k * k * D): sum over ``POSITIONS`` cells of gates times patches, for both images."""
     n = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
     size = height * width
@@ -166,8 +166,8 @@ def _gradient_kernel(
     c = tl.program_id(0) // columns * BLOCK_C
     over_p = c + tl.arange(0, BLOCK_C)[None, :]
     gradient = tl.zeros((BLOCK_C, BLOCK_J), tl.float32)
-    for start in range(split * positions, split * positions + positions, BLOCK_P):
-        p = start + tl.arange(0, BLOCK_P)[:, None]
+    for start in range(0, POSITIONS, BLOCK_P):
+        p = split * POSITIONS + start + tl.arange(0, BLOCK_P)[:, None]
         at = n * size * C + p * C + over_p
         gates_z = tl.load(reference_gates + at, mask=p < size, other=0.0)
         gates_s = tl.load(image_gates + at, mask=p < size, other=0.0)
@@ -182,16 +182,16 @@ def _gradient_kernel(
 
 @triton.jit
 def _weight_kernel(
-    partial, taps, rate, weight, weight_low, splits,
-    C: tl.constexpr, KKD: tl.constexpr, BLOCK: tl.constexpr,
+    partial, taps, rate, weight, weight_low,
+    SPLITS: tl.constexpr, C: tl.constexpr, KKD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Eq. 5: W <- W + rate * taps * (sum of the splits)."""
     n = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = i < C * KKD
     total = tl.zeros((BLOCK,), tl.float32)
-    for split in range(splits):
-        total += tl.load(partial + (n * splits + split) * C * KKD + i, mask=there, other=0.0)
+    for split in range(SPLITS):
+        total += tl.load(partial + (n * SPLITS + split) * C * KKD + i, mask=there, other=0.0)
     at = n * C * KKD + i
     step = tl.load(rate + n) * tl.load(taps + i % KKD, mask=there, other=0.0)
     new = tl.load(weight + at, mask=there, other=0.0) + step * total
@@ -213,11 +213,13 @@ class Chunk:
         self.D = max(16, triton.next_power_of_2(self.depth))
         self.block_c = min(64, max(16, triton.next_power_of_2(s.filters)))
         self.C = triton.cdiv(s.filters, self.block_c) * self.block_c
-        self.block_p = 128
-        self.tiles = triton.cdiv(self.size, self.block_p)
-        self.positions = self.block_p * triton.cdiv(self.size, self.block_p * min(MAX_SPLITS, triton.cdiv(self.size, 1024)))
-        self.splits = triton.cdiv(self.size, self.positions)
+        self.dims = {"K": self.k, "C": self.C, "D": self.D}
         low = s.compute_dtype or torch.float32
+        # tiles of 128 bytes a row: their stages fit the 99 KB of shared memory of the smallest supported GPUs
+        self.block_p, self.block_j = 128, 128 // low.itemsize
+        self.tiles = triton.cdiv(self.size, self.block_p)
+        self.positions = triton.next_power_of_2(max(min(self.size, 1024), triton.cdiv(self.size, MAX_SPLITS)))
+        self.splits = triton.cdiv(self.size, self.positions)
 
         grouped = (self.count, -1)
         self.reference, self.image = _pack(pair.unflatten(1, grouped), self.D).unbind()
@@ -242,7 +244,7 @@ class Chunk:
         """Gates of the synthesised image by its own responses."""
         _gate_kernel[self.tiles, self.count, self.C // self.block_c](
             self.image_low, self.weight_low, self.bias, self.fc, self.held_gates, *self.grid,
-            K=self.k, C=self.C, D=self.D, BLOCK_P=self.block_p, BLOCK_C=self.block_c, BLOCK_J=64, num_warps=4, num_stages=3,
+            **self.dims, BLOCK_P=self.block_p, BLOCK_C=self.block_c, BLOCK_J=self.block_j, num_warps=4, num_stages=3,
         )  # fmt: skip
 
     def image_step(self, decay: float, std: float) -> None:
@@ -251,8 +253,8 @@ class Chunk:
         _image_kernel[self.tiles, self.count](
             self.held_gates, self.weight_low, self.image, self.image_low, self.reference, self.squares, self.seeds, self.draw,
             decay, 1 - decay, std, *self.grid, *self.pixels,
-            K=self.k, C=self.C, D=self.D, S=self.settings.stride, DEPTH=self.depth,
-            BLOCK_P=self.block_p, BLOCK_C=self.block_c, num_warps=4, num_stages=3,
+            **self.dims, S=self.settings.stride, DEPTH=self.depth, BLOCK_P=self.block_p,
+            BLOCK_J=min(self.block_j, self.block_c), num_warps=4 if self.D < 64 else 8, num_stages=3,
         )  # fmt: skip
 
     def network_step(self) -> None:
@@ -262,16 +264,17 @@ class Chunk:
             residual = self.squares.sum(1) / (self.size * self.depth)
             for kept, new in zip((self.pace, self.best), generate.slow_down(self.pace, self.best, residual), strict=True):
                 kept.copy_(new)
-        blocks = {"BLOCK_P": self.block_p, "BLOCK_C": self.block_c}
         _contrast_kernel[self.tiles, self.count, self.C // self.block_c](
             self.reference_low, self.image_low, self.weight_low, self.bias, self.fc, self.pace,
             self.reference_gates, self.image_gates, self.held_gates, self.sums, s.fc_lr, *self.grid,
-            K=self.k, C=self.C, D=self.D, **blocks, BLOCK_J=64, num_warps=8, num_stages=3,
+            **self.dims, BLOCK_P=self.block_p, BLOCK_C=self.block_c, BLOCK_J=self.block_j, num_warps=8, num_stages=3,
         )  # fmt: skip
-        columns = triton.cdiv(self.k**2 * self.D, 128)
+        block_j = 2 * self.block_j
+        columns = triton.cdiv(self.k**2 * self.D, block_j)
         _gradient_kernel[columns * (self.C // self.block_c), self.count, self.splits](
-            self.reference_low, self.image_low, self.reference_gates, self.image_gates, self.partial, *self.grid, self.positions,
-            K=self.k, C=self.C, D=self.D, BLOCK_P=64, BLOCK_C=self.block_c, BLOCK_J=128, num_warps=4, num_stages=3,
+            self.reference_low, self.image_low, self.reference_gates, self.image_gates, self.partial, *self.grid,
+            **self.dims, POSITIONS=self.positions,
+            BLOCK_P=self.block_j, BLOCK_C=self.block_c, BLOCK_J=block_j, num_warps=4, num_stages=3,
         )  # fmt: skip
         sums = self.sums.sum(1)
         rate = self.pace * s.conv_lr
@@ -282,8 +285,8 @@ class Chunk:
         self.bias.addcmul_(sums[:, 1], rate[:, None])
         block = 1024
         _weight_kernel[triton.cdiv(self.weight[0].numel(), block), self.count](
-            self.partial, self.taps, rate, self.weight, self.weight_low, self.splits,
-            C=self.C, KKD=self.k**2 * self.D, BLOCK=block, num_warps=4,
+            self.partial, self.taps, rate, self.weight, self.weight_low,
+            SPLITS=self.splits, C=self.C, KKD=self.k**2 * self.D, BLOCK=block, num_warps=4,
         )  # fmt: skip
 
     def pair(self) -> Tensor:

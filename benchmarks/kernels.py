@@ -1,0 +1,134 @@
+"""What the compiler makes of the fused kernels, without a GPU: registers, spills, shared memory and matrix instructions.
+
+python -m benchmarks.kernels [--arch 90] [--compute-dtype bfloat16] [--exact] [--kernel-size 15]
+
+Records the launches of one network step for a 224 x 224 image, arguments and all, and compiles each of them ahead of time.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from oag_transform import OnlineAlternateGenerator, energy, streams, triton_step
+
+TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}
+
+
+class Compiled(NamedTuple):
+    """A kernel for one architecture; ``wide`` and ``narrow`` count matrix instructions for a warpgroup and for a warp."""
+
+    name: str
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+    wide: int
+    narrow: int
+    vector_loads: int
+
+
+def launches(transform: OnlineAlternateGenerator, size: int) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """Kernel, arguments and options of every launch of one network step, without running them."""
+    seen: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
+
+    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        seen.append((kernel, args, options))
+
+    s = transform.settings
+    generators = streams.generators(0, [0], torch.device("cpu"))
+    images = torch.zeros(1, 3, size, size)
+    theta = energy.initial_parameters(
+        generators,
+        images.shape,
+        kernel_size=s.kernel_size,
+        stride=s.stride,
+        filters=s.filters,
+        init=s.init,
+        dtype=torch.float32,
+    )
+    run = triton.JITFunction.run
+    triton.JITFunction.run = record
+    try:
+        chunk = triton_step.Chunk(torch.cat([energy.to_cells(images, s.stride)] * 2), theta, images.shape, s, generators)
+        chunk.respond()
+        chunk.image_step(0.5, 0.5)
+        chunk.network_step()
+    finally:
+        triton.JITFunction.run = run
+    return seen
+
+
+def compile_launch(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], arch: int) -> Compiled:
+    """Compile a recorded launch for compute capability ``arch`` (80, 90), specialized as the launch would be."""
+    options = dict(options)
+    settings = {name: options.pop(name) for name in ("num_warps", "num_stages") if name in options}
+    signature: dict[str, str] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    for i, (name, value) in enumerate(zip(kernel.arg_names, args, strict=False)):
+        if isinstance(value, Tensor):
+            signature[name] = TYPES[value.dtype]
+            aligned = True
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+            aligned = isinstance(value, int) and value % 16 == 0
+        if aligned:
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    signature |= dict.fromkeys(options, "constexpr")
+    source = ASTSource(kernel, signature, options, attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=settings)
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernel.cubin"
+        binary.write_bytes(compiled.asm["cubin"])
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        usage = subprocess.run([tool, "-res-usage", binary], capture_output=True, text=True, check=True).stdout
+    ptx = compiled.asm["ptx"]
+    return Compiled(
+        kernel.__name__,
+        int(re.findall(r"REG:(\d+)", usage)[-1]),
+        int(re.findall(r"STACK:(\d+)", usage)[-1]),
+        compiled.metadata.shared,
+        len(re.findall(r"wgmma\.mma_async", ptx)),
+        len(re.findall(r"\bmma\.sync", ptx)),
+        len(re.findall(r"cp\.async\.c[ag]\.shared\.global \[.*\], \[.*\], 0x10|ld\.global[.\w]*\.v4\.b32", ptx)),
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], help="compute capabilities, without the dot")
+    parser.add_argument("--compute-dtype", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
+    parser.add_argument("--kernel-size", type=int, default=15)
+    parser.add_argument("--filters", type=int, default=64)
+    parser.add_argument("--stride", type=int, default=3)
+    parser.add_argument("--size", type=int, default=224, help="height and width of the image")
+    options = parser.parse_args()
+    print(f"triton {triton.__version__}")
+    for dtype in options.compute_dtype:
+        transform = OnlineAlternateGenerator(
+            kernel_size=options.kernel_size,
+            stride=options.stride,
+            filters=options.filters,
+            compute_dtype=getattr(torch, dtype),
+        )
+        for arch in options.arch:
+            print(f"\n{dtype}, sm_{arch}")
+            print("kernel               registers  stack bytes  shared bytes  wgmma  mma.sync  16-byte loads")
+            for launch in launches(transform, options.size):
+                c = compile_launch(*launch, arch)
+                print(
+                    f"{c.name:20} {c.registers:9} {c.stack_bytes:12} {c.shared_bytes:13} "
+                    f"{c.wide:6} {c.narrow:9} {c.vector_loads:14}"
+                )
+
+
+if __name__ == "__main__":
+    main()
