@@ -60,7 +60,7 @@ def main() -> None:
 
     steps = {**s, "network_steps": options.plain_steps}
     reference = to_model_units(images[:1], steps.pop("scale"))[0]
-    for other in ("init", "langevin", "adaptive_lr", "compute_dtype"):
+    for other in ("init", "langevin", "adaptive_lr", "compute_dtype", "backend"):
         del steps[other]
     plain = seconds(lambda: plain_algorithm_1(reference, torch.Generator().manual_seed(0), **steps), options.repeats)
     plain *= s["network_steps"] / options.plain_steps

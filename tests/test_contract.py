@@ -242,6 +242,7 @@ def test_rounding_beyond_the_range_is_accepted() -> None:
         ("compute_dtype", "bfloat16", "compute_dtype"),
         ("init", "xavier", "init must be one of"),
         ("langevin", "fast", "langevin must be one of"),
+        ("backend", "cuda", "backend must be one of"),
         ("seed", -1, "seed must be an integer >= 0"),
         ("seed", 1.5, "seed"),
         ("chunk_size", 0, "chunk_size must be an integer >= 1"),

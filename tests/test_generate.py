@@ -43,6 +43,7 @@ def test_paper_is_the_plain_transcription(overrides: dict[str, int]) -> None:
         False,
         None,
     )
+    assert s.pop("backend") == "auto"
     mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64)[:, None, None]
     stream = streams.generators(3, [5], torch.device("cpu"))[0]
     expected = plain_algorithm_1((255 * image - mean) / scale, stream, **s)

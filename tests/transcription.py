@@ -5,6 +5,7 @@ the order in which random numbers are drawn.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +34,9 @@ def plain_algorithm_1(
         bound = 1 / math.sqrt(fan_in)
         parameter.data = parameter.data.uniform_(-bound, bound, generator=generator)
 
-    conv = nn.utils.skip_init(nn.Conv2d, channels, filters, kernel_size, stride, dtype=reference.dtype)
-    linear = nn.utils.skip_init(nn.Linear, filters * rows * columns, 1, bias=False, dtype=reference.dtype)
+    kind: dict[str, Any] = {"dtype": reference.dtype, "device": reference.device}
+    conv = nn.utils.skip_init(nn.Conv2d, channels, filters, kernel_size, stride, **kind)
+    linear = nn.utils.skip_init(nn.Linear, filters * rows * columns, 1, bias=False, **kind)
     random_uniform(conv.weight, channels * kernel_size**2)
     random_uniform(conv.bias, channels * kernel_size**2)
     random_uniform(linear.weight, filters * rows * columns)
@@ -49,7 +51,7 @@ def plain_algorithm_1(
         for _ in range(image_steps):
             image.requires_grad_(True)
             (gradient,) = torch.autograd.grad(f(image), image)
-            normal = torch.empty(channels, height, width, dtype=image.dtype).normal_(generator=generator)
+            normal = torch.empty(channels, height, width, **kind).normal_(generator=generator)
             normal = F.pad(normal, (0, columns * stride - width, 0, rows * stride - height))
             image = image.detach() - noise**2 / 2 * (image.detach() - gradient) + noise * normal  # Eq. 3
         weight, bias, fc = torch.autograd.grad(f(reference) - f(image), [conv.weight, conv.bias, linear.weight])

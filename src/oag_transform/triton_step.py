@@ -33,7 +33,7 @@ def _patches(cells, p, j, height, width, K: tl.constexpr, D: tl.constexpr):
     tap = j // D
     y = p // width + tap // K - K // 2
     x = p % width + tap % K - K // 2
-    inside = (p < height * width) & (tap < K * K) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    inside = (tap < K * K) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
     return tl.load(cells + (y * width + x) * D + j % D, mask=inside, other=0.0)
 
 

@@ -1,0 +1,296 @@
+"""Speed and memory on a GPU: fused kernels, PyTorch operators, the plain autograd transcription and peers, in one run.
+
+python -m benchmarks.gpu            (from the repository; on a machine without a GPU, the rows that run on the CPU)
+
+Rates are of the products and of the memory traffic that the method needs (``work``), next to the two ceilings measured here.
+Nothing is reported of the fused kernels before they agree with the PyTorch operators on the same images.
+"""
+
+import argparse
+import dataclasses
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oag_transform import OnlineAlternateGenerator, energy, generate, streams
+from oag_transform.evaluation.online import DeepImagePrior
+from oag_transform.evaluation.peers import TVM, MeanFilter
+from oag_transform.images import to_model_units
+from tests.transcription import plain_algorithm_1
+
+from .speed import photographs
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+
+
+def milliseconds(work: Callable[[], object], repeats: int) -> float:
+    """Median wall time of ``work`` until the device has finished it, after one call to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        _wait()
+        start = time.perf_counter()
+        work()
+        _wait()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times[1:])
+
+
+def _wait() -> None:
+    if GPU:
+        torch.cuda.synchronize()
+
+
+def peak_memory(work: Callable[[], object]) -> float:
+    """MiB on the GPU that ``work`` takes at its peak, beyond what was there; NaN without a GPU."""
+    if not GPU:
+        return math.nan
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def ceilings() -> tuple[dict[torch.dtype, float], float]:
+    """TFLOP/s of a large matrix product, float32 as TF32, and GB/s, read and written, of a large copy."""
+    n, size = (8192, 2**31) if GPU else (1024, 2**26)
+    rates = {}
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    for dtype in (torch.bfloat16, torch.float32):
+        a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
+        rates[dtype] = 2 * n**3 / milliseconds(functools.partial(torch.mm, a, b), 20) / 1e9
+    torch.set_float32_matmul_precision(precision)
+    source = torch.randn(size // 4, device=DEVICE)
+    target = torch.empty_like(source)
+    return rates, 2 * size / milliseconds(lambda: target.copy_(source), 20) / 1e6
+
+
+def work(transform: OnlineAlternateGenerator, size: int) -> tuple[float, float]:
+    """Floating-point operations and bytes for an image: each step's products, and each of its tensors read or written once."""
+    s = transform.settings
+    cells, k = math.ceil(size / s.stride) ** 2, energy.kernel_cells(s.kernel_size, s.stride)
+    depth, low = 3 * s.stride**2, (s.compute_dtype or torch.float32).itemsize
+    product = 2 * cells * s.filters * depth * k**2
+    weights = s.filters * depth * k**2
+    rounds, responses = (1, 0) if s.langevin == "closed_form" else (s.image_steps, 1)
+    # image: float32 read and written, its operand written, the gates and W read; reference: read for the residual
+    image = cells * (12 * depth + low * (depth + s.filters)) + low * weights
+    # responses: operand, W and v read, gates written
+    respond = cells * (low * depth + (4 + low) * s.filters) + low * weights
+    # operands read twice, v read and written, three gates written and two read; W and its operand read and written
+    network = cells * (4 * low * depth + (8 + 5 * low) * s.filters) + (8 + 2 * low) * weights
+    steps = s.network_steps
+    return (
+        steps * rounds * (1 + responses) * product + (steps - 1) * 4 * product,
+        steps * rounds * (image + responses * respond) + (steps - 1) * network,
+    )
+
+
+def agree(fused: OnlineAlternateGenerator, images: Tensor) -> None:
+    """Raise unless fused kernels and PyTorch operators leave the same residual, to 2%, on each image; their noise differs."""
+    plain = copy(fused, backend="torch")
+    residuals = [list(t.trace(images, every=t.settings.network_steps))[-1].residual for t in (fused, plain)]
+    torch.testing.assert_close(*residuals, rtol=0.02, atol=0)
+
+
+def copy(transform: OnlineAlternateGenerator, **overrides: Any) -> OnlineAlternateGenerator:
+    """The same transform with other arguments."""
+    return OnlineAlternateGenerator(**dataclasses.asdict(transform.settings) | {"seed": 0} | overrides)
+
+
+def variants(network_steps: int, paper_steps: int) -> Iterator[tuple[str, OnlineAlternateGenerator, float, bool]]:
+    """Name, transform, by how much its time is scaled up, and whether a step is captured as a CUDA graph."""
+    default = OnlineAlternateGenerator(network_steps=network_steps, seed=0)
+    paper = OnlineAlternateGenerator.paper(network_steps=paper_steps, seed=0)
+    scale = OnlineAlternateGenerator.paper().settings.network_steps / paper_steps
+    for name, transform, factor in (("default", default, 1.0), (f"paper(), from {paper_steps} steps", paper, scale)):
+        for dtype in (torch.float32, torch.bfloat16):
+            precision = str(dtype).removeprefix("torch.")
+            yield f"{name}, PyTorch, {precision}", copy(transform, compute_dtype=dtype, backend="torch"), factor, False
+            if GPU:
+                fused = copy(transform, compute_dtype=dtype, backend="triton")
+                yield f"{name}, fused, {precision}", fused, factor, False
+                yield f"{name}, fused, {precision}, CUDA graph", fused, factor, True
+
+
+def moves(images: Tensor, repeats: int) -> Iterator[tuple[str, float, int]]:
+    """The fused moves alone, for all images at once: name, milliseconds, and the number of products for each image."""
+    from oag_transform.triton_step import Chunk
+
+    for dtype in (torch.float32, torch.bfloat16):
+        chunk = Chunk(*_chunk_arguments(images, copy(OnlineAlternateGenerator(), compute_dtype=dtype)))
+        name = str(dtype).removeprefix("torch.")
+        yield f"respond, {name}", milliseconds(chunk.respond, repeats), 1
+        yield f"image_step, {name}", milliseconds(functools.partial(chunk.image_step, 0.9, 0.1), repeats), 1
+        yield f"network_step, {name}", milliseconds(chunk.network_step, repeats), 4
+
+
+def _chunk_arguments(images: Tensor, transform: OnlineAlternateGenerator) -> tuple[Any, ...]:
+    s = transform.settings
+    generators = streams.generators(0, range(len(images)), images.device)
+    state = next(generate.alternate(to_model_units(images, s.scale), dataclasses.replace(s, backend="torch"), generators))
+    return state.pair, state.theta, images.shape, s, generators
+
+
+def products(images: Tensor, dtype: torch.dtype, repeats: int) -> Iterator[tuple[str, float]]:
+    """The three products of the PyTorch path for all images at once, as grouped convolutions and as batched matrix products."""
+    pair, theta, *_ = _chunk_arguments(images, OnlineAlternateGenerator())
+    theta, cells, count = theta.cast(dtype), pair[1:].to(dtype), len(images)
+    gates = energy.gate(energy.responses(cells, theta), theta)
+    k, size = theta.weight.shape[-1], cells.shape[-2:]
+    weight = theta.weight.unflatten(0, (count, -1)).flatten(2)
+    single = cells.unflatten(1, (count, -1))[0]
+
+    def unfolded() -> Tensor:
+        return F.unfold(single, k, padding=k // 2)
+
+    def flat() -> Tensor:
+        return gates[0].unflatten(0, (count, -1)).flatten(2)
+
+    def folded() -> Tensor:
+        return F.fold(weight.mT @ flat(), size, k, padding=k // 2)
+
+    def contiguous(tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=torch.contiguous_format)
+
+    plain = theta._replace(weight=contiguous(theta.weight))
+    plain_cells, plain_gates = contiguous(cells), contiguous(gates)
+    bias = theta.bias.unflatten(0, (count, -1))[..., None]
+    ways: dict[str, list[tuple[str, Callable[[], Tensor]]]] = {
+        "responses": [
+            ("grouped, channels last", lambda: energy.responses(cells, theta)),
+            ("grouped, contiguous", lambda: energy.responses(plain_cells, plain)),
+            ("unfold + bmm", lambda: torch.baddbmm(bias, weight, unfolded())),
+        ],
+        "image gradient": [
+            ("grouped, channels last", lambda: energy.image_gradient(gates, theta)),
+            ("grouped, contiguous", lambda: energy.image_gradient(plain_gates, plain)),
+            ("bmm + fold", folded),
+        ],
+        "weight gradient": [
+            ("grouped, channels last", lambda: energy.conv_gradient(cells, gates, theta)[0]),
+            ("grouped, contiguous", lambda: energy.conv_gradient(plain_cells, plain_gates, plain)[0]),
+            ("unfold + bmm", lambda: flat() @ unfolded().mT),
+        ],
+    }
+    for product, kinds in ways.items():
+        expected = kinds[0][1]().float()
+        for name, way in kinds:
+            difference = (way().float().reshape(expected.shape) - expected).norm() / expected.norm()
+            if not difference < 0.02:
+                raise RuntimeError(f"{product} by {name} differs from grouped convolution by {difference:.2g}")
+            yield f"{product}, {name}", milliseconds(way, repeats)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=224, help="height and width in pixels")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64, 256] if GPU else [1, 8])
+    parser.add_argument("--large", type=int, default=512, help="size of one more batch, of 8; 0: none")
+    parser.add_argument("--network-steps", type=int, default=OnlineAlternateGenerator().settings.network_steps)
+    parser.add_argument("--paper-steps", type=int, default=4, help="network steps of paper() that are timed and scaled up")
+    parser.add_argument("--plain-steps", type=int, default=2, help="network steps of the transcription, likewise")
+    parser.add_argument("--dip-steps", type=int, default=300, help="steps of the deep image prior")
+    parser.add_argument("--repeats", type=int, default=3, help="the median of so many runs is given")
+    options = parser.parse_args()
+
+    rates, bandwidth = ceilings()
+    device = torch.cuda.get_device_name() if GPU else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{device}, torch {torch.__version__}")
+    print(
+        f"ceilings: bfloat16 {rates[torch.bfloat16]:.1f} and TF32 {rates[torch.float32]:.1f} TFLOP/s, copy {bandwidth:.0f} GB/s"
+    )
+    heading = f"{'':50} {'ms an image':>12} {'peak MiB':>9} {'TFLOP/s':>8} {'of max':>7} {'GB/s':>7} {'of max':>7}"
+
+    if GPU:
+        sample = photographs(4, options.size).to(DEVICE)
+        for _, transform, _, _ in variants(options.network_steps, options.paper_steps):
+            if transform.settings.backend == "triton":
+                agree(transform, sample)
+        print("fused kernels and PyTorch operators leave the same residual")
+
+    batches = [(options.size, batch) for batch in options.batches] + ([(options.large, 8)] if options.large else [])
+    for size, batch in batches:
+        images = _batch(batch, size)
+        print(f"\nbatch of {batch} at {size} x {size}\n{heading}")
+        for name, transform, factor, graph in variants(options.network_steps, options.paper_steps):
+            if GPU:
+                from oag_transform import triton_step
+
+                triton_step.CAPTURE = graph
+            run = functools.partial(transform, images)
+            memory, each = peak_memory(run), milliseconds(run, options.repeats) / batch
+            flop, moved = work(transform, size)
+            speed, traffic = flop / each / 1e9, moved / each / 1e6
+            ceiling = rates[transform.settings.compute_dtype or torch.float32]
+            print(
+                f"{name:50} {factor * each:12.3f} {memory:9.0f} {speed:8.2f} {speed / ceiling:7.1%} "
+                f"{traffic:7.0f} {traffic / bandwidth:7.1%}"
+            )
+
+    images = _batch(min(32, max(options.batches)), options.size)
+    if GPU:
+        print(f"\nfused moves, {len(images)} images at {options.size} x {options.size}\n{'':40} {'ms':>9} {'TFLOP/s':>8}")
+        # one step of an image is one product
+        product = work(OnlineAlternateGenerator(network_steps=1), options.size)[0] * len(images)
+        for name, time_, count in moves(images, 20):
+            print(f"{name:40} {time_:9.3f} {count * product / time_ / 1e9:8.1f}")
+    for dtype in (torch.float32, torch.bfloat16):
+        print(f"\nproducts of the PyTorch path, {dtype}, {len(images)} images at {options.size} x {options.size}")
+        print(f"{'':40} {'ms':>9}")
+        for name, time_ in products(images, dtype, options.repeats):
+            print(f"{name:40} {time_:9.3f}")
+
+    print(f"\none image at {options.size} x {options.size}, in the same run\n{'':70} {'ms an image':>12} {'peak MiB':>9}")
+    for name, peer in _peers(options):
+        run = functools.partial(peer, images[:1])
+        memory, each = peak_memory(run), milliseconds(run, options.repeats)
+        print(f"{name:70} {each:12.3f} {memory:9.0f}")
+    for name, factor, plain in _transcriptions(images[0], options):
+        memory = peak_memory(plain)
+        print(f"{name:70} {factor * milliseconds(plain, 1):12.1f} {memory:9.0f}")
+
+
+def _batch(count: int, size: int) -> Tensor:
+    """Photographs, repeated where there are not so many crops."""
+    crops = max(1, min(count, 512 - size))
+    return photographs(crops, size)[torch.arange(count) % crops].to(DEVICE)
+
+
+def _peers(options: argparse.Namespace) -> list[tuple[str, nn.Module]]:
+    return [
+        ("mean filter 3 x 3", MeanFilter()),
+        ("TVM", TVM(seed=0)),
+        (f"deep image prior, {options.dip_steps} steps", DeepImagePrior(steps=options.dip_steps, seed=0)),
+    ]
+
+
+def _transcriptions(image: Tensor, options: argparse.Namespace) -> Iterator[tuple[str, float, Callable[[], Tensor]]]:
+    default = OnlineAlternateGenerator(network_steps=options.network_steps)
+    for name, transform in (("the default's T_N and T_I", default), ("paper()", OnlineAlternateGenerator.paper())):
+        s = transform.settings
+        arguments = {
+            name: getattr(s, name) for name in ("image_steps", "kernel_size", "stride", "filters", "noise", "conv_lr", "fc_lr")
+        }
+        reference = to_model_units(image[None], s.scale)[0]
+
+        def run(reference: Tensor = reference, arguments: dict[str, Any] = arguments) -> Tensor:
+            generator = torch.Generator(DEVICE).manual_seed(0)
+            return plain_algorithm_1(reference, generator, network_steps=options.plain_steps, **arguments)
+
+        factor = s.network_steps / options.plain_steps
+        yield f"autograd transcription, {name}, from {options.plain_steps} steps", factor, run
+
+
+if __name__ == "__main__":
+    main()
