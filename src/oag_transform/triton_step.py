@@ -24,7 +24,7 @@ from .energy import Parameters
 from .generate import Settings, State
 
 CAPTURE = False  # record a step as a CUDA graph and replay it; benchmarks.gpu times both
-MAX_SPLITS = 16  # partial sums of the weight gradient, at most, for each image
+MIN_POSITIONS, MAX_SPLITS = 1024, 16  # cells in a partial sum of the weight gradient, and such sums for an image
 
 
 @triton.jit
@@ -218,7 +218,7 @@ class Chunk:
         # tiles of 128 bytes a row: their stages fit the 99 KB of shared memory of the smallest supported GPUs
         self.block_p, self.block_j = 128, 128 // low.itemsize
         self.tiles = triton.cdiv(self.size, self.block_p)
-        self.positions = triton.next_power_of_2(max(min(self.size, 1024), triton.cdiv(self.size, MAX_SPLITS)))
+        self.positions = triton.next_power_of_2(max(min(self.size, MIN_POSITIONS), triton.cdiv(self.size, MAX_SPLITS)))
         self.splits = triton.cdiv(self.size, self.positions)
 
         grouped = (self.count, -1)
@@ -261,7 +261,7 @@ class Chunk:
         """Eq. 5, with the rates of ``adaptive_lr``; leaves the image's gates by the new v and the mask of the old network."""
         s = self.settings
         if s.adaptive_lr:
-            residual = self.squares.sum(1) / (self.size * self.depth)
+            residual = self.squares.sum(1)  # a sum does for the mean: it is compared with itself
             for kept, new in zip((self.pace, self.best), generate.slow_down(self.pace, self.best, residual), strict=True):
                 kept.copy_(new)
         _contrast_kernel[self.tiles, self.count, self.C // self.block_c](
