@@ -96,10 +96,10 @@ def work(transform: OnlineAlternateGenerator, size: int) -> tuple[float, float]:
 
 
 def agree(fused: OnlineAlternateGenerator, images: Tensor) -> None:
-    """Raise unless fused kernels and PyTorch operators leave the same residual, to 2%, on each image; their noise differs."""
+    """Raise unless fused kernels and PyTorch operators leave the same residual, to 3%, on each image; their noise differs."""
     plain = copy(fused, backend="torch")
     residuals = [list(t.trace(images, every=t.settings.network_steps))[-1].residual for t in (fused, plain)]
-    torch.testing.assert_close(*residuals, rtol=0.02, atol=0)
+    torch.testing.assert_close(*residuals, rtol=0.03, atol=0)
 
 
 def copy(transform: OnlineAlternateGenerator, **overrides: Any) -> OnlineAlternateGenerator:

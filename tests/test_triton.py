@@ -511,4 +511,4 @@ def test_fused_and_pytorch_agree_on_the_device(dtype: torch.dtype) -> None:
         ].residual
         for kind in cast("list[backend.Backend]", ["triton", "torch"])
     ]
-    torch.testing.assert_close(residuals[0], residuals[1], rtol=0.02, atol=0)
+    torch.testing.assert_close(residuals[0], residuals[1], rtol=0.03, atol=0)
