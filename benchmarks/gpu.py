@@ -279,9 +279,8 @@ def _transcriptions(image: Tensor, options: argparse.Namespace) -> Iterator[tupl
     default = OnlineAlternateGenerator(network_steps=options.network_steps)
     for name, transform in (("the default's T_N and T_I", default), ("paper()", OnlineAlternateGenerator.paper())):
         s = transform.settings
-        arguments = {
-            name: getattr(s, name) for name in ("image_steps", "kernel_size", "stride", "filters", "noise", "conv_lr", "fc_lr")
-        }
+        names = ("image_steps", "kernel_size", "stride", "filters", "noise", "conv_lr", "fc_lr", "threshold")
+        arguments = {name: getattr(s, name) for name in names}
         reference = to_model_units(image[None], s.scale)[0]
 
         def run(reference: Tensor = reference, arguments: dict[str, Any] = arguments) -> Tensor:

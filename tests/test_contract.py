@@ -237,6 +237,7 @@ def test_rounding_beyond_the_range_is_accepted() -> None:
         ("noise", float("nan"), "noise must be a finite number"),
         ("conv_lr", -1e-3, "conv_lr"),
         ("fc_lr", "0.1", "fc_lr"),
+        ("threshold", -1, "threshold must be a finite number >= 0, got -1"),
         ("scale", 0, "scale must be a finite number > 0"),
         ("compute_dtype", torch.float16, "compute_dtype must be None, torch.float32 or torch.bfloat16, got torch.float16"),
         ("compute_dtype", "bfloat16", "compute_dtype"),

@@ -143,26 +143,75 @@ def test_kernel_window_is_the_smallest_odd_one(kernel_size: int, stride: int) ->
     assert k == 1 or (k - 2) * stride < kernel_size
 
 
-def test_natural_filters_have_a_falling_spectrum_and_uniform_energy() -> None:
-    def spectrum(init: str) -> Tensor:
-        theta = energy.initial_parameters(
-            streams.generators(0, [0], torch.device("cpu")),
-            (1, 3, 30, 30),
-            kernel_size=15,
-            stride=1,
-            filters=400,
-            init=init,
-            dtype=torch.float64,
-        )
-        assert theta.weight.square().mean().item() == pytest.approx(1 / (3 * 3 * 15**2), rel=0.02)
-        return torch.fft.fft2(theta.weight).abs().square().mean((0, 1)).sqrt()
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [9, 15])
+def test_gabor_kernels(size: int, channels: int) -> None:
+    """Unit norm, no response to a constant, brightness or hue, and a spectrum whose centre is where it was drawn."""
+    kernels = energy.gabor_kernels(torch.Generator().manual_seed(0), 700, channels, size, torch.float64)
+    assert kernels.shape == (700, channels, size, size)
+    torch.testing.assert_close(kernels.square().sum((1, 2, 3)), torch.ones(700).double())
+    plain, gabor = kernels[:100], kernels[100:]
+    assert gabor.sum((2, 3)).abs().max() < 1e-9
+    assert (plain.abs().sum((2, 3)) - plain.sum((2, 3)).abs()).abs().max() < 1e-9  # one sign in each channel
+    grey = (kernels - kernels[:, :1]).abs().amax((1, 2, 3)) < 1e-9
+    hue = kernels.sum(1).abs().amax((1, 2)) < 1e-9
+    if channels == 1:
+        assert grey.all()
+    else:
+        assert (grey ^ hue).all()
+        assert grey[:100].sum() == 34
+        assert abs(grey[100:].double().mean().item() - 0.7) < 0.08  # four standard errors
+    # the centre of the power spectrum's half plane; the window spreads it, and little is left below one cycle a kernel
+    power = torch.fft.fft2(gabor, s=(64, 64)).abs().square().sum(1)
+    f = torch.fft.fftfreq(64).double()
+    centre = (power * torch.hypot(f[:, None], f[None])).sum((1, 2)) / power.sum((1, 2))
+    assert 0.5 / size < centre.min() < 1.5 / size
+    assert 0.25 < centre.max() < 0.33
+    angle = torch.atan2(f[:, None], f[None]).expand(64, 64)  # orientations: no direction is preferred
+    doubled = torch.stack([(power * torch.cos(2 * angle)).sum((1, 2)), (power * torch.sin(2 * angle)).sum((1, 2))])
+    assert (doubled / power.sum((1, 2))).mean(1).abs().max() < 4 / math.sqrt(2 * 600)
 
-    natural, uniform = spectrum("natural"), spectrum("uniform")
-    f = torch.fft.fftfreq(15, 1 / 15).double()
-    expected = 1 / (torch.hypot(f[:, None], f[None]) + 0.5)
-    ratio = natural / expected
-    assert (ratio / ratio.mean() - 1).abs().max() < 0.1  # 1,200 draws of a Rayleigh amplitude: s.d. about 2%
-    assert (uniform / uniform.mean() - 1).abs().max() < 0.1
+
+@pytest.mark.parametrize("init", ["gabor", "uniform"])
+def test_initial_filters_have_the_energy_of_pytorchs(init: str) -> None:
+    theta = energy.initial_parameters(
+        streams.generators(0, range(2), torch.device("cpu")),
+        (2, 3, 30, 30),
+        kernel_size=15,
+        stride=1,
+        filters=400,
+        init=init,
+        dtype=torch.float64,
+    )
+    assert theta.weight.square().mean().item() == pytest.approx(1 / (3 * 3 * 15**2), rel=0.02)
+    assert not torch.equal(theta.weight[:400], theta.weight[400:])
+
+
+def test_noise_response_is_the_spread_of_responses_to_noise() -> None:
+    _, theta = make(20, 23, 6, 2, 3, count=1)
+    noise = torch.randn(1, 12, 150, 150, generator=torch.Generator().manual_seed(0)).double()
+    spread = energy.responses(noise, theta)[..., 2:-2, 2:-2].std((0, 2, 3))
+    torch.testing.assert_close(spread, energy.noise_response(theta.weight), rtol=0.05, atol=0)
+    assert energy.noise_response(theta.weight.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("threshold", [0.5, 6.0])
+def test_threshold_leaves_weak_contrasts_out(threshold: float) -> None:
+    images, theta = make(20, 23, 6, 2, 3)
+    pair = torch.cat([energy.to_cells(images, 2), energy.to_cells(images.flip(-1), 2)])
+    plain, rectified, curvature = energy.contrast(pair, theta)
+    actual, again, same = energy.contrast(pair, theta, threshold)
+    least = threshold * theta.weight.square().sum((1, 2, 3)).sqrt()
+    for c in range(len(least)):
+        for was, now in zip(plain.fc[0, c].flatten().tolist(), actual.fc[0, c].flatten().tolist(), strict=True):
+            assert now == (was if abs(was) > least[c] else 0)
+    assert 0.05 < (actual.fc != 0).double().mean() < 0.95
+    assert torch.equal(actual.weight, plain.weight)
+    assert torch.equal(actual.bias, plain.bias)
+    assert torch.equal(again, rectified)
+    assert torch.equal(same, curvature)
+    pair[0, 0, 0, 0] = torch.nan
+    assert energy.contrast(pair, theta, threshold)[0].fc.isnan().any()
 
 
 @pytest.mark.parametrize("stride", [1, 3])

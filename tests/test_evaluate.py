@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
-from oag_transform import OnlineAlternateGenerator
+from oag_transform import DefendedModel, OnlineAlternateGenerator
 from oag_transform.cli import main
 from oag_transform.evaluation.attacks import igsm
 from oag_transform.evaluation.command import _slug
@@ -333,6 +333,9 @@ def test_measurements_equal_the_plain_computation_whatever_the_chunks(folder: Pa
         right = target.model(defense(plain)).argmax(1) == subject.labels
         assert cell.right == "".join("1" if value else "0" for value in right)
         assert cells[1] == cell
+        averaged, _ = classify(subject, defense, images, "", samples=3)
+        right = DefendedModel(target.model, defense, samples=3)(plain).argmax(1) == subject.labels
+        assert averaged.right == "".join("1" if value else "0" for value in right)
     (images, noisy, *cells_of_one), (same_images, same_noise, *cells_of_four) = found
     assert torch.equal(images, same_images)
     assert torch.equal(noisy, same_noise)

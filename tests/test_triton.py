@@ -34,8 +34,8 @@ DTYPES = [torch.float32, torch.bfloat16]
 # (count, channels, height, width), and what is odd about the case
 CASES: list[tuple[tuple[int, int, int, int], dict[str, Any], torch.dtype]] = [
     ((2, 3, 25, 31), {"filters": 5}, torch.float32),  # cells that pixels don't fill, filters that don't fill a block
-    ((2, 3, 25, 31), {"filters": 5}, torch.bfloat16),
-    ((1, 1, 23, 19), {"filters": 16, "stride": 2, "kernel_size": 13}, torch.float32),  # grey, 7 x 7 cells
+    ((2, 3, 25, 31), {"filters": 5, "threshold": 0.0}, torch.bfloat16),
+    ((1, 1, 23, 19), {"filters": 16, "stride": 2, "kernel_size": 13, "threshold": 12.0}, torch.float32),  # grey, 7 x 7 cells
     ((2, 3, 20, 9), {"filters": 3, "kernel_size": 9}, torch.float32),  # an image as narrow as a kernel
     # two blocks of filters, 48 channels, two tiles, few rows
     ((1, 3, 14, 130), {"filters": 70, "stride": 4, "kernel_size": 7}, torch.bfloat16),
@@ -191,7 +191,7 @@ def test_network_step(
     after = chunk.theta()
 
     def changes(precision: torch.dtype) -> list[Tensor]:
-        gradient, _, _ = energy.contrast(pair.to(precision), theta.cast(precision))
+        gradient, _, _ = energy.contrast(pair.to(precision), theta.cast(precision), s.threshold)
         taps = energy.kernel_to_cells(torch.ones(shape[1], s.kernel_size, s.kernel_size), s.stride).to(precision)
         rate = s.conv_lr / chunk.size
         return [rate * taps * gradient.weight, rate * gradient.bias, s.fc_lr * gradient.fc]
@@ -229,7 +229,7 @@ def normals(shape: tuple[int, ...], s: Settings, generators: list[Generator], dr
 
 
 RUNS: list[dict[str, Any]] = [
-    {},
+    {"threshold": 2.0},
     {"langevin": "exact", "image_steps": 2, "network_steps": 2},
     {"adaptive_lr": False, "stride": 2, "kernel_size": 5},
     {"fc_lr": 10.0, "network_steps": 5},  # large enough for the pace to be halved
@@ -241,7 +241,7 @@ RUNS: list[dict[str, Any]] = [
 def test_the_loop_is_the_reference(overrides: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole runs from the same network and with the same noise: fused, and PyTorch in float32 and float64."""
     shape = (2, 3, 23, 25)
-    base = {"filters": 6, "network_steps": 4, "image_steps": 5, "conv_lr": 0.01, "fc_lr": 1.0} | overrides
+    base = {"filters": 6, "network_steps": 4, "image_steps": 5, "conv_lr": 0.01, "fc_lr": 1.0, "threshold": 0.0} | overrides
     s = settings(**base)
     generators = streams.generators(0, range(2), torch.device(device))
     theta = energy.initial_parameters(
@@ -250,7 +250,7 @@ def test_the_loop_is_the_reference(overrides: dict[str, Any], device: str, monke
         kernel_size=s.kernel_size,
         stride=s.stride,
         filters=s.filters,
-        init="natural",
+        init="gabor",
         dtype=torch.float32,
     )
     reference = 8 * torch.nn.functional.interpolate(random(2, 3, 5, 5), size=shape[2:], mode="bicubic")

@@ -24,7 +24,8 @@ class DefendedModel(nn.Module):
         defense: a batch transform on [0, 1] images; default ``OnlineAlternateGenerator()``.
         normalize: what the target wants done to a [0, 1] image, e.g. ``torchvision.transforms.Normalize(mean, std)``.
             ``None`` where the target takes [0, 1] images.
-        samples: number k of independent purifications whose class probabilities are averaged.
+        samples: number k of independent purifications whose class probabilities are averaged: k times the cost, and better
+            on clean and on attacked images. 1 where the defense isn't random.
 
     Returns (forward):
         (N, classes): the target's own logits for ``samples=1``; for more, the logarithm of the averaged probabilities
@@ -45,7 +46,7 @@ class DefendedModel(nn.Module):
         defense: Callable[[Tensor], Tensor] | None = None,
         *,
         normalize: Callable[[Tensor], Tensor] | None = None,
-        samples: int = 1,
+        samples: int = 4,
     ) -> None:
         super().__init__()
         if not isinstance(target, nn.Module):
@@ -67,7 +68,7 @@ class DefendedModel(nn.Module):
         model: str | WeightsEnum,
         defense: Callable[[Tensor], Tensor] | None = None,
         *,
-        samples: int = 1,
+        samples: int = 4,
         progress: bool = True,
     ) -> "DefendedModel":
         """A pretrained torchvision classifier, in eval mode, with the normalisation its weights ask for.
@@ -97,13 +98,18 @@ class DefendedModel(nn.Module):
         # interleaved, so that the random stream of an image's k-th sample doesn't depend on the batch
         purified = self.defense(images.repeat_interleave(self.samples, 0) if self.samples > 1 else images)
         logits: Tensor = self.target(purified if self.normalize is None else self.normalize(purified))
-        if self.samples == 1:
-            return logits
-        return logits.log_softmax(-1).unflatten(0, (len(images), self.samples)).logsumexp(1) - math.log(self.samples)
+        return average(logits, self.samples)
 
     def extra_repr(self) -> str:
         """Arguments that are not submodules."""
         return f"samples={self.samples}"
+
+
+def average(logits: Tensor, samples: int) -> Tensor:
+    """Log of the class probabilities averaged over each ``samples`` rows of logits (N * samples, classes); 1: the logits."""
+    if samples == 1:
+        return logits
+    return logits.log_softmax(-1).unflatten(0, (len(logits) // samples, samples)).logsumexp(1) - math.log(samples)
 
 
 def _classifier(model: str | WeightsEnum) -> tuple[Any, str]:

@@ -63,16 +63,38 @@ def kernel_to_cells(kernels: Tensor, stride: int) -> Tensor:
     return F.pixel_unshuffle(F.pad(kernels, (left, margin - left, left, margin - left)), stride)
 
 
-def natural_spectrum(noise: Tensor) -> Tensor:
-    """White noise (..., K, K) -> the same energy with the amplitude spectrum of natural images, 1 / (f + 0.5).
+def gabor_kernels(generator: Generator, filters: int, channels: int, size: int, dtype: torch.dtype) -> Tensor:
+    """Random Gabor functions (filters, channels, K, K) of unit norm: they fit edges and texture in few, large weights.
 
-    f is in cycles per kernel. Filters of this kind fit the structure of an image before its noise.
+    A cosine of random orientation and phase, less its mean, under a Gaussian of half its period (at most K/4). Frequencies are
+    spread evenly in their logarithm, from 0.7 / K to 0.3 cycles per pixel. Seven in ten are in brightness; the others are in a
+    random hue, at half the frequency, as colours vary slowly in photographs. The first seventh are plain Gaussians instead,
+    bright and dark, a third of them in brightness. One channel: all are in brightness.
     """
-    size = noise.shape[-1]
-    cycles = torch.fft.fftfreq(size, d=1 / size, dtype=noise.dtype, device=noise.device)
-    radius = torch.hypot(cycles[:, None], cycles[None, : size // 2 + 1].abs())
-    shaped = torch.fft.irfft2(torch.fft.rfft2(noise) / (radius + 0.5), s=(size, size))
-    return shaped * (noise.square().mean() / shaped.square().mean()).sqrt()
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.empty(filters, 1, 1, dtype=dtype, device=generator.device).uniform_(low, high, generator=generator)
+
+    number = torch.arange(filters, device=generator.device)[:, None, None]
+    plain = number < filters // 7
+    in_brightness = torch.where(plain, number % 3 == 0, uniform(0, 1) < 0.7) | (channels == 1)
+    frequency = uniform(math.log(0.7 / size), math.log(0.3)).exp() / (2 - in_brightness.to(dtype))
+    frequency = torch.where(plain, 0.0, frequency)
+    angle, phase, hue = uniform(0, 2 * math.pi), uniform(0, 2 * math.pi), uniform(0, 2 * math.pi)
+    phase = torch.where(plain, math.pi * (number // 3 % 2).to(dtype), phase)
+
+    x = torch.arange(size, dtype=dtype, device=generator.device) - (size - 1) / 2
+    along = x * angle.cos() + x[:, None] * angle.sin()
+    width = (0.5 / frequency).clamp(max=size / 4)
+    window = torch.exp(-(x.square() + x[:, None].square()) / (2 * width.square()))
+    wave = window * torch.cos(2 * math.pi * frequency * along + phase)
+    wave = torch.where(plain, wave, wave - window * wave.sum((1, 2), keepdim=True) / window.sum((1, 2), keepdim=True))
+    wave = wave / wave.square().sum((1, 2), keepdim=True).sqrt()
+    colour = torch.ones(filters, channels, 1, 1, dtype=dtype, device=generator.device) / math.sqrt(channels)
+    if channels == 3:
+        thirds = 2 * math.pi / 3 * torch.arange(3, dtype=dtype, device=generator.device)[:, None, None]
+        colour = torch.where(in_brightness[:, None], colour, math.sqrt(2 / 3) * torch.cos(hue[:, None] + thirds))
+    return colour * wave[:, None]
 
 
 def initial_parameters(
@@ -88,7 +110,7 @@ def initial_parameters(
     """Random theta_1 for images of ``shape`` (N, channels, H, W), one generator each (Algorithm 1, line 1).
 
     ``"uniform"`` is PyTorch's own initialisation of a convolution and a linear layer, U(+-1/sqrt(fan_in)).
-    ``"natural"`` gives the filters the spectrum of :func:`natural_spectrum` and the energy they have there.
+    ``"gabor"`` draws the filters from :func:`gabor_kernels`, with the energy they have there.
     """
     channels, height, width = shape[1:]
     grid = (math.ceil(height / stride), math.ceil(width / stride))
@@ -97,11 +119,11 @@ def initial_parameters(
     kernel_shape = (filters, channels, kernel_size, kernel_size)
     weight, bias, fc = [], [], []
     for generator in generators:
-        empty = torch.empty(kernel_shape, dtype=dtype, device=generator.device)
-        if init == "natural":
-            kernels = natural_spectrum(empty.normal_(0, bound / math.sqrt(3), generator=generator))
+        if init == "gabor":
+            kernels = gabor_kernels(generator, filters, channels, kernel_size, dtype) / math.sqrt(3)
         else:
-            kernels = empty.uniform_(-bound, bound, generator=generator)
+            kernels = torch.empty(kernel_shape, dtype=dtype, device=generator.device)
+            kernels.uniform_(-bound, bound, generator=generator)
         weight.append(kernel_to_cells(kernels, stride))
         bias.append(kernels.new_empty(filters).uniform_(-bound, bound, generator=generator))
         fc.append(kernels.new_empty(filters, *grid).uniform_(-fc_bound, fc_bound, generator=generator))
@@ -136,10 +158,11 @@ def conv_gradient(cells: Tensor, gates: Tensor, theta: Parameters) -> tuple[Tens
     return weight, gates.sum((0, 2, 3))
 
 
-def contrast(pair: Tensor, theta: Parameters) -> tuple[Parameters, Tensor, Tensor]:
+def contrast(pair: Tensor, theta: Parameters, threshold: float = 0.0) -> tuple[Parameters, Tensor, Tensor]:
     """Bracket of Eq. 5, dF(I_z)/dtheta - dF(I_s)/dtheta, for ``pair`` = (I_z, I_s) of shape (2, N*D, h, w).
 
-    dF/dv = relu(a). Returns the gradients, relu(a) of I_s, which is above zero where its mask is on, and the curvature of
+    dF/dv = relu(a). Its contrasts of at most ``threshold`` times :func:`noise_response` are left out, as what noise makes.
+    Returns the gradients, relu(a) of I_s, which is above zero where its mask is on, and the curvature of
     W (N,): a constant image c makes dF/dW = c sum_p gate(p) on each tap, and k^2 taps of a cell make an image of that again,
     so a step of rate r for each position takes r k^2 sum_c mean_p(gate)^2 of a constant residual away.
     """
@@ -149,8 +172,16 @@ def contrast(pair: Tensor, theta: Parameters) -> tuple[Parameters, Tensor, Tenso
     weight, bias = conv_gradient(pair, gates, theta)
     rectified = a.relu_()
     coherent = gates[0].mean((1, 2), dtype=theta.fc.dtype).square().unflatten(0, (theta.groups, -1)).sum(1)
-    gradients = Parameters(weight, bias, rectified[:1] - rectified[1:], theta.groups)
-    return gradients, rectified[1:], theta.weight.shape[-1] ** 2 * coherent
+    fc = rectified[:1] - rectified[1:]
+    if threshold > 0:
+        least = (threshold * noise_response(theta.weight)).to(fc.dtype)[:, None, None]
+        fc.masked_fill_(fc.abs() <= least, 0)  # so that NaN stays
+    return Parameters(weight, bias, fc, theta.groups), rectified[1:], theta.weight.shape[-1] ** 2 * coherent
+
+
+def noise_response(weight: Tensor) -> Tensor:
+    """Standard deviation of each filter's response to N(0, 1) noise, its norm: (..., D, k, k) -> (...), float32 at least."""
+    return torch.linalg.vector_norm(weight, dim=(-3, -2, -1), dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 def mean_square(cells: Tensor, groups: int) -> Tensor:

@@ -17,7 +17,7 @@ from .images import to_model_units, to_pixels
 
 logger = logging.getLogger(__name__)
 
-Init = Literal["natural", "uniform"]
+Init = Literal["gabor", "uniform"]
 Langevin = Literal["closed_form", "exact"]
 
 
@@ -33,6 +33,7 @@ class Settings:
     noise: float
     conv_lr: float
     fc_lr: float
+    threshold: float
     scale: float
     init: Init
     langevin: Langevin
@@ -45,7 +46,7 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-        for name in ("conv_lr", "fc_lr", "scale", "noise"):
+        for name in ("conv_lr", "fc_lr", "threshold", "scale", "noise"):
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
             if not number or value < 0 or (name == "scale" and value == 0):
@@ -60,7 +61,7 @@ class Settings:
         if self.compute_dtype not in (None, torch.float32, torch.bfloat16):  # sums over positions overflow float16
             raise ValueError(f"compute_dtype must be None, torch.float32 or torch.bfloat16, got {self.compute_dtype!r}")
         for name, choices in (
-            ("init", ("natural", "uniform")),
+            ("init", ("gabor", "uniform")),
             ("langevin", ("closed_form", "exact")),
             ("backend", ("auto", "torch", "triton")),
         ):
@@ -133,10 +134,10 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
         if step == s.network_steps:
             return
         # closed form: ``a`` is the mask of the network before its update, which saves a convolution
-        gradient, a, curvature = energy.contrast(pair.to(dtype), low)
+        gradient, a, curvature = energy.contrast(pair.to(dtype), low, s.threshold)
         if s.adaptive_lr:
             pace, best = slow_down(pace, best, energy.mean_square(pair[:1] - pair[1:], len(reference)))
-            conv_lr = (1 / curvature).clamp(max=s.conv_lr)
+            conv_lr = (0.5 / curvature).clamp(max=s.conv_lr)
         conv_rate = (pace * conv_lr / positions).repeat_interleave(s.filters)
         theta.weight.addcmul_(gradient.weight, taps * conv_rate[:, None, None, None])  # Eq. 5
         theta.bias.addcmul_(gradient.bias, conv_rate)

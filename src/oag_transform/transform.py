@@ -58,14 +58,18 @@ class OnlineAlternateGenerator(nn.Module):
         noise: e_g of Eq. 3, the noise of one Langevin step, in model units.
         conv_lr: beta of Eq. 5 for the convolution, per position: the gradient is averaged over positions.
         fc_lr: beta of Eq. 5 for the fully connected layer.
+        threshold: a weight of the fully connected layer takes a step only where the bracket of Eq. 5 is more than so many
+            times the standard deviation that Langevin noise alone gives it. 0: always, as in the paper. What is too weak
+            for it, most of an adversarial perturbation among it, never enters the image.
         scale: grey levels (of 255) in a model unit. The synthesised image carries noise of about this standard deviation.
-        init: ``"natural"``: random filters with the spectrum of natural images; ``"uniform"``: PyTorch's initialisation.
+        init: ``"gabor"``: random Gabor functions, see :func:`oag_transform.energy.gabor_kernels`; ``"uniform"``: PyTorch's
+            initialisation.
         langevin: ``"exact"`` takes the T_I steps of Eq. 3 one by one; ``"closed_form"`` draws them at once from their law
             with the ReLU mask held (Eq. 9 and 10), at a T_I-th of the cost. ``"closed_form"`` takes that mask from the
             convolution of the last network step, so it is one update of W behind.
-        adaptive_lr: which rates are stable depends on the image. ``True`` holds ``conv_lr`` to the inverse of the curvature
-            that the image gives it (flat areas give more), and halves both rates of an image each time its residual rises
-            by over 5%. ``False`` is Eq. 5 as it stands.
+        adaptive_lr: which rates are stable depends on the image. ``True`` holds ``conv_lr`` to half the inverse of the
+            curvature that the image gives it (flat areas give more), and halves both rates of an image each time its residual
+            rises by over 5%. ``False`` is Eq. 5 as it stands.
         compute_dtype: precision of the convolutions' operands; the state and everything else stays in float32 (float64 for
             float64 images). ``None``: the same. ``torch.bfloat16`` is faster on a CPU with AVX512-BF16 or AMX.
         backend: ``"triton"`` runs the network step as fused CUDA kernels (operands in float32 rounded to TF32, or in bfloat16),
@@ -104,16 +108,17 @@ class OnlineAlternateGenerator(nn.Module):
     def __init__(
         self,
         *,
-        network_steps: int = 36,
+        network_steps: int = 24,
         image_steps: int = 20,
-        kernel_size: int = 15,
+        kernel_size: int = 9,
         stride: int = 3,
         filters: int = 64,
         noise: float = 0.3,
-        conv_lr: float = 1.8e-3,
-        fc_lr: float = 0.015,
-        scale: float = 8.0,
-        init: Init = "natural",
+        conv_lr: float = 7e-4,
+        fc_lr: float = 0.06,
+        threshold: float = 10.0,
+        scale: float = 5.0,
+        init: Init = "gabor",
         langevin: Langevin = "closed_form",
         adaptive_lr: bool = True,
         compute_dtype: torch.dtype | None = None,
@@ -134,6 +139,7 @@ class OnlineAlternateGenerator(nn.Module):
             noise=noise,
             conv_lr=conv_lr,
             fc_lr=fc_lr,
+            threshold=threshold,
             scale=scale,
             init=init,
             langevin=langevin,
@@ -176,6 +182,7 @@ class OnlineAlternateGenerator(nn.Module):
             "scale": 8.0,
             "conv_lr": 3e-5,
             "fc_lr": 0.01,
+            "threshold": 0.0,
         }
         return cls(**(faithful | overrides))
 

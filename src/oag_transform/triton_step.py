@@ -111,12 +111,13 @@ def _image_kernel(
 
 @triton.jit
 def _contrast_kernel(
-    reference, image, weight, bias, fc, pace, reference_gates, image_gates, held_gates, sums, fc_lr, height, width,
+    reference, image, weight, bias, fc, least, pace, reference_gates, image_gates, held_gates, sums, fc_lr, height, width,
     K: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """Both responses; v <- v + pace fc_lr (relu(a_z) - relu(a_s)); gates by the old v (the image's negated), and by the new.
 
+    Brackets of at most ``least`` (N, C) are left out.
     ``sums`` (N, tiles, 2, C): over the tile, of the reference's gates and of the difference of gates.
     """
     n = tl.program_id(1).to(tl.int64)
@@ -138,7 +139,9 @@ def _contrast_kernel(
 
     at = n * size * C + p * C + c
     v = tl.load(fc + at, mask=p < size, other=0.0)
-    new = v + tl.load(pace + n) * fc_lr * (tl.where(a_z <= 0, 0.0, a_z) - tl.where(a_s <= 0, 0.0, a_s))  # keeps NaN
+    bracket = tl.where(a_z <= 0, 0.0, a_z) - tl.where(a_s <= 0, 0.0, a_s)  # keeps NaN, as the next line does
+    bracket = tl.where(tl.abs(bracket) <= tl.load(least + n * C + c), 0.0, bracket)
+    new = v + tl.load(pace + n) * fc_lr * bracket
     gates_z = tl.where(a_z > 0, v, 0.0).to(reference_gates.dtype.element_ty)
     gates_s = tl.where(a_s > 0, -v, 0.0).to(image_gates.dtype.element_ty)
     tl.store(fc + at, new, mask=p < size)
@@ -264,8 +267,9 @@ class Chunk:
             residual = self.squares.sum(1)  # a sum does for the mean: it is compared with itself
             for kept, new in zip((self.pace, self.best), generate.slow_down(self.pace, self.best, residual), strict=True):
                 kept.copy_(new)
+        least = s.threshold * energy.noise_response(self.weight_low)
         _contrast_kernel[self.tiles, self.count, self.C // self.block_c](
-            self.reference_low, self.image_low, self.weight_low, self.bias, self.fc, self.pace,
+            self.reference_low, self.image_low, self.weight_low, self.bias, self.fc, least, self.pace,
             self.reference_gates, self.image_gates, self.held_gates, self.sums, s.fc_lr, *self.grid,
             **self.dims, BLOCK_P=self.block_p, BLOCK_C=self.block_c, BLOCK_J=self.block_j, num_warps=8, num_stages=3,
         )  # fmt: skip
@@ -280,7 +284,7 @@ class Chunk:
         rate = self.pace * s.conv_lr
         if s.adaptive_lr:
             curvature = self.k**2 * (sums[:, 0] / self.size).square().sum(1)
-            rate = self.pace * (1 / curvature).clamp(max=s.conv_lr)
+            rate = self.pace * (0.5 / curvature).clamp(max=s.conv_lr)
         rate = rate / self.size
         self.bias.addcmul_(sums[:, 1], rate[:, None])
         block = 1024

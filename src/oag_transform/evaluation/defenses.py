@@ -25,6 +25,7 @@ class Defense(NamedTuple):
         tuned: the strength that ``evaluate tune`` chose, on clean and Gaussian-noised images.
         strengths: from weak to strong, for ``tune`` and ``tradeoff``.
         slow: takes many seconds an image, and is measured on fewer images.
+        samples: purifications of an image whose class probabilities are averaged, see :class:`~oag_transform.DefendedModel`.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Defense(NamedTuple):
     tuned: float
     strengths: tuple[float, ...]
     slow: bool = False
+    samples: int = 1
 
     def label(self, strength: float) -> str:
         """Name and strength, such as ``"JPEG, quality 75"``."""
@@ -94,5 +96,6 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
             slow=True,
         ),
         Defense(f"{OURS}, paper(), closed form", "T_N", ours_as_published, 300, 300, (300,), slow=True),
-        Defense(OURS, "T_N", ours, 36, 48, (120, 96, 84, 72, 60, 48, 36, 24, 12)),
+        Defense(OURS, "T_N", ours, 24, 24, (72, 60, 48, 36, 24, 16, 12, 8)),
+        Defense(f"{OURS}, 4 samples", "T_N", ours, 24, 24, (48, 36, 24, 12), samples=4),
     )

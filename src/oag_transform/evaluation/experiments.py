@@ -75,7 +75,7 @@ class Plan:
             count = self.slow_count if family.slow else None
             for strength in dict.fromkeys([*([family.published] if published else []), family.tuned]):
                 make = _maker(family, strength, subject.seed)
-                rows.append(row(subject, family.label(strength), make, columns, count))
+                rows.append(row(subject, family.label(strength), make, columns, count, family.samples))
         return rows
 
     def columns(self, attacks: Sequence[Attack]) -> list[tuple[str, Tensor]]:
@@ -444,7 +444,7 @@ def _strengths(plan: Plan, family: Defense, columns: Sequence[tuple[str, Tensor]
         return _our_strengths(plan, family, columns)
     count = plan.slow_count if family.slow else None
     return [
-        row(plan.subject, family.label(strength), _maker(family, strength, plan.subject.seed), columns, count)
+        row(plan.subject, family.label(strength), _maker(family, strength, plan.subject.seed), columns, count, family.samples)
         for strength in family.strengths
     ]
 
