@@ -8,6 +8,7 @@ import torch
 
 Backend = Literal["auto", "torch", "triton"]
 
+AUTO = False  # "auto" takes the kernels once benchmarks.gpu has shown them right, and faster, on a GPU
 MAX_FUSED_STRIDE = 6  # the kernels hold all channels * stride^2 channels of a cell at once: up to 108, padded to 128
 
 
@@ -17,7 +18,7 @@ def fused(backend: Backend, device: torch.device, dtype: torch.dtype, stride: in
     Raises:
         RuntimeError: ``backend="triton"``, and they can't; the message says why.
     """
-    if backend == "torch":
+    if backend == "torch" or (backend == "auto" and not AUTO):
         return False
     reason = _obstacle(backend, device, dtype, stride)
     if reason is not None and backend == "triton":

@@ -175,7 +175,7 @@ def contrast(pair: Tensor, theta: Parameters, threshold: float = 0.0) -> tuple[P
     fc = rectified[:1] - rectified[1:]
     if threshold > 0:
         least = (threshold * noise_response(theta.weight)).to(fc.dtype)[:, None, None]
-        fc.masked_fill_(fc.abs() <= least, 0)  # so that NaN stays
+        fc.mul_(torch.gt(fc.abs(), least, out=torch.empty_like(fc)))  # NaN stays NaN
     return Parameters(weight, bias, fc, theta.groups), rectified[1:], theta.weight.shape[-1] ** 2 * coherent
 
 

@@ -72,9 +72,10 @@ class OnlineAlternateGenerator(nn.Module):
             rises by over 5%. ``False`` is Eq. 5 as it stands.
         compute_dtype: precision of the convolutions' operands; the state and everything else stays in float32 (float64 for
             float64 images). ``None``: the same. ``torch.bfloat16`` is faster on a CPU with AVX512-BF16 or AMX.
-        backend: ``"triton"`` runs the network step as fused CUDA kernels (operands in float32 rounded to TF32, or in bfloat16),
-            ``"torch"`` as PyTorch operators on any device; ``"auto"`` takes the kernels for all but float64 images on an
-            NVIDIA GPU of compute capability 8.0 or higher where triton is installed. The two draw different noise.
+        backend: ``"torch"`` runs the network step as PyTorch operators on any device; ``"triton"`` as fused CUDA kernels, which
+            need an NVIDIA GPU of compute capability 8.0 or higher and triton, take no float64 images, and round float32
+            operands to TF32. ``"auto"`` is ``"torch"`` until the kernels have been measured on a GPU: so far they ran in
+            Triton's interpreter only. The two draw different noise.
         seed: an integer repeats the result; ``None`` draws fresh entropy from the system in each call, as a defender
             should. Global random state is neither read nor changed.
         chunk_size: images that are worked on together. ``None``: 1 on the CPU, where that is fastest, 32 elsewhere.
