@@ -56,7 +56,7 @@ def test_purify_takes_an_image_as_it_is_meant_to_be_seen(tmp_path: Path, capsys:
     [
         (["missing.png"], [], "missing.png"),
         (["text.png"], [], "not an image"),
-        (["small.png"], [], "10 x 12; at least 15 x 15"),
+        (["small.png"], [], "5 x 7; at least 9 x 9"),
         (["a.png", "a.jpg"], [], "two images would both be written"),
         (["a.png"], ["--out", "."], "would be overwritten"),
         (["a.png"], ["--network-steps", "0"], "network_steps must be an integer >= 1, got 0"),
@@ -74,7 +74,7 @@ def test_purify_says_what_is_wrong_and_writes_nothing(
     monkeypatch.chdir(tmp_path)
     write_image(Path("a.png"))
     write_image(Path("a.jpg"))
-    write_image(Path("small.png"), size=(10, 12))
+    write_image(Path("small.png"), size=(5, 7))
     Path("text.png").write_text("no image")
     before = {path: path.read_bytes() for path in Path().iterdir()}
     assert main(["purify", *names, "--out", "o", *extra]) == 2  # argparse takes the last --out

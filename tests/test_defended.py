@@ -33,17 +33,19 @@ def defense(**overrides: Any) -> OnlineAlternateGenerator:
 
 def test_is_the_pipeline_it_stands_for() -> None:
     target, normalize, images = make_target(), Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.4]), rand(3, 3, 20, 20)
-    actual = DefendedModel(target, defense(), normalize=normalize)(images)
+    actual = DefendedModel(target, defense(), normalize=normalize, samples=1)(images)
     assert torch.equal(actual, target(normalize(defense()(images))))
 
 
 def test_any_callable_is_a_defense() -> None:
     target, images = make_target(), rand(3, 3, 20, 20)
-    assert torch.equal(DefendedModel(target, lambda x: x.flip(-1))(images), target(images.flip(-1)))
+    assert torch.equal(DefendedModel(target, lambda x: x.flip(-1), samples=1)(images), target(images.flip(-1)))
 
 
 def test_default_defense_is_the_default_transform() -> None:
-    assert repr(DefendedModel(make_target()).defense) == repr(OnlineAlternateGenerator())
+    model = DefendedModel(make_target())
+    assert repr(model.defense) == repr(OnlineAlternateGenerator())
+    assert model.samples == 4
 
 
 def test_samples_average_probabilities() -> None:
@@ -72,7 +74,7 @@ def test_target_is_left_alone(training: bool) -> None:
 
 def test_gradient_is_the_targets_at_the_purified_image() -> None:
     target, images = make_target(), rand(2, 3, 20, 20).requires_grad_()
-    (actual,) = torch.autograd.grad(DefendedModel(target, defense())(images).square().sum(), images)
+    (actual,) = torch.autograd.grad(DefendedModel(target, defense(), samples=1)(images).square().sum(), images)
     purified = defense()(images.detach()).requires_grad_()
     (expected,) = torch.autograd.grad(target(purified).square().sum(), purified)
     assert torch.equal(actual, expected)

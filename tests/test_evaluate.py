@@ -378,7 +378,8 @@ def test_the_help_names_every_defense(capsys: pytest.CaptureFixture[str]) -> Non
     assert ",".join(_slug(family.name) for family in defenses()) in printed
 
 
-def test_ours_is_last_and_its_default_is_the_published_strength() -> None:
-    ours = defenses()[-1]
-    assert ours.name == OURS
-    assert ours.published == OnlineAlternateGenerator().settings.network_steps
+def test_ours_is_last_alone_and_as_in_a_defended_model_at_the_default() -> None:
+    alone, averaged = defenses()[-2:]
+    assert (alone.name, averaged.name) == (OURS, f"{OURS}, 4 samples")
+    assert alone.published == averaged.published == OnlineAlternateGenerator().settings.network_steps
+    assert (alone.samples, averaged.samples) == (1, DefendedModel(torch.nn.Identity()).samples)

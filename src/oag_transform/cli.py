@@ -160,7 +160,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="some of them only: mean-filter, median-filter, jpeg, total-variation, tvm, pixel-deflection, randomization, "
         "gaussian-noise, pixel-defend, auto-encoder, dip, online-alternate-generator-paper-closed-form, "
-        "online-alternate-generator",
+        "online-alternate-generator, online-alternate-generator-4-samples",
     )
     parser.add_argument("--tuned", type=Path, metavar="TUNE.JSON", help="strengths that the experiment tune has chosen")
     parser.add_argument("--pixelcnn", type=Path, metavar="FILE", help="of fit-pixelcnn, for PixelDefend")
