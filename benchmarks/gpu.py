@@ -127,14 +127,15 @@ def moves(images: Tensor, repeats: int) -> Iterator[tuple[str, float, int]]:
     from oag_transform.triton_step import Chunk
 
     for dtype in (torch.float32, torch.bfloat16):
-        chunk = Chunk(*_chunk_arguments(images, copy(OnlineAlternateGenerator(), compute_dtype=dtype)))
+        chunk = Chunk(*chunk_arguments(images, copy(OnlineAlternateGenerator(), compute_dtype=dtype)))
         name = str(dtype).removeprefix("torch.")
         yield f"respond, {name}", milliseconds(chunk.respond, repeats), 1
         yield f"image_step, {name}", milliseconds(functools.partial(chunk.image_step, 0.9, 0.1), repeats), 1
         yield f"network_step, {name}", milliseconds(chunk.network_step, repeats), 4
 
 
-def _chunk_arguments(images: Tensor, transform: OnlineAlternateGenerator) -> tuple[Any, ...]:
+def chunk_arguments(images: Tensor, transform: OnlineAlternateGenerator) -> tuple[Any, ...]:
+    """What a fused chunk is made of, after the first image update."""
     s = transform.settings
     generators = streams.generators(0, range(len(images)), images.device)
     state = next(generate.alternate(to_model_units(images, s.scale), dataclasses.replace(s, backend="torch"), generators))
@@ -143,7 +144,7 @@ def _chunk_arguments(images: Tensor, transform: OnlineAlternateGenerator) -> tup
 
 def products(images: Tensor, dtype: torch.dtype, repeats: int) -> Iterator[tuple[str, float]]:
     """The three products of the PyTorch path for all images at once, as grouped convolutions and as batched matrix products."""
-    pair, theta, *_ = _chunk_arguments(images, OnlineAlternateGenerator())
+    pair, theta, *_ = chunk_arguments(images, OnlineAlternateGenerator())
     theta, cells, count = theta.cast(dtype), pair[1:].to(dtype), len(images)
     gates = energy.gate(energy.responses(cells, theta), theta)
     k, size = theta.weight.shape[-1], cells.shape[-2:]

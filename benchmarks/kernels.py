@@ -1,6 +1,6 @@
 """What the compiler makes of the fused kernels, without a GPU: registers, spills, shared memory and matrix instructions.
 
-python -m benchmarks.kernels [--arch 90] [--compute-dtype bfloat16] [--exact] [--kernel-size 15]
+python -m benchmarks.kernels [--arch 90] [--compute-dtype bfloat16] [--kernel-size 15]
 
 Records the launches of one network step for a 224 x 224 image, arguments and all, and compiles each of them ahead of time.
 """
@@ -18,7 +18,9 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from oag_transform import OnlineAlternateGenerator, energy, streams, triton_step
+from oag_transform import OnlineAlternateGenerator, triton_step
+
+from .gpu import chunk_arguments
 
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.int32: "*i32"}
 
@@ -42,22 +44,11 @@ def launches(transform: OnlineAlternateGenerator, size: int) -> list[tuple[Any, 
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         seen.append((kernel, args, options))
 
-    s = transform.settings
-    generators = streams.generators(0, [0], torch.device("cpu"))
-    images = torch.zeros(1, 3, size, size)
-    theta = energy.initial_parameters(
-        generators,
-        images.shape,
-        kernel_size=s.kernel_size,
-        stride=s.stride,
-        filters=s.filters,
-        init=s.init,
-        dtype=torch.float32,
-    )
+    arguments = chunk_arguments(torch.zeros(1, 3, size, size), transform)
     run = triton.JITFunction.run
     triton.JITFunction.run = record
     try:
-        chunk = triton_step.Chunk(torch.cat([energy.to_cells(images, s.stride)] * 2), theta, images.shape, s, generators)
+        chunk = triton_step.Chunk(*arguments)
         chunk.respond()
         chunk.image_step(0.5, 0.5)
         chunk.network_step()

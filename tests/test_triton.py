@@ -76,17 +76,22 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=Generator().manual_seed(seed)).bfloat16().float()
 
 
-def example(shape: tuple[int, int, int, int], s: Settings, device: str) -> tuple[Tensor, Parameters, Chunk]:
-    """A reference and an image as cells, a network for each, and a chunk of them on ``device``."""
-    theta = energy.initial_parameters(
+def network(shape: tuple[int, int, int, int], s: Settings, init: str) -> Parameters:
+    """Random networks on the CPU in float32."""
+    return energy.initial_parameters(
         streams.generators(1, range(shape[0]), torch.device("cpu")),
         shape,
         kernel_size=s.kernel_size,
         stride=s.stride,
         filters=s.filters,
-        init="uniform",
+        init=init,
         dtype=torch.float32,
     )
+
+
+def example(shape: tuple[int, int, int, int], s: Settings, device: str) -> tuple[Tensor, Parameters, Chunk]:
+    """A reference and an image as cells, a network for each, and a chunk of them on ``device``."""
+    theta = network(shape, s, "uniform")
     theta = theta._replace(fc=64 * theta.fc).cast(torch.bfloat16).cast(torch.float32)  # modes as large as images
     pair = torch.cat([energy.to_cells(10 * random(*shape, seed=seed).bfloat16().float(), s.stride) for seed in (1, 2)])
     pair = pair.bfloat16().float()
@@ -244,15 +249,7 @@ def test_the_loop_is_the_reference(overrides: dict[str, Any], device: str, monke
     base = {"filters": 6, "network_steps": 4, "image_steps": 5, "conv_lr": 0.01, "fc_lr": 1.0, "threshold": 0.0} | overrides
     s = settings(**base)
     generators = streams.generators(0, range(2), torch.device(device))
-    theta = energy.initial_parameters(
-        streams.generators(1, range(2), torch.device("cpu")),
-        shape,
-        kernel_size=s.kernel_size,
-        stride=s.stride,
-        filters=s.filters,
-        init="gabor",
-        dtype=torch.float32,
-    )
+    theta = network(shape, s, "gabor")
     reference = 8 * torch.nn.functional.interpolate(random(2, 3, 5, 5), size=shape[2:], mode="bicubic")
     paces: list[Tensor] = []
     rounds = s.image_steps if s.langevin == "exact" else 1

@@ -142,8 +142,12 @@ def responses(cells: Tensor, theta: Parameters) -> Tensor:
 
 def gate(a: Tensor, theta: Parameters) -> Tensor:
     """dF/da = v 1[a > 0]: the weight of each filter where it responds."""
-    # a mask of the tensor's own dtype: torch.where is eight times slower here
-    return torch.gt(a, 0, out=torch.empty_like(a)).mul_(theta.fc)
+    return _above(a, 0).mul_(theta.fc)
+
+
+def _above(a: Tensor, least: Tensor | float) -> Tensor:
+    """1 where a > least, 0 elsewhere, in the dtype of ``a``: eight times as fast as torch.where."""
+    return torch.gt(a, least, out=torch.empty_like(a))
 
 
 def image_gradient(gates: Tensor, theta: Parameters) -> Tensor:
@@ -175,7 +179,7 @@ def contrast(pair: Tensor, theta: Parameters, threshold: float = 0.0) -> tuple[P
     fc = rectified[:1] - rectified[1:]
     if threshold > 0:
         least = (threshold * noise_response(theta.weight)).to(fc.dtype)[:, None, None]
-        fc.mul_(torch.gt(fc.abs(), least, out=torch.empty_like(fc)))  # NaN stays NaN
+        fc.mul_(_above(fc.abs(), least))  # NaN stays NaN
     return Parameters(weight, bias, fc, theta.groups), rectified[1:], theta.weight.shape[-1] ** 2 * coherent
 
 
