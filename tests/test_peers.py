@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from oag_transform.evaluation.peers import (
     GaussianNoise,
     MeanFilter,
     MedianFilter,
+    NoisyJPEG,
     PixelDeflection,
     Randomization,
     TotalVariation,
@@ -94,6 +96,15 @@ def test_jpeg_is_pillows(quality: int, mode: str) -> None:
     batch = torch.from_numpy(np.atleast_3d(np.asarray(original)).copy()).permute(2, 0, 1)[None].double() / 255
     actual = 255 * JPEG(quality)(batch)[0].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(actual, expected, rtol=1e-12)
+
+
+def test_noisy_jpeg_is_jpeg_then_noise() -> None:
+    """Of pixels away from 0 and 1 the noise has the standard deviation that was asked for, and none goes through the JPEG."""
+    images = 0.25 + 0.5 * smooth(4, 3, 64, 64)
+    added = 255 * (NoisyJPEG(25, 8, seed=0)(images) - JPEG(25)(images))
+    assert abs(added.std().item() - 8) < 4 * 8 / math.sqrt(2 * added.numel())
+    neighbours = (added[..., 1:] * added[..., :-1]).mean().item() / 64
+    assert abs(neighbours) < 4 / math.sqrt(added.numel())
 
 
 # the luminance table of the JPEG standard (T.81, Annex K.1), which is that of quality 50
@@ -339,6 +350,7 @@ def test_randomization_fills_with_what_it_is_told() -> None:
 
 SEEDED: dict[str, Callable[[int | None], nn.Module]] = {
     "noise": lambda seed: GaussianNoise(20.5, seed=seed),
+    "noisy jpeg": lambda seed: NoisyJPEG(50, 4.5, seed=seed),
     "tvm": lambda seed: TVM(0.05, 0.4, iterations=20, seed=seed),
     "deflection": lambda seed: PixelDeflection(40, 4, 0.05, seed=seed),
     "randomization": lambda seed: Randomization(2.5, fill=0.25, seed=seed),

@@ -8,7 +8,17 @@ from torch import nn
 
 from ..transform import OnlineAlternateGenerator
 from .online import DeepImagePrior, OnlineAutoencoder
-from .peers import JPEG, TVM, GaussianNoise, MeanFilter, MedianFilter, PixelDeflection, Randomization, TotalVariation
+from .peers import (
+    JPEG,
+    TVM,
+    GaussianNoise,
+    MeanFilter,
+    MedianFilter,
+    NoisyJPEG,
+    PixelDeflection,
+    Randomization,
+    TotalVariation,
+)
 from .pixeldefend import PixelCNN, PixelDefend
 
 OURS = "Online alternate generator"
@@ -73,6 +83,10 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
         Defense("Mean filter", "size", lambda size, _: MeanFilter(size), 3, 7, (3, 5, 7)),
         Defense("Median filter", "size", lambda size, _: MedianFilter(size), 3, 7, (3, 5, 7)),
         Defense("JPEG", "quality", lambda quality, _: JPEG(quality), 75, 35, (75, 50, 35, 25, 15, 10)),
+        Defense(
+            *("JPEG and noise of 8 grey levels", "quality", lambda quality, seed: NoisyJPEG(quality, 8, seed=seed)),
+            *(25, 25, (75, 50, 35, 25, 15, 10)),
+        ),
         Defense("Total variation", "weight", lambda weight, _: TotalVariation(weight), 0.1, 0.1, (0.03, 0.06, 0.1, 0.15, 0.2)),
         Defense("TVM", "weight", lambda weight, seed: TVM(weight, seed=seed), 0.03, 0.03, (0.01, 0.03, 0.06, 0.1)),
         Defense(

@@ -129,6 +129,30 @@ class GaussianNoise(nn.Module):
         return f"std={self.std!r}, seed={self.seed}"
 
 
+class NoisyJPEG(nn.Module):
+    """JPEG, then white Gaussian noise: the noise drowns what the compression leaves of a perturbation (not in the paper).
+
+    Args:
+        quality: of :class:`JPEG`.
+        std: of :class:`GaussianNoise`, in grey levels.
+        seed: see the module.
+    """
+
+    def __init__(self, quality: int = 25, std: float = 8.0, *, seed: int | None = None) -> None:
+        super().__init__()
+        self._parts = (JPEG(quality), GaussianNoise(std, seed=seed))
+        self.quality, self.std, self.seed = quality, std, seed
+
+    def forward(self, images: Tensor, *, index: int = 0) -> Tensor:
+        """Decompressed, noisy images; see the module for shapes and errors."""
+        jpeg, noise = self._parts
+        return noise(jpeg(images, index=index), index=index)
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"quality={self.quality}, std={self.std!r}, seed={self.seed}"
+
+
 class TotalVariation(nn.Module):
     """Total-variation denoising of each channel, by scikit-image's ``denoise_tv_chambolle`` (Rudin, Osher & Fatemi 1992).
 
