@@ -20,13 +20,13 @@ from oag_transform.evaluation.data import Preprocessing, batches, image_folder
 from oag_transform.generate import alternate
 from oag_transform.images import to_model_units, to_pixels
 
-STEPS = (12, 24, 36)
+STEPS = (8, 12, 24)
 NOISE = 6 / 255
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "no threshold": {"threshold": 0.0},
-    "half the threshold": {"threshold": 5.0},
-    "twice the threshold": {"threshold": 20.0},
+    "half the threshold": {"threshold": 3.0},
+    "twice the threshold": {"threshold": 12.0},
     "PyTorch's filters": {"init": "uniform"},
     "PyTorch's filters, no threshold": {"init": "uniform", "threshold": 0.0},
     "W fixed": {"conv_lr": 0.0},
@@ -34,7 +34,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "7 x 7 kernels": {"kernel_size": 7},
     "15 x 15 kernels": {"kernel_size": 15},
     "stride 2, 32 filters": {"stride": 2, "filters": 32},
-    "96 filters": {"filters": 96},
+    "64 filters": {"filters": 64},
+    "256 filters": {"filters": 256},
     "rates of Eq. 5 as they stand": {"adaptive_lr": False},
 }
 

@@ -1,6 +1,6 @@
 """What the compiler makes of the fused kernels, without a GPU: registers, spills, shared memory and matrix instructions.
 
-python -m benchmarks.kernels [--arch 90] [--compute-dtype bfloat16] [--kernel-size 15]
+python -m benchmarks.kernels [--arch 90] [--compute-dtype bfloat16] [--kernel-size 9]
 
 Records the launches of one network step for a 224 x 224 image, arguments and all, and compiles each of them ahead of time.
 """
@@ -97,8 +97,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], help="compute capabilities, without the dot")
     parser.add_argument("--compute-dtype", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
-    parser.add_argument("--kernel-size", type=int, default=15)
-    parser.add_argument("--filters", type=int, default=64)
+    parser.add_argument("--kernel-size", type=int, default=9)
+    parser.add_argument("--filters", type=int, default=128)
     parser.add_argument("--stride", type=int, default=3)
     parser.add_argument("--size", type=int, default=224, help="height and width of the image")
     options = parser.parse_args()

@@ -256,6 +256,12 @@ def test_bad_hyper_parameters(argument: str, value: object, message: str) -> Non
         small(**{argument: value})
 
 
+def test_gabor_functions_need_two_pixels() -> None:
+    with pytest.raises(ValueError, match='init="gabor" needs a kernel_size of at least 2'):
+        OnlineAlternateGenerator(kernel_size=1, stride=1)
+    assert OnlineAlternateGenerator(kernel_size=1, stride=1, init="uniform", seed=0)(rand(3, 4, 4)).shape == (3, 4, 4)
+
+
 def test_bad_index_and_every() -> None:
     with pytest.raises(ValueError, match="index must be an integer >= 0, got -1"):
         small()(rand(3, 12, 12), index=-1)

@@ -67,21 +67,24 @@ def gabor_kernels(generator: Generator, filters: int, channels: int, size: int, 
     """Random Gabor functions (filters, channels, K, K) of unit norm: they fit edges and texture in few, large weights.
 
     A cosine of random orientation and phase, less its mean, under a Gaussian of half its period (at most K/4). Frequencies are
-    spread evenly in their logarithm, from 0.7 / K to 0.3 cycles per pixel. Seven in ten are in brightness; the others are in a
-    random hue, at half the frequency, as colours vary slowly in photographs. The first seventh are plain Gaussians instead,
-    bright and dark, a third of them in brightness. One channel: all are in brightness.
+    spread evenly in their logarithm, from 1 / K to 0.45 cycles per pixel. Eight in ten are in brightness; the others are in a
+    random hue, at half the frequency, as colours vary slowly in photographs. The first tenth are plain Gaussians instead: a
+    third of them bright and dark, the others in evenly spread hues. One channel: all are in brightness.
     """
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.empty(filters, 1, 1, dtype=dtype, device=generator.device).uniform_(low, high, generator=generator)
 
     number = torch.arange(filters, device=generator.device)[:, None, None]
-    plain = number < filters // 7
-    in_brightness = torch.where(plain, number % 3 == 0, uniform(0, 1) < 0.7) | (channels == 1)
-    frequency = uniform(math.log(0.7 / size), math.log(0.3)).exp() / (2 - in_brightness.to(dtype))
+    plain = number < filters // 10
+    in_brightness = torch.where(plain, number % 3 == 0, uniform(0, 1) < 0.8) | (channels == 1)
+    frequency = uniform(-math.log(max(size, 3)), math.log(0.45)).exp() / (2 - in_brightness.to(dtype))
     frequency = torch.where(plain, 0.0, frequency)
     angle, phase, hue = uniform(0, 2 * math.pi), uniform(0, 2 * math.pi), uniform(0, 2 * math.pi)
-    phase = torch.where(plain, math.pi * (number // 3 % 2).to(dtype), phase)
+    phase = torch.where(plain, torch.where(in_brightness, math.pi * (number // 3 % 2), 0.0).to(dtype), phase)
+    hues = plain & ~in_brightness
+    around = hues.cumsum(0).to(dtype) / hues.sum().clamp(min=1)
+    hue = torch.where(hues, hue[:1] + 2 * math.pi * around, hue)
 
     x = torch.arange(size, dtype=dtype, device=generator.device) - (size - 1) / 2
     along = x * angle.cos() + x[:, None] * angle.sin()

@@ -67,6 +67,8 @@ class Settings:
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        if self.init == "gabor" and self.kernel_size == 1:
+            raise ValueError('init="gabor" needs a kernel_size of at least 2 (a cosine of one pixel is constant), got 1')
 
 
 class State(NamedTuple):

@@ -110,6 +110,6 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
             slow=True,
         ),
         Defense(f"{OURS}, paper(), closed form", "T_N", ours_as_published, 300, 300, (300,), slow=True),
-        Defense(OURS, "T_N", ours, 24, 24, (72, 60, 48, 36, 24, 16, 12, 8)),
-        Defense(f"{OURS}, 4 samples", "T_N", ours, 24, 24, (48, 36, 24, 12), samples=4),
+        Defense(OURS, "T_N", ours, 12, 12, (48, 36, 24, 18, 12, 9, 6)),
+        Defense(f"{OURS}, 4 samples", "T_N", ours, 12, 12, (24, 12, 6), samples=4),
     )
