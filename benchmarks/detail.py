@@ -25,8 +25,8 @@ NOISE = 6 / 255
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "no threshold": {"threshold": 0.0},
-    "half the threshold": {"threshold": 3.0},
-    "twice the threshold": {"threshold": 12.0},
+    "half the threshold": {"threshold": 3.75},
+    "twice the threshold": {"threshold": 15.0},
     "PyTorch's filters": {"init": "uniform"},
     "PyTorch's filters, no threshold": {"init": "uniform", "threshold": 0.0},
     "W fixed": {"conv_lr": 0.0},
