@@ -378,8 +378,8 @@ def test_the_help_names_every_defense(capsys: pytest.CaptureFixture[str]) -> Non
     assert ",".join(_slug(family.name) for family in defenses()) in printed
 
 
-def test_ours_is_last_alone_and_as_in_a_defended_model_at_the_default() -> None:
+def test_ours_is_last_as_in_a_defended_model_and_with_four_samples_at_the_default() -> None:
     alone, averaged = defenses()[-2:]
     assert (alone.name, averaged.name) == (OURS, f"{OURS}, 4 samples")
     assert alone.published == averaged.published == OnlineAlternateGenerator().settings.network_steps
-    assert (alone.samples, averaged.samples) == (1, DefendedModel(torch.nn.Identity()).samples)
+    assert (alone.samples, averaged.samples) == (DefendedModel(torch.nn.Identity()).samples, 4)

@@ -160,7 +160,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--defenses",
         nargs="+",
         metavar="NAME",
-        help="some of them only: mean-filter, median-filter, jpeg, total-variation, tvm, pixel-deflection, randomization, "
+        help="some of them only: mean-filter, median-filter, jpeg, jpeg-and-noise-of-8-grey-levels, total-variation, tvm, "
+        "pixel-deflection, randomization, "
         "gaussian-noise, pixel-defend, auto-encoder, dip, online-alternate-generator-paper-closed-form, "
         "online-alternate-generator, online-alternate-generator-4-samples",
     )
