@@ -22,20 +22,21 @@ from oag_transform.images import to_model_units, to_pixels
 
 STEPS = (8, 12, 24)
 NOISE = 6 / 255
+DEFAULT = OnlineAlternateGenerator().settings
 SETTINGS: dict[str, dict[str, Any]] = {
     "default": {},
     "no threshold": {"threshold": 0.0},
-    "half the threshold": {"threshold": 3.75},
-    "twice the threshold": {"threshold": 15.0},
+    "half the threshold": {"threshold": DEFAULT.threshold / 2},
+    "twice the threshold": {"threshold": 2 * DEFAULT.threshold},
     "PyTorch's filters": {"init": "uniform"},
     "PyTorch's filters, no threshold": {"init": "uniform", "threshold": 0.0},
     "W fixed": {"conv_lr": 0.0},
-    "a quarter of v's rate": {"fc_lr": 0.015},
+    "a quarter of v's rate": {"fc_lr": DEFAULT.fc_lr / 4},
     "7 x 7 kernels": {"kernel_size": 7},
     "15 x 15 kernels": {"kernel_size": 15},
     "stride 2, 32 filters": {"stride": 2, "filters": 32},
-    "64 filters": {"filters": 64},
-    "256 filters": {"filters": 256},
+    "half the filters": {"filters": DEFAULT.filters // 2},
+    "twice the filters": {"filters": 2 * DEFAULT.filters},
     "rates of Eq. 5 as they stand": {"adaptive_lr": False},
 }
 

@@ -97,9 +97,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], help="compute capabilities, without the dot")
     parser.add_argument("--compute-dtype", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
-    parser.add_argument("--kernel-size", type=int, default=9)
-    parser.add_argument("--filters", type=int, default=128)
-    parser.add_argument("--stride", type=int, default=3)
+    default = OnlineAlternateGenerator().settings
+    parser.add_argument("--kernel-size", type=int, default=default.kernel_size)
+    parser.add_argument("--filters", type=int, default=default.filters)
+    parser.add_argument("--stride", type=int, default=default.stride)
     parser.add_argument("--size", type=int, default=224, help="height and width of the image")
     options = parser.parse_args()
     print(f"triton {triton.__version__}")
