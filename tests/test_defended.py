@@ -13,6 +13,7 @@ from torchvision.models import ResNet18_Weights, SqueezeNet1_1_Weights, WeightsE
 from torchvision.transforms.v2 import Normalize
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
+from oag_transform.defended import shifted
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -33,13 +34,13 @@ def defense(**overrides: Any) -> OnlineAlternateGenerator:
 
 def test_is_the_pipeline_it_stands_for() -> None:
     target, normalize, images = make_target(), Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.4]), rand(3, 3, 20, 20)
-    actual = DefendedModel(target, defense(), normalize=normalize, samples=1)(images)
+    actual = DefendedModel(target, defense(), normalize=normalize, shift=0)(images)
     assert torch.equal(actual, target(normalize(defense()(images))))
 
 
 def test_any_callable_is_a_defense() -> None:
     target, images = make_target(), rand(3, 3, 20, 20)
-    assert torch.equal(DefendedModel(target, lambda x: x.flip(-1), samples=1)(images), target(images.flip(-1)))
+    assert torch.equal(DefendedModel(target, lambda x: x.flip(-1), shift=0)(images), target(images.flip(-1)))
 
 
 def test_default_defense_is_the_default_transform() -> None:
@@ -50,12 +51,39 @@ def test_default_defense_is_the_default_transform() -> None:
 
 def test_samples_average_probabilities() -> None:
     target, images = make_target(), rand(2, 3, 20, 20)
-    log_probabilities = DefendedModel(target, defense(), samples=3)(images)
+    log_probabilities = DefendedModel(target, defense(), samples=3, shift=0)(images)
     # image n's samples use streams 3n, 3n + 1, 3n + 2
     singles = [[target(defense()(images[n : n + 1], index=3 * n + k)).softmax(-1)[0] for k in range(3)] for n in range(2)]
     expected = torch.stack([torch.stack(row).mean(0) for row in singles])
     torch.testing.assert_close(log_probabilities.exp(), expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(log_probabilities.exp().sum(-1), torch.ones(2))
+
+
+def test_views_average_probabilities() -> None:
+    target, normalize, images = make_target(), Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.4]), rand(2, 3, 20, 20)
+    log_probabilities = DefendedModel(target, defense(), normalize=normalize, samples=2, shift=3)(images)
+    purified = torch.stack([defense()(images[n // 2 : n // 2 + 1], index=n)[0] for n in range(4)])
+    rows, columns = [3, 2, 1, *range(20), 18, 17, 16], [0, 6]  # reflection doesn't repeat the border
+    moved = [purified[:, :, rows[top : top + 20]][..., rows[left : left + 20]] for top in columns for left in columns]
+    probabilities = torch.stack([target(normalize(view)).softmax(-1) for view in moved]).mean(0)
+    torch.testing.assert_close(log_probabilities.exp(), probabilities.unflatten(0, (2, 2)).mean(1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_views_are_moved_by_the_shift_towards_each_corner(dtype: torch.dtype) -> None:
+    images = rand(2, 3, 9, 11).to(dtype)
+    views = shifted(images, 3)
+    offsets = [(down, right) for down in (3, -3) for right in (3, -3)]
+    assert all(view.shape == images.shape and view.dtype == dtype for view in views)
+    for view, (down, right) in zip(views, offsets, strict=True):
+        rolled = images.roll((down, right), (-2, -1))
+        assert torch.equal(view[..., 3:-3, 3:-3], rolled[..., 3:-3, 3:-3])
+
+
+def test_shift_must_fit_into_the_image() -> None:
+    model = DefendedModel(make_target(), nn.Identity(), shift=20)
+    with pytest.raises(ValueError, match=r"shift must be less than the sides of the images, \(20, 40\), got 20"):
+        model(rand(1, 3, 20, 40))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -74,10 +102,17 @@ def test_target_is_left_alone(training: bool) -> None:
 
 def test_gradient_is_the_targets_at_the_purified_image() -> None:
     target, images = make_target(), rand(2, 3, 20, 20).requires_grad_()
-    (actual,) = torch.autograd.grad(DefendedModel(target, defense(), samples=1)(images).square().sum(), images)
+    (actual,) = torch.autograd.grad(DefendedModel(target, defense(), shift=0)(images).square().sum(), images)
     purified = defense()(images.detach()).requires_grad_()
     (expected,) = torch.autograd.grad(target(purified).square().sum(), purified)
     assert torch.equal(actual, expected)
+
+
+def test_gradient_passes_through_the_views() -> None:
+    """An attack through the defense must not be misled by pixels that moved."""
+    target, images = make_target().double(), rand(1, 3, 20, 20).double()
+    model = DefendedModel(target, nn.Identity(), shift=3)
+    torch.autograd.gradcheck(lambda x: model(x).square().sum(), images.requires_grad_(), fast_mode=True)
 
 
 def test_foolbox_attacks_through_it() -> None:
@@ -103,7 +138,7 @@ def test_pickles_and_copies() -> None:
     model, images = DefendedModel(make_target(), defense(), samples=2), rand(2, 3, 20, 20)
     for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         assert torch.equal(other(images), model(images))
-    assert "samples=2" in repr(model)
+    assert "samples=2, shift=5" in repr(model)
 
 
 def test_empty_batch() -> None:
@@ -118,6 +153,8 @@ def test_empty_batch() -> None:
         ({"defense": 3}, TypeError, "defense must be callable or None, got int"),
         ({"normalize": (0.5, 0.5)}, TypeError, "normalize must be callable or None, got tuple"),
         ({"samples": 0}, ValueError, "samples must be an integer >= 1, got 0"),
+        ({"shift": -1}, ValueError, "shift must be an integer >= 0, got -1"),
+        ({"shift": 2.0}, ValueError, "shift must be an integer >= 0, got 2.0"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -151,7 +188,7 @@ def test_from_torchvision(name: str | WeightsEnum, monkeypatch: pytest.MonkeyPat
         return torchvision.models.get_model(builder, weights=None).state_dict()
 
     monkeypatch.setattr(WeightsEnum, "get_state_dict", random_weights)
-    model = DefendedModel.from_torchvision(name, defense(), samples=1, progress=False)
+    model = DefendedModel.from_torchvision(name, defense(), shift=0, progress=False)
     assert isinstance(model.target, expected_type)
     assert not model.training
     assert not model.target.training

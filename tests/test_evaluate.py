@@ -120,7 +120,8 @@ def test_a_second_run_computes_nothing_and_a_changed_setting_does(
     after = json.loads((tmp_path / "table1.json").read_text())
     assert before["rows"] == after["rows"]
     assert main([*run, "--eps", "3"]) == 0
-    assert "computed again" in json.loads((tmp_path / "table1.json").read_text())["rows"][1]["error"]
+    errors = {line["name"]: line["error"] for line in json.loads((tmp_path / "table1.json").read_text())["rows"]}
+    assert "computed again" in errors["Mean filter, size 3"]
 
 
 def test_tuning_takes_the_strongest_within_five_points(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +147,8 @@ def test_tuned_strengths_are_used(folder: Path, tmp_path: Path) -> None:
         folder, tmp_path, "table1", "--attacks", "fgsm", "--defenses", "jpeg", "--tuned", str(tmp_path / "tune.json")
     )
     assert main(run) == 0
-    assert [line.name for line in read(tmp_path / "table1.json").rows] == ["None", "JPEG, quality 75", "JPEG, quality 15"]
+    names = [line.name for line in read(tmp_path / "table1.json").rows]
+    assert names == ["None", "None, 4 views", "JPEG, quality 75", "JPEG, quality 15"]
 
 
 def test_fit_target_and_evaluate_it(folder: Path, tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_fit_pixelcnn_and_defend_with_it(folder: Path, tmp_path: Path, monkeypat
     assert main(["fit-pixelcnn", "--data", str(folder), "--out", str(file), "--resize", "40", "--crop", "40"]) == 0
     run = arguments(folder, tmp_path, "table1", "--attacks", "fgsm", "--defenses", "pixel-defend", "--pixelcnn", str(file))
     assert main(run) == 0
-    assert read(tmp_path / "table1.json").rows[1].error == ""
+    assert [line.error for line in read(tmp_path / "table1.json").rows if line.name.startswith("Pixel Defend")] == [""]
 
 
 @pytest.mark.parametrize(
@@ -333,9 +335,9 @@ def test_measurements_equal_the_plain_computation_whatever_the_chunks(folder: Pa
         right = target.model(defense(plain)).argmax(1) == subject.labels
         assert cell.right == "".join("1" if value else "0" for value in right)
         assert cells[1] == cell
-        averaged, _ = classify(subject, defense, images, "", samples=3)
-        right = DefendedModel(target.model, defense, samples=3)(plain).argmax(1) == subject.labels
-        assert averaged.right == "".join("1" if value else "0" for value in right)
+        viewed, _ = classify(subject, defense, images, "", shift=4)
+        right = DefendedModel(target.model, defense, shift=4)(plain).argmax(1) == subject.labels
+        assert viewed.right == "".join("1" if value else "0" for value in right)
     (images, noisy, *cells_of_one), (same_images, same_noise, *cells_of_four) = found
     assert torch.equal(images, same_images)
     assert torch.equal(noisy, same_noise)
@@ -378,8 +380,11 @@ def test_the_help_names_every_defense(capsys: pytest.CaptureFixture[str]) -> Non
     assert ",".join(_slug(family.name) for family in defenses()) in printed
 
 
-def test_ours_is_last_as_in_a_defended_model_and_with_four_samples_at_the_default() -> None:
-    alone, averaged = defenses()[-2:]
-    assert (alone.name, averaged.name) == (OURS, f"{OURS}, 4 samples")
-    assert alone.published == averaged.published == OnlineAlternateGenerator().settings.network_steps
-    assert (alone.samples, averaged.samples) == (DefendedModel(torch.nn.Identity()).samples, 4)
+def test_rows_of_ours_at_the_default_and_those_with_views_as_in_a_defended_model() -> None:
+    model = DefendedModel(torch.nn.Identity())
+    every = {family.name: family for family in defenses()}
+    assert every[OURS].published == every[f"{OURS}, 4 views"].published == OnlineAlternateGenerator().settings.network_steps
+    assert model.samples == 1
+    assert {name: family.shift for name, family in every.items()} == {
+        name: model.shift if "4 views" in name else 0 for name in every
+    }

@@ -160,9 +160,10 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--defenses",
         nargs="+",
         metavar="NAME",
-        help="some of them only: mean-filter, median-filter, jpeg, jpeg-and-noise-of-8-grey-levels, total-variation, tvm, "
-        "pixel-deflection, randomization, gaussian-noise, pixel-defend, auto-encoder, dip, "
-        "online-alternate-generator-paper-closed-form, online-alternate-generator, online-alternate-generator-4-samples",
+        help="some of them only: mean-filter, median-filter, jpeg, jpeg-and-noise-of-8-grey-levels, jpeg-4-views, "
+        "jpeg-and-noise-of-8-grey-levels-4-views, total-variation, tvm, pixel-deflection, randomization, gaussian-noise, "
+        "pixel-defend, auto-encoder, dip, online-alternate-generator-paper-closed-form, online-alternate-generator, "
+        "online-alternate-generator-4-views",
     )
     parser.add_argument("--tuned", type=Path, metavar="TUNE.JSON", help="strengths that the experiment tune has chosen")
     parser.add_argument("--pixelcnn", type=Path, metavar="FILE", help="of fit-pixelcnn, for PixelDefend")

@@ -1,19 +1,25 @@
 """A target classifier behind the transform."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 from torchvision.transforms.v2 import Normalize
+from torchvision.transforms.v2 import functional as tvf
 
-from .transform import OnlineAlternateGenerator
+from .transform import OnlineAlternateGenerator, check_natural
 
 
 class DefendedModel(nn.Module):
-    """A classifier that purifies its input: image in [0, 1] -> defense -> normalize -> target.
+    """A classifier that purifies its input: image in [0, 1] -> defense -> four shifted views -> normalize -> target.
+
+    The views move the purified image by a few pixels, off the grid of strides and pixels that a perturbation was computed for;
+    their class probabilities are averaged. A gray-box attack loses much of what is left of it that way, at the cost of four
+    passes of the target for each image. See :func:`shifted`.
 
     The target's parameters, training mode and gradient flags are left as they are; it is a submodule, so that ``.to()``,
     ``.eval()`` and ``parameters()`` reach it as in any module. With the default defense, gradients pass straight through
@@ -26,10 +32,13 @@ class DefendedModel(nn.Module):
             ``None`` where the target takes [0, 1] images.
         samples: number k of independent purifications whose class probabilities are averaged: k times the cost, for a
             point of accuracy at most with the default defense. 1 where the defense isn't random.
+        shift: pixels by which each of the four views is moved, up or down and left or right; less than the image's sides.
+            An odd number lies off the grid of every even stride. 0: the purified image itself is the only view. The default
+            is meant for images of about 224 pixels.
 
     Returns (forward):
-        (N, classes): the target's own logits for ``samples=1``; for more, the logarithm of the averaged probabilities
-        (they are logits too: their softmax is the average).
+        (N, classes): the target's own logits for ``samples=1, shift=0``; for more, the logarithm of the averaged
+        probabilities (they are logits too: their softmax is the average).
 
     Example:
         >>> import torch
@@ -47,6 +56,7 @@ class DefendedModel(nn.Module):
         *,
         normalize: Callable[[Tensor], Tensor] | None = None,
         samples: int = 1,
+        shift: int = 5,
     ) -> None:
         super().__init__()
         if not isinstance(target, nn.Module):
@@ -54,12 +64,13 @@ class DefendedModel(nn.Module):
         for name, value in (("defense", defense), ("normalize", normalize)):
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be callable or None, got {type(value).__name__}")
-        if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
-            raise ValueError(f"samples must be an integer >= 1, got {samples!r}")
+        check_natural("samples", samples, minimum=1)
+        check_natural("shift", shift)
         self.target = target
         self.defense = OnlineAlternateGenerator() if defense is None else defense
         self.normalize = normalize
         self.samples = samples
+        self.shift = shift
         self.training = target.training  # callers look at the wrapper: say what is true of the target
 
     @classmethod
@@ -69,6 +80,7 @@ class DefendedModel(nn.Module):
         defense: Callable[[Tensor], Tensor] | None = None,
         *,
         samples: int = 1,
+        shift: int = 5,
         progress: bool = True,
     ) -> "DefendedModel":
         """A pretrained torchvision classifier, in eval mode, with the normalisation its weights ask for.
@@ -80,6 +92,7 @@ class DefendedModel(nn.Module):
                 (``"ResNet50_Weights.IMAGENET1K_V2"``) or a member of a weights enum.
             defense: see the class.
             samples: see the class.
+            shift: see the class.
             progress: show torchvision's download bar.
 
         Raises:
@@ -88,28 +101,48 @@ class DefendedModel(nn.Module):
         weights, builder = _classifier(model)
         preset = weights.transforms()
         target = torchvision.models.get_model(builder, weights=weights, progress=progress).eval()
-        return cls(target, defense, normalize=Normalize(mean=preset.mean, std=preset.std), samples=samples)
+        return cls(target, defense, normalize=Normalize(mean=preset.mean, std=preset.std), samples=samples, shift=shift)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) for images (N, C, H, W) in [0, 1]; see the class."""
         if not isinstance(images, Tensor) or images.ndim != 4:
             got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"expected a batch of images (N, C, H, W), got {got}")
+        if images.shape[0] and self.shift >= min(images.shape[-2:]):
+            raise ValueError(f"shift must be less than the sides of the images, {tuple(images.shape[-2:])}, got {self.shift}")
         # interleaved, so that the random stream of an image's k-th sample doesn't depend on the batch
         purified = self.defense(images.repeat_interleave(self.samples, 0) if self.samples > 1 else images)
-        logits: Tensor = self.target(purified if self.normalize is None else self.normalize(purified))
+        views = shifted(purified, self.shift)
+        # one view after the other: four times the batch at once would be four times the target's memory
+        logits = [self.target(view if self.normalize is None else self.normalize(view)) for view in views]
         return average(logits, self.samples)
 
     def extra_repr(self) -> str:
         """Arguments that are not submodules."""
-        return f"samples={self.samples}"
+        return f"samples={self.samples}, shift={self.shift}"
 
 
-def average(logits: Tensor, samples: int) -> Tensor:
-    """Log of the class probabilities averaged over each ``samples`` rows of logits (N * samples, classes); 1: the logits."""
-    if samples == 1:
-        return logits
-    return logits.log_softmax(-1).unflatten(0, (len(logits) // samples, samples)).logsumexp(1) - math.log(samples)
+def shifted(images: Tensor, shift: int) -> Sequence[Tensor]:
+    """Views of images (N, C, H, W), of the same shape: moved by ``shift`` pixels towards each of the four corners.
+
+    What is missing at the border is filled by reflection: these are torchvision's ``five_crop`` of the padded images, but for
+    the centre, which is the images themselves and what an attack was computed for. 0: the images are their only view.
+    """
+    if shift == 0:
+        return [images]
+    padded = tvf.pad(images, [shift], padding_mode="reflect")
+    return tvf.five_crop(padded, list(images.shape[-2:]))[:4]
+
+
+def average(logits: Sequence[Tensor], samples: int) -> Tensor:
+    """Log of the class probabilities averaged over views and samples, (N, classes); the logits where there is one of both.
+
+    ``logits``: (N * samples, classes) for each view, the samples of an image one after the other.
+    """
+    if len(logits) == samples == 1:
+        return logits[0]
+    every = torch.stack(list(logits)).log_softmax(-1).unflatten(1, (len(logits[0]) // samples, samples))
+    return every.logsumexp((0, 2)) - math.log(len(logits) * samples)
 
 
 def _classifier(model: str | WeightsEnum) -> tuple[Any, str]:

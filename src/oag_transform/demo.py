@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .defended import DefendedModel
 from .targets import efficientnet_lite
 from .transform import OnlineAlternateGenerator
 
@@ -63,17 +64,23 @@ def predict(target: nn.Module, images: Tensor) -> Tensor:
         return torch.cat([target(part) for part in images.split(5)]).softmax(1)
 
 
+def behind(target: nn.Module) -> DefendedModel:
+    """What DefendedModel makes of images that are purified already."""
+    return DefendedModel(target, nn.Identity())
+
+
 def table(target: nn.Module, outcome: Outcome) -> str:
     """Accuracy with and without the defense, and what it costs."""
+    defended = behind(target)
 
-    def right(images: Tensor) -> str:
-        count = int((predict(target, images).argmax(1) == outcome.labels).sum())
+    def right(images: Tensor, model: nn.Module = target) -> str:
+        count = int((predict(model, images).argmax(1) == outcome.labels).sum())
         return f"{count:3d}/{len(outcome.labels)} = {count / len(outcome.labels):4.0%}"
 
     rows = [
         ("EfficientNet-lite0 on ImageNet photographs", "clean", f"attacked (IGSM, targeted, {EPSILON}/255)"),
         ("as it is", right(outcome.clean), right(outcome.attacked)),
-        ("behind OnlineAlternateGenerator()", right(outcome.purified_clean), right(outcome.purified_attacked)),
+        ("in a DefendedModel", right(outcome.purified_clean, defended), right(outcome.purified_attacked, defended)),
     ]
     lines = [f"{name:<50}{clean:>16}{attacked:>36}" for name, clean, attacked in rows]
     lines.insert(1, "-" * len(lines[0]))
@@ -85,15 +92,16 @@ def picture(target: nn.Module, outcome: Outcome, path: Path, rows: int = 3) -> N
     """Write a picture in the manner of the paper's Fig. 1: images, and below them their residuals, magnified."""
     from .evaluation.figures import residuals
 
+    defended = behind(target)
     kinds = [
-        ("(a) original", outcome.clean),
-        ("(b) attacked", outcome.attacked),
-        ("(c) original, purified", outcome.purified_clean),
-        ("(d) attacked, purified", outcome.purified_attacked),
+        ("(a) original", outcome.clean, target),
+        ("(b) attacked", outcome.attacked, target),
+        ("(c) original, purified", outcome.purified_clean, defended),
+        ("(d) attacked, purified", outcome.purified_attacked, defended),
     ]
     truth = torch.arange(len(outcome.labels)), outcome.labels
-    probabilities = [predict(target, images)[truth] for _, images in kinds]
+    probabilities = [predict(model, images)[truth] for _, images, model in kinds]
     # the images on which most was at stake
     chosen = (probabilities[0] - probabilities[1]).argsort(descending=True)[:rows]
     notes = [[f"right label: {value:.3f}" for value in column[chosen].tolist()] for column in probabilities]
-    residuals(path, [(name, images[chosen]) for name, images in kinds], outcome.clean[chosen], notes)
+    residuals(path, [(name, images[chosen]) for name, images, _ in kinds], outcome.clean[chosen], notes)

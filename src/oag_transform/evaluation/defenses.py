@@ -22,6 +22,8 @@ from .peers import (
 from .pixeldefend import PixelCNN, PixelDefend
 
 OURS = "Online alternate generator"
+SHIFT = 5
+"""Shift of the rows with four views: the default of DefendedModel."""
 
 
 class Defense(NamedTuple):
@@ -35,7 +37,8 @@ class Defense(NamedTuple):
         tuned: the strength that ``evaluate tune`` chose, on clean and Gaussian-noised images.
         strengths: from weak to strong, for ``tune`` and ``tradeoff``.
         slow: takes many seconds an image, and is measured on fewer images.
-        samples: purifications of an image whose class probabilities are averaged, see :class:`~oag_transform.DefendedModel`.
+        shift: pixels by which the four views of what the defense returns are moved, see :class:`~oag_transform.DefendedModel`;
+            0: one view, unmoved.
     """
 
     name: str
@@ -45,7 +48,7 @@ class Defense(NamedTuple):
     tuned: float
     strengths: tuple[float, ...]
     slow: bool = False
-    samples: int = 1
+    shift: int = 0
 
     def label(self, strength: float) -> str:
         """Name and strength, such as ``"JPEG, quality 75"``."""
@@ -87,6 +90,13 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
             *("JPEG and noise of 8 grey levels", "quality", lambda quality, seed: NoisyJPEG(quality, 8, seed=seed)),
             *(25, 25, (75, 50, 35, 25, 15, 10)),
         ),
+        # what the views of a DefendedModel are worth to others
+        Defense("JPEG, 4 views", "quality", lambda quality, _: JPEG(quality), 25, 15, (75, 50, 35, 25, 15, 10), shift=SHIFT),
+        Defense(
+            *("JPEG and noise of 8 grey levels, 4 views", "quality", lambda quality, seed: NoisyJPEG(quality, 8, seed=seed)),
+            *(25, 25, (75, 50, 35, 25, 15, 10)),
+            shift=SHIFT,
+        ),
         Defense("Total variation", "weight", lambda weight, _: TotalVariation(weight), 0.1, 0.1, (0.03, 0.06, 0.1, 0.15, 0.2)),
         Defense("TVM", "weight", lambda weight, seed: TVM(weight, seed=seed), 0.03, 0.03, (0.01, 0.03, 0.06, 0.1)),
         Defense(
@@ -111,5 +121,5 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
         ),
         Defense(f"{OURS}, paper(), closed form", "T_N", ours_as_published, 300, 300, (300,), slow=True),
         Defense(OURS, "T_N", ours, 12, 12, (48, 36, 24, 18, 12, 9, 6)),
-        Defense(f"{OURS}, 4 samples", "T_N", ours, 12, 12, (24, 12, 6), samples=4),
+        Defense(f"{OURS}, 4 views", "T_N", ours, 12, 12, (24, 12, 6), shift=SHIFT),
     )

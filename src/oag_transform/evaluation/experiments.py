@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ..stopping import smallest_flat_step
 from ..transform import DivergenceError, OnlineAlternateGenerator
 from . import figures
 from .attacks import Attack, cw, fgsm, igsm, mifgsm
-from .defenses import OURS, Defense
+from .defenses import OURS, SHIFT, Defense
 from .measure import Subject, along, attacked, classify, hardware, noised, pooled, probabilities, row
 from .results import Figure, Pair, Result, Row, paired
 
@@ -70,12 +70,11 @@ class Plan:
     ) -> list[Row]:
         """No defense, and each family at its published and at its tuned strength."""
         subject = self.subject if subject is None else subject
-        rows = [row(subject, NONE, None, columns)]
+        rows = [row(subject, NONE, None, columns), row(subject, f"{NONE}, 4 views", None, columns, shift=SHIFT)]
         for family in self.families:
             count = self.slow_count if family.slow else None
             for strength in dict.fromkeys([*([family.published] if published else []), family.tuned]):
-                make = _maker(family, strength, subject.seed)
-                rows.append(row(subject, family.label(strength), make, columns, count, family.samples))
+                rows.append(_row(subject, family, strength, columns, count))
         return rows
 
     def columns(self, attacks: Sequence[Attack]) -> list[tuple[str, Tensor]]:
@@ -443,10 +442,7 @@ def _strengths(plan: Plan, family: Defense, columns: Sequence[tuple[str, Tensor]
     if family.name == OURS:
         return _our_strengths(plan, family, columns)
     count = plan.slow_count if family.slow else None
-    return [
-        row(plan.subject, family.label(strength), _maker(family, strength, plan.subject.seed), columns, count, family.samples)
-        for strength in family.strengths
-    ]
+    return [_row(plan.subject, family, strength, columns, count) for strength in family.strengths]
 
 
 def _our_strengths(plan: Plan, family: Defense, columns: Sequence[tuple[str, Tensor]]) -> list[Row]:
@@ -461,8 +457,11 @@ def _our_strengths(plan: Plan, family: Defense, columns: Sequence[tuple[str, Ten
     return [Row(family.label(strength), tuple(cells[int(strength)] for cells in found)) for strength in family.strengths]
 
 
-def _maker(family: Defense, strength: float, seed: int) -> Callable[[], Any]:
-    return lambda: family.make(strength, seed)
+def _row(subject: Subject, family: Defense, strength: float, columns: Sequence[tuple[str, Tensor]], count: int | None) -> Row:
+    def make() -> nn.Module:
+        return family.make(strength, subject.seed)
+
+    return row(subject, family.label(strength), make, columns, count, family.shift)
 
 
 def _with_mean(line: Row, of: int = 0) -> Row:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import streams
-from ..defended import average
+from ..defended import average, shifted
 from ..transform import OnlineAlternateGenerator
 from .attacks import Attack
 from .data import Listing, batches
@@ -112,20 +112,21 @@ def noised(subject: Subject, std: float) -> Tensor:
     return noisy
 
 
-def classify(subject: Subject, defense: nn.Module | None, images: Tensor, desc: str, *, samples: int = 1) -> tuple[Cell, float]:
+def classify(subject: Subject, defense: nn.Module | None, images: Tensor, desc: str, *, shift: int = 0) -> tuple[Cell, float]:
     """Which uint8 ``images`` (in the subject's order) are right behind a defense, and the defense's median seconds an image.
 
-    ``samples``: as of :class:`~oag_transform.DefendedModel`.
+    ``shift``: as of :class:`~oag_transform.DefendedModel`.
     """
     model = subject.target.model
-    key = {"what": "class", "samples": samples} | _common(subject, defense)
+    key = {"what": "class", "shift": shift} | _common(subject, defense)
 
     def compute(rows: range) -> Any:
         batch = images[rows.start : rows.stop].to(subject.device).float() / 255
         start = time.perf_counter()
-        purified = batch if defense is None else defense(batch.repeat_interleave(samples, 0), index=samples * rows.start)
+        purified = batch if defense is None else defense(batch, index=rows.start)
         seconds = _elapsed(start, subject.device)
-        classes = average(_logits(model, purified, subject.device), samples).argmax(1).numpy()
+        logits = [_logits(model, view, subject.device) for view in shifted(purified, shift)]
+        classes = average(logits, 1).argmax(1).numpy()
         return np.stack([classes, np.full(len(rows), seconds / len(rows))], 1)
 
     found = subject.store.rows(key, (images,), compute, desc)
@@ -155,9 +156,9 @@ def row(
     make: Callable[[], nn.Module] | None,
     columns: Sequence[tuple[str, Tensor]],
     count: int | None = None,
-    samples: int = 1,
+    shift: int = 0,
 ) -> Row:
-    """A line of a table: a defense on each column of images, on the first ``count`` of them; ``samples``: see classify.
+    """A line of a table: a defense on each column of images, on the first ``count`` of them; the rest: see classify.
 
     A defense that fails gives a line that says why, and the run goes on.
     """
@@ -165,8 +166,7 @@ def row(
         defense = make().to(subject.device) if make is not None else None
         part = subject if count is None else subject.first(count)
         measured = [
-            classify(part, defense, images[: len(part.images)], f"{name}: {column}", samples=samples)
-            for column, images in columns
+            classify(part, defense, images[: len(part.images)], f"{name}: {column}", shift=shift) for column, images in columns
         ]
     except Exception as error:  # whatever a defense raises is its own result
         logger.warning("%s failed: %s", name, error, exc_info=logger.isEnabledFor(logging.DEBUG))
