@@ -60,8 +60,9 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
 
     The tuned strengths are those of ``evaluate tune`` on 60 images of one half of Flower-17's training images, with a target
     fitted to the other half: the strongest whose mean accuracy on clean and on Gaussian-noised (std 0.1) images is within five
-    points of the defense's best. Slow defenses were not tuned so. Nothing was chosen on attacked images. Finer classes ask for
-    other strengths: run it on images like yours.
+    points of the defense's best. Slow defenses were not tuned so. Nothing was chosen on attacked images, but for JPEG with the
+    views of a DefendedModel, which stands at what was found strong in docs/quality.md. Finer classes ask for other strengths:
+    run it on images like yours.
 
     Args:
         pixelcnn: what ``oag-transform fit-pixelcnn`` trained, which PixelDefend needs.
@@ -94,7 +95,7 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
         Defense("JPEG, 4 views", "quality", lambda quality, _: JPEG(quality), 25, 15, (75, 50, 35, 25, 15, 10), shift=SHIFT),
         Defense(
             *("JPEG and noise of 8 grey levels, 4 views", "quality", lambda quality, seed: NoisyJPEG(quality, 8, seed=seed)),
-            *(25, 25, (75, 50, 35, 25, 15, 10)),
+            *(25, 15, (75, 50, 35, 25, 15, 10)),
             shift=SHIFT,
         ),
         Defense("Total variation", "weight", lambda weight, _: TotalVariation(weight), 0.1, 0.1, (0.03, 0.06, 0.1, 0.15, 0.2)),
