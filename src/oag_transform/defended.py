@@ -19,7 +19,7 @@ class DefendedModel(nn.Module):
 
     The views move the purified image by a few pixels, off the grid of strides and pixels that a perturbation was computed for;
     their class probabilities are averaged. A gray-box attack loses much of what is left of it that way, at the cost of four
-    passes of the target for each image. See :func:`shifted`.
+    passes of the target for each image; one that was computed over the same views loses nothing. See :func:`shifted`.
 
     The target's parameters, training mode and gradient flags are left as they are; it is a submodule, so that ``.to()``,
     ``.eval()`` and ``parameters()`` reach it as in any module. With the default defense, gradients pass straight through
@@ -108,7 +108,7 @@ class DefendedModel(nn.Module):
         if not isinstance(images, Tensor) or images.ndim != 4:
             got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"expected a batch of images (N, C, H, W), got {got}")
-        if images.shape[0] and self.shift >= min(images.shape[-2:]):
+        if self.shift >= min(images.shape[-2:]):
             raise ValueError(f"shift must be less than the sides of the images, {tuple(images.shape[-2:])}, got {self.shift}")
         # interleaved, so that the random stream of an image's k-th sample doesn't depend on the batch
         purified = self.defense(images.repeat_interleave(self.samples, 0) if self.samples > 1 else images)
