@@ -383,6 +383,7 @@ def test_the_help_names_every_defense(capsys: pytest.CaptureFixture[str]) -> Non
 def test_rows_of_ours_at_the_default_and_those_with_views_as_in_a_defended_model() -> None:
     model = DefendedModel(torch.nn.Identity())
     every = {family.name: family for family in defenses()}
+    assert list(every)[-2:] == [OURS, f"{OURS}, 4 views"]
     assert every[OURS].published == every[f"{OURS}, 4 views"].published == OnlineAlternateGenerator().settings.network_steps
     assert model.samples == 1
     assert {name: family.shift for name, family in every.items()} == {

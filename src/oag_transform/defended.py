@@ -13,6 +13,9 @@ from torchvision.transforms.v2 import functional as tvf
 
 from .transform import OnlineAlternateGenerator, check_natural
 
+SHIFT = 5
+"""Default shift of the views: of 3, 5 and 7 pixels the largest that cost nothing on clean and noisy 224 x 224 photographs."""
+
 
 class DefendedModel(nn.Module):
     """A classifier that purifies its input: image in [0, 1] -> defense -> four shifted views -> normalize -> target.
@@ -56,7 +59,7 @@ class DefendedModel(nn.Module):
         *,
         normalize: Callable[[Tensor], Tensor] | None = None,
         samples: int = 1,
-        shift: int = 5,
+        shift: int = SHIFT,
     ) -> None:
         super().__init__()
         if not isinstance(target, nn.Module):
@@ -80,7 +83,7 @@ class DefendedModel(nn.Module):
         defense: Callable[[Tensor], Tensor] | None = None,
         *,
         samples: int = 1,
-        shift: int = 5,
+        shift: int = SHIFT,
         progress: bool = True,
     ) -> "DefendedModel":
         """A pretrained torchvision classifier, in eval mode, with the normalisation its weights ask for.

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ..defended import SHIFT
 from ..transform import OnlineAlternateGenerator
 from .online import DeepImagePrior, OnlineAutoencoder
 from .peers import (
@@ -22,8 +23,7 @@ from .peers import (
 from .pixeldefend import PixelCNN, PixelDefend
 
 OURS = "Online alternate generator"
-SHIFT = 5
-"""Shift of the rows with four views: the default of DefendedModel."""
+VIEWS = "4 views"
 
 
 class Defense(NamedTuple):
@@ -83,21 +83,20 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
             network_steps=steps, langevin="closed_form", seed=seed, compute_dtype=compute_dtype
         )
 
+    jpeg = Defense("JPEG", "quality", lambda quality, _: JPEG(quality), 75, 35, (75, 50, 35, 25, 15, 10))
+    noisy_jpeg = Defense(
+        *("JPEG and noise of 8 grey levels", "quality", lambda quality, seed: NoisyJPEG(quality, 8, seed=seed)),
+        *(25, 25, jpeg.strengths),
+    )
+    alone = Defense(OURS, "T_N", ours, 12, 12, (48, 36, 24, 18, 12, 9, 6))
     return (
         Defense("Mean filter", "size", lambda size, _: MeanFilter(size), 3, 7, (3, 5, 7)),
         Defense("Median filter", "size", lambda size, _: MedianFilter(size), 3, 7, (3, 5, 7)),
-        Defense("JPEG", "quality", lambda quality, _: JPEG(quality), 75, 35, (75, 50, 35, 25, 15, 10)),
-        Defense(
-            *("JPEG and noise of 8 grey levels", "quality", lambda quality, seed: NoisyJPEG(quality, 8, seed=seed)),
-            *(25, 25, (75, 50, 35, 25, 15, 10)),
-        ),
+        jpeg,
+        noisy_jpeg,
         # what the views of a DefendedModel are worth to others
-        Defense("JPEG, 4 views", "quality", lambda quality, _: JPEG(quality), 25, 15, (75, 50, 35, 25, 15, 10), shift=SHIFT),
-        Defense(
-            *("JPEG and noise of 8 grey levels, 4 views", "quality", lambda quality, seed: NoisyJPEG(quality, 8, seed=seed)),
-            *(25, 15, (75, 50, 35, 25, 15, 10)),
-            shift=SHIFT,
-        ),
+        _in_views(jpeg, 25, 15, jpeg.strengths),
+        _in_views(noisy_jpeg, 25, 15, noisy_jpeg.strengths),
         Defense("Total variation", "weight", lambda weight, _: TotalVariation(weight), 0.1, 0.1, (0.03, 0.06, 0.1, 0.15, 0.2)),
         Defense("TVM", "weight", lambda weight, seed: TVM(weight, seed=seed), 0.03, 0.03, (0.01, 0.03, 0.06, 0.1)),
         Defense(
@@ -121,6 +120,12 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
             slow=True,
         ),
         Defense(f"{OURS}, paper(), closed form", "T_N", ours_as_published, 300, 300, (300,), slow=True),
-        Defense(OURS, "T_N", ours, 12, 12, (48, 36, 24, 18, 12, 9, 6)),
-        Defense(f"{OURS}, 4 views", "T_N", ours, 12, 12, (24, 12, 6), shift=SHIFT),
+        alone,
+        _in_views(alone, alone.published, alone.tuned, (24, 12, 6)),
     )
+
+
+def _in_views(family: Defense, published: float, tuned: float, strengths: tuple[float, ...]) -> Defense:
+    """A defense in the four views of a DefendedModel, at strengths of its own."""
+    name = f"{family.name}, {VIEWS}"
+    return family._replace(name=name, published=published, tuned=tuned, strengths=strengths, shift=SHIFT)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
+from ..defended import SHIFT
 from ..stopping import smallest_flat_step
 from ..transform import DivergenceError, OnlineAlternateGenerator
 from . import figures
 from .attacks import Attack, cw, fgsm, igsm, mifgsm
-from .defenses import OURS, SHIFT, Defense
+from .defenses import OURS, VIEWS, Defense
 from .measure import Subject, along, attacked, classify, hardware, noised, pooled, probabilities, row
 from .results import Figure, Pair, Result, Row, paired
 
@@ -70,7 +71,7 @@ class Plan:
     ) -> list[Row]:
         """No defense, and each family at its published and at its tuned strength."""
         subject = self.subject if subject is None else subject
-        rows = [row(subject, NONE, None, columns), row(subject, f"{NONE}, 4 views", None, columns, shift=SHIFT)]
+        rows = [row(subject, NONE, None, columns), row(subject, f"{NONE}, {VIEWS}", None, columns, shift=SHIFT)]
         for family in self.families:
             count = self.slow_count if family.slow else None
             for strength in dict.fromkeys([*([family.published] if published else []), family.tuned]):

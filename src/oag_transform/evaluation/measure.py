@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import streams
-from ..defended import average, shifted
+from ..defended import DefendedModel
 from ..transform import OnlineAlternateGenerator
 from .attacks import Attack
 from .data import Listing, batches
@@ -117,7 +117,7 @@ def classify(subject: Subject, defense: nn.Module | None, images: Tensor, desc: 
 
     ``shift``: as of :class:`~oag_transform.DefendedModel`.
     """
-    model = subject.target.model
+    views = DefendedModel(subject.target.model, nn.Identity(), shift=shift)  # what it is given is purified already
     key = {"what": "class", "shift": shift} | _common(subject, defense)
 
     def compute(rows: range) -> Any:
@@ -125,8 +125,7 @@ def classify(subject: Subject, defense: nn.Module | None, images: Tensor, desc: 
         start = time.perf_counter()
         purified = batch if defense is None else defense(batch, index=rows.start)
         seconds = _elapsed(start, subject.device)
-        logits = [_logits(model, view, subject.device) for view in shifted(purified, shift)]
-        classes = average(logits, 1).argmax(1).numpy()
+        classes = _logits(views, purified, subject.device).argmax(1).numpy()
         return np.stack([classes, np.full(len(rows), seconds / len(rows))], 1)
 
     found = subject.store.rows(key, (images,), compute, desc)
@@ -158,7 +157,7 @@ def row(
     count: int | None = None,
     shift: int = 0,
 ) -> Row:
-    """A line of a table: a defense on each column of images, on the first ``count`` of them; the rest: see classify.
+    """A line of a table: a defense on each column of images, on the first ``count`` of them; ``shift``: see classify.
 
     A defense that fails gives a line that says why, and the run goes on.
     """
