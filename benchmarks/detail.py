@@ -67,7 +67,7 @@ def main() -> None:
     noise = NOISE * torch.randn(photographs.shape, generator=torch.Generator().manual_seed(0))
     print(f"{len(photographs)} photographs; PSNR in dB, and noise that comes through, at T_N = {STEPS}")
     for name, setting in SETTINGS.items():
-        defense = OnlineAlternateGenerator(**{"network_steps": STEPS[-1]} | setting)
+        defense = OnlineAlternateGenerator(**{"network_steps": STEPS[-1], "strength": 1.0} | setting)
         found: dict[int, list[tuple[float, float]]] = {step: [] for step in STEPS}
         for index, (image, n) in enumerate(zip(photographs.split(1), noise.split(1), strict=True)):
             pairs = zip(modes(image, defense, index), modes(image + n, defense, index), strict=True)

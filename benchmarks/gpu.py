@@ -139,7 +139,7 @@ def chunk_arguments(images: Tensor, transform: OnlineAlternateGenerator) -> tupl
     s = transform.settings
     generators = streams.generators(0, range(len(images)), images.device)
     state = next(generate.alternate(to_model_units(images, s.scale), dataclasses.replace(s, backend="torch"), generators))
-    return state.pair, state.theta, images.shape, s, generators
+    return state.pair, state.theta, images.shape, s, generators, images.new_ones(len(images))
 
 
 def products(images: Tensor, dtype: torch.dtype, repeats: int) -> Iterator[tuple[str, float]]:

@@ -58,7 +58,7 @@ def main() -> None:
     ours = seconds(lambda: transform(images), options.repeats) / len(images)
     print(f"{transform}\n  batch of {len(images)} at {options.size} x {options.size}: {ours:.3f} s an image")
 
-    steps = {**s, "network_steps": options.plain_steps}
+    steps = {**s, "network_steps": options.plain_steps, "strength": 1.0}
     reference = to_model_units(images[:1], steps.pop("scale"))[0]
     for other in ("init", "langevin", "adaptive_lr", "compute_dtype", "backend"):
         del steps[other]

@@ -28,9 +28,9 @@ def read(path: Path) -> PIL.Image.Image:
 def test_purify_writes_what_the_transform_gives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sources = [write_image(tmp_path / "a.png"), write_image(tmp_path / "b.jpg", "L")]
     out = tmp_path / "new" / "folder"
-    settings = ["--network-steps", "2", "--threshold", "3.5", "--seed", "4"]
+    settings = ["--network-steps", "2", "--threshold", "3.5", "--strength", "0.6", "--seed", "4"]
     assert main(["purify", *map(str, sources), "--out", str(out), *settings]) == 0
-    transform = OnlineAlternateGenerator(network_steps=2, threshold=3.5, seed=4)
+    transform = OnlineAlternateGenerator(network_steps=2, threshold=3.5, strength=0.6, seed=4)
     for index, (source, mode) in enumerate(zip(sources, ("RGB", "L"), strict=True)):
         expected = transform(read(source), index=index)
         actual = read(out / f"{source.stem}.png")
@@ -62,6 +62,7 @@ def test_purify_takes_an_image_as_it_is_meant_to_be_seen(tmp_path: Path, capsys:
         (["a.png"], ["--out", "."], "would be overwritten"),
         (["a.png"], ["--network-steps", "0"], "network_steps must be an integer >= 1, got 0"),
         (["a.png"], ["--threshold", "-1"], "threshold must be a finite number >= 0, got -1.0"),
+        (["a.png"], ["--strength", "2"], "strength must be None or a number above 0 and at most 1, got 2.0"),
         (["a.png"], ["--seed", "-3"], "seed must be an integer >= 0, got -3"),
     ],
 )

@@ -206,8 +206,9 @@ def test_threshold_leaves_weak_contrasts_out(threshold: float) -> None:
     images, theta = make(20, 23, 6, 2, 3)
     pair = torch.cat([energy.to_cells(images, 2), energy.to_cells(images.flip(-1), 2)])
     plain, rectified, curvature = energy.contrast(pair, theta)
-    actual, again, same = energy.contrast(pair, theta, threshold)
-    least = threshold * theta.weight.square().sum((1, 2, 3)).sqrt()
+    thresholds = threshold * torch.tensor([1.0, 1.5]).double()  # each image has its own
+    actual, again, same = energy.contrast(pair, theta, thresholds)
+    least = thresholds.repeat_interleave(5) * theta.weight.square().sum((1, 2, 3)).sqrt()
     for c in range(len(least)):
         for was, now in zip(plain.fc[0, c].flatten().tolist(), actual.fc[0, c].flatten().tolist(), strict=True):
             assert now == (was if abs(was) > least[c] else 0)
@@ -217,7 +218,7 @@ def test_threshold_leaves_weak_contrasts_out(threshold: float) -> None:
     assert torch.equal(again, rectified)
     assert torch.equal(same, curvature)
     pair[0, 0, 0, 0] = torch.nan
-    assert energy.contrast(pair, theta, threshold)[0].fc.isnan().any()
+    assert energy.contrast(pair, theta, thresholds)[0].fc.isnan().any()
 
 
 @pytest.mark.parametrize("stride", [1, 3])

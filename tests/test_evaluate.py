@@ -383,7 +383,9 @@ def test_the_help_names_every_defense(capsys: pytest.CaptureFixture[str]) -> Non
 def test_rows_of_ours_at_the_default_and_those_with_views_as_in_a_defended_model() -> None:
     model = DefendedModel(torch.nn.Identity())
     every = {family.name: family for family in defenses()}
-    assert list(every)[-2:] == [OURS, f"{OURS}, 4 views"]
+    assert list(every)[-3:] == [f"{OURS}, full strength, 4 views", OURS, f"{OURS}, 4 views"]
+    made = [family.make(3, 0).settings.strength for family in list(every.values())[-3:]]  # type: ignore[union-attr]
+    assert made == [1, None, None]
     assert every[OURS].published == every[f"{OURS}, 4 views"].published == OnlineAlternateGenerator().settings.network_steps
     assert model.samples == 1
     assert {name: family.shift for name, family in every.items()} == {

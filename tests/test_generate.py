@@ -31,8 +31,9 @@ def picture(*shape: int, seed: int = 0) -> Tensor:
         {"network_steps": 7, "stride": 5, "kernel_size": 15},
         {"network_steps": 7, "stride": 3, "kernel_size": 11},
         {"network_steps": 7, "threshold": 3.0},
+        {"network_steps": 7, "threshold": 3.0, "strength": 0.5},
     ],
-    ids=["paper", "stride1", "stride5", "kernel11", "threshold"],
+    ids=["paper", "stride1", "stride5", "kernel11", "threshold", "strength"],
 )
 def test_paper_is_the_plain_transcription(overrides: dict[str, Any]) -> None:
     transform = OnlineAlternateGenerator.paper(seed=3, filters=16, **overrides)
@@ -61,7 +62,7 @@ def test_paper_is_the_plain_transcription(overrides: dict[str, Any]) -> None:
 def test_paper_holds_the_papers_values() -> None:
     settings = OnlineAlternateGenerator.paper().settings
     assert (settings.network_steps, settings.image_steps, settings.kernel_size) == (300, 20, 15)
-    assert (settings.init, settings.langevin, settings.threshold) == ("uniform", "exact", 0)
+    assert (settings.init, settings.langevin, settings.threshold, settings.strength) == ("uniform", "exact", 0, 1)
     assert OnlineAlternateGenerator.paper(network_steps=600).settings == dataclasses.replace(settings, network_steps=600)
 
 

@@ -105,7 +105,13 @@ def chunk_of(pair: Tensor, theta: Parameters, shape: Sequence[int], s: Settings,
         shape,
         s,
         streams.generators(3, range(shape[0]), torch.device(device)),
+        strengths(shape[0]).to(device),
     )
+
+
+def strengths(count: int) -> Tensor:
+    """Another one for each image."""
+    return torch.tensor([0.5, 0.75])[:count]
 
 
 def moved(theta: Parameters, device: str, dtype: torch.dtype) -> Parameters:
@@ -196,7 +202,7 @@ def test_network_step(
     after = chunk.theta()
 
     def changes(precision: torch.dtype) -> list[Tensor]:
-        gradient, _, _ = energy.contrast(pair.to(precision), theta.cast(precision), s.threshold)
+        gradient, _, _ = energy.contrast(pair.to(precision), theta.cast(precision), s.threshold * strengths(shape[0]))
         taps = energy.kernel_to_cells(torch.ones(shape[1], s.kernel_size, s.kernel_size), s.stride).to(precision)
         rate = s.conv_lr / chunk.size
         return [rate * taps * gradient.weight, rate * gradient.bias, s.fc_lr * gradient.fc]
@@ -218,7 +224,9 @@ def test_network_step(
     assert not chunk.bias[:, s.filters :].any()
 
 
-def normals(shape: tuple[int, ...], s: Settings, generators: list[Generator], draw: int) -> Tensor:
+def normals(
+    shape: tuple[int, ...], s: Settings, generators: list[Generator], draw: int, strength: Tensor | None = None
+) -> Tensor:
     """The noise of one draw, (N, channels, H, W): what a step from zero without a network leaves."""
     device = generators[0].device
     zero = torch.zeros(shape, device=device)
@@ -226,7 +234,8 @@ def normals(shape: tuple[int, ...], s: Settings, generators: list[Generator], dr
     new = zero.new_zeros
     theta = Parameters(new(n, cells.shape[1] // n, k, k), new(n), new(1, n, *cells.shape[2:]), n)
     alone = settings(filters=1, stride=s.stride, kernel_size=s.kernel_size)
-    chunk = Chunk(torch.cat([cells, cells]), theta, shape, alone, generators)
+    strength = torch.ones(n, device=device) if strength is None else strength.to(device)
+    chunk = Chunk(torch.cat([cells, cells]), theta, shape, alone, generators, strength)
     chunk.held_gates.zero_()
     chunk.draw.fill_(draw - 1)
     chunk.image_step(0.0, 1.0)
@@ -311,6 +320,13 @@ def test_noise_is_standard_normal_and_independent(device: str) -> None:
     for other in others:
         assert abs((one * other).mean()) < 5 / n**0.5
         assert abs((one.square() * other.square()).mean() - 1) < 5 * (8 / n) ** 0.5
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_noise_is_as_strong_as_each_image_asks_for(device: str) -> None:
+    generators = streams.generators(5, range(2), torch.device(device))
+    full, less = (normals((2, 3, 17, 20), settings(), generators, 1, share) for share in (None, strengths(2)))
+    torch.testing.assert_close(less.cpu(), full.cpu() * strengths(2)[:, None, None, None])
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -25,6 +25,7 @@ def plain_algorithm_1(
     conv_lr: float,
     fc_lr: float,
     threshold: float,
+    strength: float,
 ) -> Tensor:
     """Synthesise an image for one reference of shape (channels, H, W) in model units, with PyTorch's initialisation."""
     channels, height, width = reference.shape
@@ -54,11 +55,11 @@ def plain_algorithm_1(
             (gradient,) = torch.autograd.grad(f(image), image)
             normal = torch.empty(channels, height, width, **kind).normal_(generator=generator)
             normal = F.pad(normal, (0, columns * stride - width, 0, rows * stride - height))
-            image = image.detach() - noise**2 / 2 * (image.detach() - gradient) + noise * normal  # Eq. 3
+            image = image.detach() - noise**2 / 2 * (image.detach() - gradient) + noise * strength * normal  # Eq. 3
         weight, bias, fc = torch.autograd.grad(f(reference) - f(image), [conv.weight, conv.bias, linear.weight])
         with torch.no_grad():  # Eq. 5
             for c, part in enumerate(fc.view(filters, -1)):  # a view: weak contrasts are set to zero in fc
-                part[part.abs() <= threshold * conv.weight[c].norm()] = 0
+                part[part.abs() <= strength * threshold * conv.weight[c].norm()] = 0
             conv.weight += conv_lr / (rows * columns) * weight
             conv.bias += conv_lr / (rows * columns) * bias
             linear.weight += fc_lr * fc

@@ -27,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     purify.add_argument("--paper", action="store_true", help="the paper's setting: exact, and some 170 times slower")
     purify.add_argument("--network-steps", type=int, help="T_N; more of them keep more detail, adversarial noise included")
     purify.add_argument("--threshold", type=float, help="a higher one removes more of an attack, and more of the picture")
+    purify.add_argument("--strength", type=float, help="above 0, at most 1 (default: what the noise of each image calls for)")
     purify.add_argument("--seed", type=int, help="repeat a result (default: fresh randomness)")
     purify.set_defaults(run=_purify)
 
@@ -62,7 +63,7 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _purify(options: argparse.Namespace) -> int:
-    given = {name: getattr(options, name) for name in ("network_steps", "threshold")}
+    given = {name: getattr(options, name) for name in ("network_steps", "threshold", "strength")}
     chosen = {name: value for name, value in given.items() if value is not None}
     make = OnlineAlternateGenerator.paper if options.paper else OnlineAlternateGenerator
     transform = make(seed=options.seed, progress=sys.stderr.isatty(), **chosen)
@@ -162,8 +163,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="some of them only: mean-filter, median-filter, jpeg, jpeg-and-noise-of-8-grey-levels, jpeg-4-views, "
         "jpeg-and-noise-of-8-grey-levels-4-views, total-variation, tvm, pixel-deflection, randomization, gaussian-noise, "
-        "pixel-defend, auto-encoder, dip, online-alternate-generator-paper-closed-form, online-alternate-generator, "
-        "online-alternate-generator-4-views",
+        "pixel-defend, auto-encoder, dip, online-alternate-generator-paper-closed-form, "
+        "online-alternate-generator-full-strength-4-views, online-alternate-generator, online-alternate-generator-4-views",
     )
     parser.add_argument("--tuned", type=Path, metavar="TUNE.JSON", help="strengths that the experiment tune has chosen")
     parser.add_argument("--pixelcnn", type=Path, metavar="FILE", help="of fit-pixelcnn, for PixelDefend")

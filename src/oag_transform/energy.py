@@ -165,10 +165,10 @@ def conv_gradient(cells: Tensor, gates: Tensor, theta: Parameters) -> tuple[Tens
     return weight, gates.sum((0, 2, 3))
 
 
-def contrast(pair: Tensor, theta: Parameters, threshold: float = 0.0) -> tuple[Parameters, Tensor, Tensor]:
+def contrast(pair: Tensor, theta: Parameters, threshold: Tensor | None = None) -> tuple[Parameters, Tensor, Tensor]:
     """Bracket of Eq. 5, dF(I_z)/dtheta - dF(I_s)/dtheta, for ``pair`` = (I_z, I_s) of shape (2, N*D, h, w).
 
-    dF/dv = relu(a). Its contrasts of at most ``threshold`` times :func:`noise_response` are left out, as what noise makes.
+    dF/dv = relu(a). Contrasts in it of at most ``threshold`` (N,) times :func:`noise_response` are left out: noise makes them.
     Returns the gradients, relu(a) of I_s, which is above zero where its mask is on, and the curvature of
     W (N,): a constant image c makes dF/dW = c sum_p gate(p) on each tap, and k^2 taps of a cell make an image of that again,
     so a step of rate r for each position takes r k^2 sum_c mean_p(gate)^2 of a constant residual away.
@@ -180,8 +180,9 @@ def contrast(pair: Tensor, theta: Parameters, threshold: float = 0.0) -> tuple[P
     rectified = a.relu_()
     coherent = gates[0].mean((1, 2), dtype=theta.fc.dtype).square().unflatten(0, (theta.groups, -1)).sum(1)
     fc = rectified[:1] - rectified[1:]
-    if threshold > 0:
-        least = (threshold * noise_response(theta.weight)).to(fc.dtype)[:, None, None]
+    if threshold is not None:
+        deviations = threshold.repeat_interleave(len(theta.bias) // theta.groups)
+        least = (deviations * noise_response(theta.weight)).to(fc.dtype)[:, None, None]
         fc.mul_(_above(fc.abs(), least))  # NaN stays NaN
     return Parameters(weight, bias, fc, theta.groups), rectified[1:], theta.weight.shape[-1] ** 2 * coherent
 

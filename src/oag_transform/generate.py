@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from . import energy, langevin, streams
+from . import energy, langevin, noise_level, streams
 from .backend import Backend, fused
 from .energy import Parameters
 from .images import to_model_units, to_pixels
@@ -35,6 +35,7 @@ class Settings:
     fc_lr: float
     threshold: float
     scale: float
+    strength: float | None
     init: Init
     langevin: Langevin
     adaptive_lr: bool
@@ -48,9 +49,10 @@ class Settings:
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
         for name in ("conv_lr", "fc_lr", "threshold", "scale", "noise"):
             value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            if not number or value < 0 or (name == "scale" and value == 0):
+            if not _is_number(value) or value < 0 or (name == "scale" and value == 0):
                 raise ValueError(f"{name} must be a finite number {'> 0' if name == 'scale' else '>= 0'}, got {value!r}")
+        if self.strength is not None and not (_is_number(self.strength) and 0 < self.strength <= 1):
+            raise ValueError(f"strength must be None or a number above 0 and at most 1, got {self.strength!r}")
         if self.noise >= 1:
             raise ValueError(f"noise must be below 1 (Eq. 3 moves an image by noise^2/2 a step), got {self.noise!r}")
         if self.kernel_size < self.stride:
@@ -69,6 +71,10 @@ class Settings:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
         if self.init == "gabor" and self.kernel_size == 1:
             raise ValueError('init="gabor" needs a kernel_size of at least 2 (a cosine of one pixel is constant), got 1')
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class State(NamedTuple):
@@ -98,6 +104,7 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
     The state is updated in place between two yields. The network update after the last image is left out: nothing uses it.
     """
     s = settings
+    strength = strength_of(reference, s)
     theta = energy.initial_parameters(
         generators,
         reference.shape,
@@ -112,7 +119,7 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
     if fused(s.backend, reference.device, reference.dtype, s.stride):
         from . import triton_step  # the rest of this function, as CUDA kernels
 
-        yield from triton_step.alternate(pair, theta, reference.shape, s, generators)
+        yield from triton_step.alternate(pair, theta, reference.shape, s, generators, strength)
         return
     normal = torch.empty_like(reference, memory_format=torch.contiguous_format)
     positions = theta.fc[0, 0].numel()  # the gradient of W is a sum over positions: its rate is per position
@@ -130,13 +137,14 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
             if s.langevin == "exact":
                 a = energy.responses(image.to(dtype), low)
             mode = energy.image_gradient(energy.gate(a, low), low)
-            draw = energy.to_cells(streams.fill_normal(normal, generators), s.stride)
+            streams.fill_normal(normal, generators).mul_(strength[:, None, None, None])
+            draw = energy.to_cells(normal, s.stride)
             langevin.step(image, mode, draw, noise=s.noise, steps=held)  # Eq. 3
         yield State(step, lambda: pair, lambda: theta)
         if step == s.network_steps:
             return
         # closed form: ``a`` is the mask of the network before its update, which saves a convolution
-        gradient, a, curvature = energy.contrast(pair.to(dtype), low, s.threshold)
+        gradient, a, curvature = energy.contrast(pair.to(dtype), low, s.threshold * strength if s.threshold else None)
         if s.adaptive_lr:
             pace, best = slow_down(pace, best, energy.mean_square(pair[:1] - pair[1:], len(reference)))
             conv_lr = (0.5 / curvature).clamp(max=s.conv_lr)
@@ -145,6 +153,13 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
         theta.bias.addcmul_(gradient.bias, conv_rate)
         theta.fc.addcmul_(gradient.fc, pace.repeat_interleave(s.filters)[:, None, None], value=s.fc_lr)
         low = theta.cast(dtype)
+
+
+def strength_of(reference: Tensor, settings: Settings) -> Tensor:
+    """``strength`` for each image of ``reference`` (N, channels, H, W) in model units: (N,)."""
+    if settings.strength is None:
+        return noise_level.strength(to_pixels(reference, settings.scale))
+    return reference.new_full((len(reference),), settings.strength)
 
 
 def slow_down(pace: Tensor, best: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,12 @@ class OnlineAlternateGenerator(nn.Module):
         threshold: a weight of the fully connected layer takes a step only where the bracket of Eq. 5 is more than so many
             times the standard deviation that Langevin noise alone gives it. 0: always, as in the paper. What is too weak
             for it, most of an adversarial perturbation among it, never enters the image.
-        scale: grey levels (of 255) in a model unit. The synthesised image carries noise of about this standard deviation.
+        scale: grey levels (of 255) in a model unit. At full strength the synthesised image carries noise of about this standard
+            deviation.
+        strength: share of Langevin noise and threshold, above 0 and at most 1: the Langevin dynamics run at a temperature of
+            its square. ``None``: what the noise of each image calls for (:func:`oag_transform.noise_level.strength`): a clean
+            photograph is treated more gently than an attacked one. ``1``: all of both for every image, which asks nothing of
+            the noise of an attack, and costs more accuracy on clean images.
         init: ``"gabor"``: random Gabor functions, see :func:`oag_transform.energy.gabor_kernels`; ``"uniform"``: PyTorch's
             initialisation.
         langevin: ``"exact"`` takes the T_I steps of Eq. 3 one by one; ``"closed_form"`` draws them at once from their law
@@ -119,6 +124,7 @@ class OnlineAlternateGenerator(nn.Module):
         fc_lr: float = 0.06,
         threshold: float = 7.5,
         scale: float = 6.5,
+        strength: float | None = None,
         init: Init = "gabor",
         langevin: Langevin = "closed_form",
         adaptive_lr: bool = True,
@@ -142,6 +148,7 @@ class OnlineAlternateGenerator(nn.Module):
             fc_lr=fc_lr,
             threshold=threshold,
             scale=scale,
+            strength=strength,
             init=init,
             langevin=langevin,
             adaptive_lr=adaptive_lr,
@@ -184,6 +191,7 @@ class OnlineAlternateGenerator(nn.Module):
             "conv_lr": 3e-5,
             "fc_lr": 0.01,
             "threshold": 0.0,
+            "strength": 1.0,
         }
         return cls(**(faithful | overrides))
 

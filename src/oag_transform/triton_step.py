@@ -77,12 +77,15 @@ def _gate_kernel(
 
 @triton.jit
 def _image_kernel(
-    gates, weight, image, image_low, reference, squares, seeds, draw,
+    gates, weight, image, image_low, reference, squares, seeds, draw, strength,
     decay, pull, std, height, width, pixel_rows, pixel_columns,
     K: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, DEPTH: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """Eq. 3: I <- decay I + pull I* + std N(0, 1), I* = conv_transpose(gates, W); and the tile's sum of squared residuals."""
+    """Eq. 3: I <- decay I + pull I* + std strength N(0, 1), I* = conv_transpose(gates, W); the tile's sum of squared residuals.
+
+    ``strength`` (N,): of each image.
+    """
     n = tl.program_id(1).to(tl.int64)
     size = height * width
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
@@ -100,7 +103,7 @@ def _image_kernel(
     column = p % width * S + d % S
     index = (d // (S * S) * pixel_rows + row) * pixel_columns + column
     on_image = (d < DEPTH) & (row < pixel_rows) & (column < pixel_columns)  # no noise on what fills the last cells
-    normal = _normal(tl.load(seeds + n), tl.load(draw), index)
+    normal = tl.load(strength + n) * _normal(tl.load(seeds + n), tl.load(draw), index)
     at = n * size * D + p * D + d
     new = decay * tl.load(image + at, mask=p < size, other=0.0) + pull * mode + tl.where(on_image, std * normal, 0.0)
     tl.store(image + at, new, mask=p < size)
@@ -206,9 +209,16 @@ class Chunk:
     """The state of Algorithm 1 for N images in the layout of the kernels, and its three moves."""
 
     def __init__(
-        self, pair: Tensor, theta: Parameters, shape: Sequence[int], settings: Settings, generators: Sequence[Generator]
+        self,
+        pair: Tensor,
+        theta: Parameters,
+        shape: Sequence[int],
+        settings: Settings,
+        generators: Sequence[Generator],
+        strength: Tensor,
     ) -> None:
         self.settings = s = settings
+        self.strength = strength
         self.count, self.pixels = shape[0], shape[-2:]
         self.depth, self.k = theta.weight.shape[1], theta.weight.shape[-1]
         self.grid = theta.fc.shape[-2:]
@@ -254,8 +264,8 @@ class Chunk:
         """Eq. 3 with the gates held; see :func:`oag_transform.langevin.step`."""
         self.draw += 1
         _image_kernel[self.tiles, self.count](
-            self.held_gates, self.weight_low, self.image, self.image_low, self.reference, self.squares, self.seeds, self.draw,
-            decay, 1 - decay, std, *self.grid, *self.pixels,
+            self.held_gates, self.weight_low, self.image, self.image_low, self.reference,
+            self.squares, self.seeds, self.draw, self.strength, decay, 1 - decay, std, *self.grid, *self.pixels,
             **self.dims, S=self.settings.stride, DEPTH=self.depth, BLOCK_P=self.block_p,
             BLOCK_J=min(self.block_j, self.block_c), num_warps=4 if self.D < 64 else 8, num_stages=3,
         )  # fmt: skip
@@ -267,7 +277,7 @@ class Chunk:
             residual = self.squares.sum(1)  # a sum does for the mean: it is compared with itself
             for kept, new in zip((self.pace, self.best), generate.slow_down(self.pace, self.best, residual), strict=True):
                 kept.copy_(new)
-        least = s.threshold * energy.noise_response(self.weight_low)
+        least = s.threshold * self.strength[:, None] * energy.noise_response(self.weight_low)
         _contrast_kernel[self.tiles, self.count, self.C // self.block_c](
             self.reference_low, self.image_low, self.weight_low, self.bias, self.fc, least, self.pace,
             self.reference_gates, self.image_gates, self.held_gates, self.sums, s.fc_lr, *self.grid,
@@ -308,11 +318,16 @@ class Chunk:
 
 
 def alternate(
-    pair: Tensor, theta: Parameters, shape: Sequence[int], settings: Settings, generators: Sequence[Generator]
+    pair: Tensor,
+    theta: Parameters,
+    shape: Sequence[int],
+    settings: Settings,
+    generators: Sequence[Generator],
+    strength: Tensor,
 ) -> Iterator[State]:
     """Algorithm 1 from (reference, first image) as cells and theta_1, which are left alone; see :func:`.generate.alternate`."""
     s = settings
-    chunk = Chunk(pair, theta, shape, s, generators)
+    chunk = Chunk(pair, theta, shape, s, generators, strength)
     rounds, held = (1, s.image_steps) if s.langevin == "closed_form" else (s.image_steps, 1)
     decay, std = langevin.law(s.noise, held)
 

@@ -1,5 +1,6 @@
 """The defenses that are compared: the paper's, each at its published strength and over a range of strengths, and ours."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -74,8 +75,8 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
             raise ValueError("it needs a PixelCNN: oag-transform fit-pixelcnn, then --pixelcnn FILE")
         return PixelDefend(pixelcnn, epsilon)
 
-    def ours(steps: int, seed: int) -> nn.Module:
-        return OnlineAlternateGenerator(network_steps=steps, seed=seed, compute_dtype=compute_dtype)
+    def ours(steps: int, seed: int, strength: float | None = None) -> nn.Module:
+        return OnlineAlternateGenerator(network_steps=steps, strength=strength, seed=seed, compute_dtype=compute_dtype)
 
     def ours_as_published(steps: int, seed: int) -> nn.Module:
         # exact Langevin steps take ten times as long, for the same images within 0.3 dB
@@ -89,6 +90,7 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
         *(25, 25, jpeg.strengths),
     )
     alone = Defense(OURS, "T_N", ours, 12, 12, (48, 36, 24, 18, 12, 9, 6))
+    full = alone._replace(name=f"{OURS}, full strength", make=functools.partial(ours, strength=1.0))
     return (
         Defense("Mean filter", "size", lambda size, _: MeanFilter(size), 3, 7, (3, 5, 7)),
         Defense("Median filter", "size", lambda size, _: MedianFilter(size), 3, 7, (3, 5, 7)),
@@ -120,6 +122,8 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
             slow=True,
         ),
         Defense(f"{OURS}, paper(), closed form", "T_N", ours_as_published, 300, 300, (300,), slow=True),
+        # what it is worth to follow the noise of each image
+        _in_views(full, full.published, full.tuned, (24, 12, 6)),
         alone,
         _in_views(alone, alone.published, alone.tuned, (24, 12, 6)),
     )

@@ -1,0 +1,102 @@
+"""The estimate of an image's noise, against noise of known strength and scikit-image's estimator; and what follows from it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from oag_transform import OnlineAlternateGenerator
+from oag_transform.noise_level import FULL, LEAST, TEXTURE, estimate, strength
+from tests.test_generate import picture
+
+
+def smooth(channels: int = 3, size: int = 96) -> Tensor:
+    """A picture without noise (1, channels, size, size), away from black and white."""
+    turn = torch.linspace(0, 6, size, dtype=torch.float64)
+    phase = torch.arange(channels, dtype=torch.float64)[:, None, None]
+    return (0.5 + 0.15 * (turn + phase).sin() + 0.15 * (turn[:, None] - phase).cos())[None]
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@settings(deadline=None, max_examples=20)
+@given(std=st.floats(0.5, 25), seed=st.integers(0, 99))
+def test_white_noise_is_found(std: float, seed: int) -> None:
+    """To a twentieth: a standard error is 0.6%, and the border takes 1.2%."""
+    noisy = smooth(size=192) + std / 255 * normal(1, 3, 192, 192, seed=seed)
+    assert estimate(noisy).item() == pytest.approx(std, rel=0.05)
+
+
+def test_agrees_with_scikit_image() -> None:
+    estimate_sigma = pytest.importorskip("skimage.restoration").estimate_sigma
+    noisy = smooth() + 5 / 255 * normal(1, 3, 96, 96)
+    theirs = 255 * estimate_sigma(noisy[0].numpy(), average_sigmas=True, channel_axis=0)
+    assert estimate(noisy).item() == pytest.approx(theirs, rel=0.05)
+
+
+def test_noise_that_is_the_same_in_all_channels_is_found_in_brightness() -> None:
+    """Along (1, 1, 1) / sqrt(3) it has sqrt(3) times its standard deviation; its smoothest blocks are a little below it."""
+    grey = 6 / 255 * normal(1, 1, 96, 96)
+    for channels, gain in ((3, 3**0.5), (1, 1.0)):
+        found = estimate(smooth(channels) + grey).item()
+        assert 0.85 * gain * 6 / TEXTURE < found < gain * 6 / TEXTURE
+
+
+def test_structure_in_brightness_counts_only_where_it_is_everywhere() -> None:
+    """A texture as strong as noise of 20 grey levels over half of the picture leaves the estimate alone."""
+    texture = 20 / 255 * normal(1, 1, 96, 96)
+    texture[..., :48, :] = 0
+    assert estimate(smooth() + texture).item() < 0.2
+    assert estimate(smooth() + 20 / 255 * normal(1, 1, 96, 96)).item() > 8
+
+
+@given(gain=st.floats(0.05, 1), offset=st.floats(-0.5, 0.5))
+def test_estimate_scales_with_contrast_and_ignores_colour(gain: float, offset: float) -> None:
+    images = smooth() + 0.02 * normal(1, 3, 96, 96)
+    torch.testing.assert_close(estimate(gain * images + offset), gain * estimate(images), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 1, 2, 40), (3, 3, 15, 17)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_size_and_flat_images_have_no_noise(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    found = estimate(torch.full(shape, 0.7, dtype=dtype))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, torch.zeros(shape[0], dtype=dtype), rtol=0, atol=1e-4)
+
+
+def test_each_image_has_its_own() -> None:
+    images = torch.cat([smooth() + std / 255 * normal(1, 3, 96, 96) for std in (0, 1, 8)])
+    together = estimate(images)
+    torch.testing.assert_close(together, torch.cat([estimate(image) for image in images.split(1)]))
+    expected = (together / FULL).tolist()
+    assert strength(images).tolist() == pytest.approx([LEAST, max(LEAST, expected[1]), 1])
+
+
+def transform(**overrides: object) -> OnlineAlternateGenerator:
+    return OnlineAlternateGenerator(**{"network_steps": 6, "filters": 16, "seed": 0} | overrides)  # type: ignore[arg-type]
+
+
+def test_none_is_the_strength_that_the_noise_calls_for() -> None:
+    noisy = torch.cat([smooth() + std / 255 * normal(1, 3, 96, 96) for std in (0, 0.5 * FULL)])
+    for i, chosen in enumerate(strength(noisy).tolist()):
+        expected = transform(strength=chosen)(noisy[i], index=i)
+        torch.testing.assert_close(transform()(noisy[i], index=i), expected, rtol=0, atol=1e-6)
+        assert not torch.allclose(transform(strength=1)(noisy[i], index=i), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("langevin", ["closed_form", "exact"])
+def test_strength_is_the_share_of_langevin_noise_and_of_the_threshold(langevin: str) -> None:
+    """Without a network to speak of, what is left of the image is noise; with one, a weaker one lets more of it in."""
+    image = picture(3, 64, 64)
+    spreads = [
+        (255 * transform(strength=share, fc_lr=0.0, langevin=langevin)(image)).std((1, 2)).mean().item() for share in (0.4, 0.8)
+    ]
+    assert spreads[1] == pytest.approx(2 * spreads[0], rel=0.02)
+    # the same threshold in units of ||W||, by two ways
+    quiet = {"noise": 0.0, "network_steps": 2, "langevin": langevin}
+    torch.testing.assert_close(
+        transform(strength=0.5, threshold=8.0, **quiet)(image), transform(strength=1, threshold=4.0, **quiet)(image)
+    )
