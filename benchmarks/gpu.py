@@ -286,7 +286,7 @@ def _transcriptions(image: Tensor, options: argparse.Namespace) -> Iterator[tupl
 
         def run(reference: Tensor = reference, arguments: dict[str, Any] = arguments) -> Tensor:
             generator = torch.Generator(DEVICE).manual_seed(0)
-            return plain_algorithm_1(reference, generator, network_steps=options.plain_steps, **arguments)
+            return plain_algorithm_1(reference, generator, network_steps=options.plain_steps, strength=1.0, **arguments)
 
         factor = s.network_steps / options.plain_steps
         yield f"autograd transcription, {name}, from {options.plain_steps} steps", factor, run

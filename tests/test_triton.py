@@ -260,6 +260,8 @@ def test_the_loop_is_the_reference(overrides: dict[str, Any], device: str, monke
     generators = streams.generators(0, range(2), torch.device(device))
     theta = network(shape, s, "gabor")
     reference = 8 * torch.nn.functional.interpolate(random(2, 3, 5, 5), size=shape[2:], mode="bicubic")
+    reference[1] += 0.3 * random(*shape[1:], seed=5)  # noise: each image has a strength of its own
+    assert (generate.strength_of(reference, s).diff() > 0.1).all()
     paces: list[Tensor] = []
     rounds = s.image_steps if s.langevin == "exact" else 1
     noise = [normals(shape, s, generators, draw) for draw in range(1, 1 + s.network_steps * rounds)]

@@ -27,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     purify.add_argument("--paper", action="store_true", help="the paper's setting: exact, and some 170 times slower")
     purify.add_argument("--network-steps", type=int, help="T_N; more of them keep more detail, adversarial noise included")
     purify.add_argument("--threshold", type=float, help="a higher one removes more of an attack, and more of the picture")
-    purify.add_argument("--strength", type=float, help="above 0, at most 1 (default: what the noise of each image calls for)")
+    purify.add_argument(
+        "--strength", type=float, help="share of noise and threshold, up to 1 (default: by the image's noise; paper: 1)"
+    )
     purify.add_argument("--seed", type=int, help="repeat a result (default: fresh randomness)")
     purify.set_defaults(run=_purify)
 

@@ -199,6 +199,7 @@ def purify(
 def diverged(synthesised: Tensor, reference: Tensor, noise: float) -> Tensor:
     """Mask (N,) of images that are not finite, or further from the reference than an image without any content is."""
     residual = (synthesised - reference).square().mean((1, 2, 3))
+    # the noise of full strength: less of it moves this limit by little
     limit = 2 * (reference.square().mean((1, 2, 3)) + langevin.stationary_variance(noise))
     return ~(residual <= limit)  # so that NaN counts
 

@@ -13,7 +13,8 @@ def step(image: Tensor, gradient: Tensor, normal: Tensor, *, noise: float, steps
 
         I <- rho^T I + (1 - rho^T) I* + sqrt(e^2 (1 - rho^(2T)) / (1 - rho^2)) N(0, 1)
 
-    With ``steps=1`` this is Eq. 3 itself. ``gradient`` and ``normal`` (standard normal) have the shape of ``image``.
+    With ``steps=1`` this is Eq. 3 itself. ``gradient`` and ``normal`` have the shape of ``image``; ``normal`` is standard
+    normal, or that times the square root of a temperature.
     """
     decay, std = law(noise, steps)
     return image.mul_(decay).add_(gradient, alpha=1 - decay).add_(normal, alpha=std)

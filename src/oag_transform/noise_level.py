@@ -4,41 +4,83 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .images import check_batch
+
 LEAST = 0.35  # strength for an image without any noise: the strongest that costs next to nothing on clean photographs
 FULL = 2.6  # noise level in grey levels from which on the strength is 1: what FGSM 4/255 leaves, the usual bound on ImageNet
 BLOCK = 16  # side in pixels of the areas among which smooth ones are looked for
 TEXTURE = 3.0  # photographs have about so many times the fine structure in brightness that they have in hue
+FLAT = 0.01  # grey levels; less is rounding: letterboxes and clipped areas say nothing about noise
 
 
 def estimate(images: Tensor) -> Tensor:
-    """Estimate the standard deviation of the noise in images, without a clean one to compare with.
+    """Estimate how noisy images are, without clean ones to compare with.
 
     Immerkaer's mask (1996) takes the picture away and leaves noise of the same standard deviation. Photographs have next to no
-    fine structure in hue, where noise and gradient-sign perturbations are as strong as in brightness, so the median over the
-    two directions of hue is the estimate; or, if that is more, a third of the noise in brightness where the image is
-    smoothest (the tenth percentile of blocks of 16 x 16 pixels), for noise that is the same in all channels, and greyscale.
+    fine structure in hue, where noise and gradient-sign perturbations are as strong as in brightness, so the estimate is that
+    of the two directions of hue, from medians, at full or at half resolution, whichever has more: a perturbation that was
+    resized or saved as JPEG is left at the coarser one. Or, if that is more, a third of the noise in brightness where the image
+    is smoothest (the tenth percentile of blocks of 16 x 16 pixels), for noise that is the same in all channels, and greyscale.
 
     Args:
         images: (N, C, H, W) floating point in [0, 1], C = 1 or 3, of any size.
 
     Returns:
-        (N,) estimates in grey levels (0 to 255), of the images' dtype. About 0.5 for most photographs, 3.9 after FGSM 6/255.
+        (N,) in grey levels (0 to 255), of the images' dtype: the standard deviation of white noise in colour images. The median
+        of photographs is about 0.6, and 3.9 after FGSM 6/255. Greyscale is read as if it had three equal channels.
+
+    Raises:
+        TypeError, ValueError: see :func:`oag_transform.images.check_batch`.
     """
-    mask = images.new_tensor([[1, -2, 1], [-2, 4, -2], [1, -2, 1]]) / 6
-    one, channels = images.new_ones(images.shape[1]), images.shape[1]
-    axes = [one] if channels == 1 else [one, images.new_tensor([1, -1, 0]), images.new_tensor([1, 1, -2])]
-    axis = torch.stack([a / torch.linalg.vector_norm(a) for a in axes])
-    colours = torch.einsum("ac,nchw->nahw", axis, 255 * images)
-    padded = F.pad(colours, (1, 1, 1, 1), mode="replicate")
-    fine = F.conv2d(padded, mask.expand(len(axis), 1, 3, 3), groups=len(axis))
-    blocks = F.avg_pool2d(fine[:, :1].square(), [min(BLOCK, side) for side in images.shape[-2:]])
-    brightness = blocks.flatten(1).quantile(0.1, dim=1).sqrt() / TEXTURE
-    if channels == 1:
+    check_batch(images)
+    colours = _opponent(images)
+    fine = _without_picture(colours)
+    brightness = _at(*_blocks(fine[:, :1]), 0.1).sqrt() / TEXTURE
+    if images.shape[1] == 1:
         return brightness
-    hue = fine[:, 1:].abs().flatten(2).median(2).values.mean(1) / 0.6745  # median of |N(0, 1)|
-    return torch.maximum(hue, brightness)
+    hues = [_hue(fine)]
+    if min(images.shape[-2:]) > 1:
+        hues.append(_hue(_without_picture(F.avg_pool2d(colours, 2))))
+    return torch.stack([*hues, brightness]).amax(0)
 
 
 def strength(images: Tensor) -> Tensor:
-    """Strength (N,) of the purification, from ``LEAST`` to 1: in proportion to the :func:`estimate` of the images."""
+    """Strength (N,) of the purification, from 0.35 to 1: in proportion to the :func:`estimate` of the images, full from 2.6.
+
+    Takes and raises what that does.
+    """
     return (estimate(images) / FULL).clamp(LEAST, 1)
+
+
+def _opponent(images: Tensor) -> Tensor:
+    """(N, C, H, W) in [0, 1] -> brightness and, of three channels, two directions of hue, in grey levels: (N, 1 or 3, H, W)."""
+    if images.shape[1] == 1:
+        return 3**0.5 * 255 * images
+    axes = images.new_tensor([[1, 1, 1], [1, -1, 0], [1, 1, -2]])
+    return torch.einsum("ac,nchw->nahw", axes / torch.linalg.vector_norm(axes, dim=1, keepdim=True), 255 * images)
+
+
+def _without_picture(colours: Tensor) -> Tensor:
+    mask = colours.new_tensor([[1, -2, 1], [-2, 4, -2], [1, -2, 1]]) / 6
+    count = colours.shape[1]
+    return F.conv2d(F.pad(colours, (1, 1, 1, 1), mode="replicate"), mask.expand(count, 1, 3, 3), groups=count)
+
+
+def _hue(fine: Tensor) -> Tensor:
+    flat = (fine.abs().amax(1) < FLAT).flatten(1)
+    return torch.stack([_at(fine[:, axis].abs().flatten(1), flat, 0.5) for axis in (1, 2)]).mean(0) / 0.6745  # of |N(0, 1)|
+
+
+def _blocks(fine: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean square of each block, and which blocks are flat: (N, blocks) each."""
+    energy = F.avg_pool2d(fine.square(), [min(BLOCK, side) for side in fine.shape[-2:]]).flatten(1)
+    return energy, energy < FLAT**2
+
+
+def _at(values: Tensor, skipped: Tensor, share: float) -> Tensor:
+    """The value (N,) below which a share of values (N, K) lies, but for the skipped ones; 0 where all are."""
+    # a sort, as torch.median isn't deterministic on CUDA and torch.quantile has a limit of its size
+    ordered = values.masked_fill(skipped, torch.inf).sort(1).values
+    count = (~skipped).sum(1, keepdim=True)
+    found = ordered.gather(1, ((count - 1).clamp(min=0) * share).long())
+    return torch.where(count > 0, found, 0.0)[:, 0]
