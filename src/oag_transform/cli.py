@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     purify = commands.add_parser("purify", help="purify image files")
     purify.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     purify.add_argument("--out", type=Path, required=True, help="folder for the purified images, as PNG")
-    purify.add_argument("--paper", action="store_true", help="the paper's setting: exact, and some 170 times slower")
+    purify.add_argument("--paper", action="store_true", help="the paper's setting: exact, and some 200 times slower")
     purify.add_argument("--network-steps", type=int, help="T_N; more of them keep more detail, adversarial noise included")
     purify.add_argument("--threshold", type=float, help="a higher one removes more of an attack, and more of the picture")
     purify.add_argument(
