@@ -119,7 +119,8 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
     if fused(s.backend, reference.device, reference.dtype, s.stride):
         from . import triton_step  # the rest of this function, as CUDA kernels
 
-        yield from triton_step.alternate(pair, theta, reference.shape, s, generators, strength)
+        chunk = triton_step.Chunk(pair, theta, reference.shape, s, generators, strength)
+        yield from triton_step.alternate(chunk)
         return
     normal = torch.empty_like(reference, memory_format=torch.contiguous_format)
     positions = theta.fc[0, 0].numel()  # the gradient of W is a sum over positions: its rate is per position

@@ -206,7 +206,10 @@ def _weight_kernel(
 
 
 class Chunk:
-    """The state of Algorithm 1 for N images in the layout of the kernels, and its three moves."""
+    """The state of Algorithm 1 for N images in the layout of the kernels, and its three moves.
+
+    It starts from (reference, first image) as cells and theta_1, which are left alone.
+    """
 
     def __init__(
         self,
@@ -317,17 +320,9 @@ class Chunk:
         )
 
 
-def alternate(
-    pair: Tensor,
-    theta: Parameters,
-    shape: Sequence[int],
-    settings: Settings,
-    generators: Sequence[Generator],
-    strength: Tensor,
-) -> Iterator[State]:
-    """Algorithm 1 from (reference, first image) as cells and theta_1, which are left alone; see :func:`.generate.alternate`."""
-    s = settings
-    chunk = Chunk(pair, theta, shape, s, generators, strength)
+def alternate(chunk: Chunk) -> Iterator[State]:
+    """Algorithm 1 from a new chunk, which advances; see :func:`.generate.alternate`."""
+    s = chunk.settings
     rounds, held = (1, s.image_steps) if s.langevin == "closed_form" else (s.image_steps, 1)
     decay, std = langevin.law(s.noise, held)
 
@@ -336,9 +331,9 @@ def alternate(
             chunk.respond()
         chunk.image_step(decay, std)
 
-    with _on(pair):
+    with _on(chunk.image):
         chunk.respond()
-    image_round, network_step = _replayed(image_round, pair), _replayed(chunk.network_step, pair)
+    image_round, network_step = _replayed(image_round, chunk.image), _replayed(chunk.network_step, chunk.image)
     for step in range(1, s.network_steps + 1):
         for _ in range(rounds):
             image_round()
