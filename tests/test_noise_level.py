@@ -61,6 +61,9 @@ def test_letterbox_and_clipped_areas_say_nothing() -> None:
     boxed = torch.nn.functional.pad(noisy, (0, 0, 160, 160))
     assert estimate(boxed).item() == pytest.approx(4, rel=0.1)  # the edge of the box is structure
     assert estimate((2 * boxed).clamp(0, 0)).item() == 0
+    grey = smooth(1, size=192) + 4 / 255 * normal(1, 1, 192, 192)
+    boxed = torch.nn.functional.pad(grey, (0, 0, 160, 160))
+    assert 0 < estimate(boxed) < estimate(grey)  # in brightness the blocks along the edge, nearly flat, are the smoothest
 
 
 def test_structure_in_brightness_counts_only_where_it_is_everywhere() -> None:
