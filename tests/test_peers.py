@@ -23,6 +23,7 @@ from skimage import color
 from skimage.restoration import denoise_tv_chambolle
 from torch import Generator, Tensor, nn
 
+from oag_transform import noise_level
 from oag_transform.evaluation import peers
 from oag_transform.evaluation.peers import (
     JPEG,
@@ -105,6 +106,24 @@ def test_noisy_jpeg_is_jpeg_then_noise() -> None:
     assert abs(added.std().item() - 8) < 4 * 8 / math.sqrt(2 * added.numel())
     neighbours = (added[..., 1:] * added[..., :-1]).mean().item() / 64
     assert abs(neighbours) < 4 / math.sqrt(added.numel())
+
+
+def test_noisy_jpeg_follows_the_noise() -> None:
+    """The clean one of two images is saved at quality 90 with the least noise, the noisy one as if nothing were followed."""
+    images = torch.linspace(0.25, 0.75, 64).expand(2, 3, 64, 64).clone()
+    images[1] += torch.randn(images[1].shape, generator=torch.Generator().manual_seed(0)) * 10 / 255
+    strengths = noise_level.strength(images)
+    assert strengths.tolist() == pytest.approx([noise_level.LEAST, 1])  # the premise
+    following = NoisyJPEG(25, 8, follow_noise=True, seed=0)(images)
+    clean = 255 * (following[0] - JPEG(90)(images)[0])
+    assert abs(clean.std().item() - 8 * noise_level.LEAST) < 4 * 8 * noise_level.LEAST / math.sqrt(2 * clean.numel())
+    assert torch.equal(following[1], NoisyJPEG(25, 8, seed=0)(images)[1])
+    between = images[:1] + (images[1:] - images[:1]) * 0.2
+    share = noise_level.strength(between).item()
+    assert 0.5 < share < 0.9
+    quality = round(90 - 65 * (share - 0.35) / 0.65)
+    added = 255 * (NoisyJPEG(25, 8, follow_noise=True, seed=0)(between) - JPEG(quality)(between))
+    assert abs(added.std().item() - 8 * share) < 4 * 8 * share / math.sqrt(2 * added.numel())
 
 
 # the luminance table of the JPEG standard (T.81, Annex K.1), which is that of quality 50
@@ -351,6 +370,7 @@ def test_randomization_fills_with_what_it_is_told() -> None:
 SEEDED: dict[str, Callable[[int | None], nn.Module]] = {
     "noise": lambda seed: GaussianNoise(20.5, seed=seed),
     "noisy jpeg": lambda seed: NoisyJPEG(50, 4.5, seed=seed),
+    "jpeg that follows the noise": lambda seed: NoisyJPEG(50, 4.5, follow_noise=True, seed=seed),
     "tvm": lambda seed: TVM(0.05, 0.4, iterations=20, seed=seed),
     "deflection": lambda seed: PixelDeflection(40, 4, 0.05, seed=seed),
     "randomization": lambda seed: Randomization(2.5, fill=0.25, seed=seed),

@@ -89,6 +89,9 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
         *("JPEG and noise of 8 grey levels", "quality", lambda quality, seed: NoisyJPEG(quality, 8, seed=seed)),
         *(25, 25, jpeg.strengths),
     )
+    following = noisy_jpeg._replace(
+        name="JPEG and noise, as the noise asks", make=lambda quality, seed: NoisyJPEG(quality, 8, follow_noise=True, seed=seed)
+    )
     alone = Defense(OURS, "T_N", ours, 12, 12, (48, 36, 24, 18, 12, 9, 6))
     full = alone._replace(name=f"{OURS}, full strength", make=functools.partial(ours, strength=1.0))
     return (
@@ -99,6 +102,7 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
         # what the views of a DefendedModel are worth to others
         _in_views(jpeg, 25, 15, jpeg.strengths),
         _in_views(noisy_jpeg, 25, 15, noisy_jpeg.strengths),
+        _in_views(following, 25, 15, following.strengths),
         Defense("Total variation", "weight", lambda weight, _: TotalVariation(weight), 0.1, 0.1, (0.03, 0.06, 0.1, 0.15, 0.2)),
         Defense("TVM", "weight", lambda weight, seed: TVM(weight, seed=seed), 0.03, 0.03, (0.01, 0.03, 0.06, 0.1)),
         Defense(

@@ -21,7 +21,7 @@ from skimage.color import rgb2ycbcr
 from skimage.restoration import denoise_tv_chambolle, denoise_wavelet
 from torch import Generator, Tensor, nn
 
-from .. import streams
+from .. import noise_level, streams
 from ..images import check_batch, to_batch
 from ..transform import check_natural
 
@@ -135,22 +135,34 @@ class NoisyJPEG(nn.Module):
     Args:
         quality: of :class:`JPEG`.
         std: of :class:`GaussianNoise`, in grey levels.
+        follow_noise: go as far as the noise of each image asks for, as our transform does by default: ``quality`` and ``std``
+            are for full :func:`~oag_transform.noise_level.strength`; ``std`` is in proportion to it, and the quality rises
+            linearly to 90, or ``quality`` if that is higher, at the least strength.
         seed: see the module.
     """
 
-    def __init__(self, quality: int = 25, std: float = 8.0, *, seed: int | None = None) -> None:
+    def __init__(self, quality: int = 25, std: float = 8.0, *, follow_noise: bool = False, seed: int | None = None) -> None:
         super().__init__()
-        self._parts = (JPEG(quality), GaussianNoise(std, seed=seed))
-        self.quality, self.std, self.seed = quality, std, seed
+        JPEG(quality)  # raises what these raise
+        GaussianNoise(std, seed=seed)
+        _require(isinstance(follow_noise, bool), "follow_noise", follow_noise, "True or False")
+        self.quality, self.std, self.follow_noise, self.seed = quality, std, follow_noise, seed
 
     def forward(self, images: Tensor, *, index: int = 0) -> Tensor:
         """Decompressed, noisy images; see the module for shapes and errors."""
-        jpeg, noise = self._parts
-        return noise(jpeg(images, index=index), index=index)
+        batch = _check(images, index)
+        strengths = noise_level.strength(batch).tolist() if self.follow_noise else [1.0] * len(batch)
+        seed = streams.fresh_seed() if self.seed is None else self.seed
+        result = torch.empty_like(batch)
+        for row, strength in enumerate(strengths):
+            jpeg = JPEG(round(self.quality + (max(90, self.quality) - self.quality) * (1 - strength) / (1 - noise_level.LEAST)))
+            noise = GaussianNoise(self.std * strength, seed=seed)
+            result[row] = noise(jpeg(batch[row : row + 1]), index=index + row)[0]
+        return result.to(images.dtype)
 
     def extra_repr(self) -> str:
         """Every argument."""
-        return f"quality={self.quality}, std={self.std!r}, seed={self.seed}"
+        return f"quality={self.quality}, std={self.std!r}, follow_noise={self.follow_noise}, seed={self.seed}"
 
 
 class TotalVariation(nn.Module):
