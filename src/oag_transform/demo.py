@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from . import streams
 from .defended import DefendedModel
 from .targets import efficientnet_lite
 from .transform import OnlineAlternateGenerator
@@ -69,9 +70,17 @@ def behind(target: nn.Module) -> DefendedModel:
     return DefendedModel(target, nn.Identity())
 
 
+def noisy(images: Tensor, level: float) -> Tensor:
+    """Images with white noise of ``level`` grey levels: what a defense is worth is what it does better than that."""
+    generators = streams.generators(0, range(len(images)), images.device)
+    return (images + level / 255 * streams.fill_normal(torch.empty_like(images), generators)).clamp(0, 1)
+
+
 def table(target: nn.Module, outcome: Outcome) -> str:
-    """Accuracy with and without the defense, and what it costs."""
+    """Accuracy without a defense, with as much white noise as the defense changes attacked images, and with it; its cost."""
     defended = behind(target)
+    change = 255 * (outcome.purified_attacked - outcome.attacked).square().mean().sqrt().item()
+    pair = outcome.clean, outcome.attacked
 
     def right(images: Tensor, model: nn.Module = target) -> str:
         count = int((predict(model, images).argmax(1) == outcome.labels).sum())
@@ -79,7 +88,11 @@ def table(target: nn.Module, outcome: Outcome) -> str:
 
     rows = [
         ("EfficientNet-lite0 on ImageNet photographs", "clean", f"attacked (IGSM, targeted, {EPSILON}/255)"),
-        ("as it is", right(outcome.clean), right(outcome.attacked)),
+        ("as it is", *map(right, pair)),
+        (
+            f"white noise of {change:.0f} grey levels, the same views",
+            *(right(noisy(images, change), defended) for images in pair),
+        ),
         ("in a DefendedModel", right(outcome.purified_clean, defended), right(outcome.purified_attacked, defended)),
     ]
     lines = [f"{name:<50}{clean:>16}{attacked:>36}" for name, clean, attacked in rows]
