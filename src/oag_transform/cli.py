@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     purify.add_argument("--network-steps", type=int, help="T_N; more of them keep more detail, adversarial noise included")
     purify.add_argument("--threshold", type=float, help="a higher one removes more of an attack, and more of the picture")
     purify.add_argument(
-        "--strength", type=float, help="share of noise and threshold, up to 1 (default: by the image's noise; paper: 1)"
+        "--strength",
+        type=float,
+        help="temperature, share of the threshold, up to 1 (default: by the image's noise; paper: 1)",
     )
     purify.add_argument("--seed", type=int, help="repeat a result (default: fresh randomness)")
     purify.set_defaults(run=_purify)
@@ -163,9 +165,10 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--defenses",
         nargs="+",
         metavar="NAME",
-        help="some of them only: mean-filter, median-filter, jpeg, jpeg-and-noise-of-8-grey-levels, jpeg-4-views, "
-        "jpeg-and-noise-of-8-grey-levels-4-views, total-variation, tvm, pixel-deflection, randomization, gaussian-noise, "
-        "pixel-defend, auto-encoder, dip, online-alternate-generator-paper-closed-form, "
+        help="some of them only: mean-filter, median-filter, jpeg, jpeg-and-noise-of-8-grey-levels, gaussian-noise-4-views, "
+        "jpeg-4-views, jpeg-and-noise-of-8-grey-levels-4-views, jpeg-and-noise-as-the-noise-asks-4-views, total-variation, "
+        "tvm, pixel-deflection, randomization, gaussian-noise, pixel-defend, auto-encoder, dip, "
+        "online-alternate-generator-paper-closed-form, "
         "online-alternate-generator-full-strength-4-views, online-alternate-generator, online-alternate-generator-4-views",
     )
     parser.add_argument("--tuned", type=Path, metavar="TUNE.JSON", help="strengths that the experiment tune has chosen")

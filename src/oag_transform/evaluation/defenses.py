@@ -89,6 +89,7 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
         *("JPEG and noise of 8 grey levels", "quality", lambda quality, seed: NoisyJPEG(quality, 8, seed=seed)),
         *(25, 25, jpeg.strengths),
     )
+    noise = Defense("Gaussian noise", "grey levels", lambda std, seed: GaussianNoise(std, seed=seed), 12, 12, (6, 12, 18, 24))
     following = noisy_jpeg._replace(
         name="JPEG and noise, as the noise asks", make=lambda quality, seed: NoisyJPEG(quality, 8, follow_noise=True, seed=seed)
     )
@@ -100,6 +101,7 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
         jpeg,
         noisy_jpeg,
         # what the views of a DefendedModel are worth to others
+        _in_views(noise, noise.published, noise.tuned, noise.strengths),
         _in_views(jpeg, 25, 15, jpeg.strengths),
         _in_views(noisy_jpeg, 25, 15, noisy_jpeg.strengths),
         _in_views(following, 25, 15, following.strengths),
@@ -113,7 +115,7 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
             *("Randomization", "ratio", lambda ratio, seed: Randomization(ratio, fill=0.5, seed=seed)),
             *(331 / 299, 1.25, (1.05, 331 / 299, 1.25, 1.5)),
         ),
-        Defense("Gaussian noise", "grey levels", lambda std, seed: GaussianNoise(std, seed=seed), 12, 12, (6, 12, 18, 24)),
+        noise,
         Defense("Pixel Defend", "epsilon", pixel_defend, 16, 16, (4, 8, 16, 24), slow=True),
         Defense(
             *("Auto-encoder", "steps", lambda steps, seed: OnlineAutoencoder(steps=steps, seed=seed)),
