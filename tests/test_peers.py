@@ -116,14 +116,16 @@ def test_noisy_jpeg_follows_the_noise() -> None:
     assert strengths.tolist() == pytest.approx([noise_level.LEAST, 1])  # the premise
     following = NoisyJPEG(25, 8, follow_noise=True, seed=0)(images)
     clean = 255 * (following[0] - JPEG(90)(images)[0])
-    assert abs(clean.std().item() - 8 * noise_level.LEAST) < 4 * 8 * noise_level.LEAST / math.sqrt(2 * clean.numel())
+    least = 8 * math.sqrt(noise_level.LEAST)
+    assert abs(clean.std().item() - least) < 4 * least / math.sqrt(2 * clean.numel())
     assert torch.equal(following[1], NoisyJPEG(25, 8, seed=0)(images)[1])
     between = images[:1] + (images[1:] - images[:1]) * 0.2
     share = noise_level.strength(between).item()
     assert 0.5 < share < 0.9
-    quality = round(90 - 65 * (share - 0.35) / 0.65)
+    quality = round(90 - 65 * (share - 0.25) / 0.75)
     added = 255 * (NoisyJPEG(25, 8, follow_noise=True, seed=0)(between) - JPEG(quality)(between))
-    assert abs(added.std().item() - 8 * share) < 4 * 8 * share / math.sqrt(2 * added.numel())
+    level = 8 * math.sqrt(share)
+    assert abs(added.std().item() - level) < 4 * level / math.sqrt(2 * added.numel())
 
 
 # the luminance table of the JPEG standard (T.81, Annex K.1), which is that of quality 50

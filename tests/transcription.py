@@ -55,7 +55,7 @@ def plain_algorithm_1(
             (gradient,) = torch.autograd.grad(f(image), image)
             normal = torch.empty(channels, height, width, **kind).normal_(generator=generator)
             normal = F.pad(normal, (0, columns * stride - width, 0, rows * stride - height))
-            image = image.detach() - noise**2 / 2 * (image.detach() - gradient) + noise * strength * normal  # Eq. 3
+            image = image.detach() - noise**2 / 2 * (image.detach() - gradient) + noise * math.sqrt(strength) * normal  # Eq. 3
         weight, bias, fc = torch.autograd.grad(f(reference) - f(image), [conv.weight, conv.bias, linear.weight])
         with torch.no_grad():  # Eq. 5
             for c, part in enumerate(fc.view(filters, -1)):  # a view: weak contrasts are set to zero in fc

@@ -123,6 +123,7 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
         yield from triton_step.alternate(chunk)
         return
     normal = torch.empty_like(reference, memory_format=torch.contiguous_format)
+    deviation = strength.sqrt()[:, None, None, None]  # of the noise at that temperature
     positions = theta.fc[0, 0].numel()  # the gradient of W is a sum over positions: its rate is per position
     conv_lr = reference.new_full((len(reference),), s.conv_lr)
     taps = energy.kernel_to_cells(reference.new_ones(reference.shape[1], s.kernel_size, s.kernel_size), s.stride)
@@ -138,7 +139,7 @@ def alternate(reference: Tensor, settings: Settings, generators: Sequence[Genera
             if s.langevin == "exact":
                 a = energy.responses(image.to(dtype), low)
             mode = energy.image_gradient(energy.gate(a, low), low)
-            streams.fill_normal(normal, generators).mul_(strength[:, None, None, None])
+            streams.fill_normal(normal, generators).mul_(deviation)
             draw = energy.to_cells(normal, s.stride)
             langevin.step(image, mode, draw, noise=s.noise, steps=held)  # Eq. 3
         yield State(step, lambda: pair, lambda: theta)

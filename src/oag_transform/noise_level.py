@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .images import check_batch
 
-LEAST = 0.35  # strength for an image without noise: of 0.25, 0.35 and 0.5 the strongest that costs a clean image of 100 at most
+LEAST = 0.25  # strength for an image without noise, chosen on clean photographs (docs/quality.md)
 FULL = 2.6  # noise level in grey levels from which on the strength is 1: what FGSM 4/255 leaves, the usual bound on ImageNet
 BLOCK = 16  # side in pixels of the areas among which smooth ones are looked for
 TEXTURE = 3.0  # photographs have about so many times the fine structure in brightness that they have in hue
@@ -45,7 +45,7 @@ def estimate(images: Tensor) -> Tensor:
 
 
 def strength(images: Tensor) -> Tensor:
-    """Strength (N,) of the purification, from 0.35 to 1: in proportion to the :func:`estimate` of the images, full from 2.6.
+    """Strength (N,) of the purification, from 0.25 to 1: in proportion to the :func:`estimate` of the images, full from 2.6.
 
     Takes and raises what that does.
     """

@@ -63,10 +63,10 @@ class OnlineAlternateGenerator(nn.Module):
             for it, most of an adversarial perturbation among it, never enters the image.
         scale: grey levels (of 255) in a model unit. At full strength the synthesised image carries noise of about this standard
             deviation.
-        strength: share of the Langevin noise, and with it of the contrast that ``threshold`` asks for, above 0 and at most 1
-            (its square is the temperature). ``None``: what the noise of each image calls for, so that clean photographs keep
-            more (:func:`oag_transform.noise_level.strength`). ``1`` doesn't rely on an attack showing up as noise, as one does
-            less that is smooth, lies in a small part of the image, or was resized or saved as JPEG.
+        strength: temperature of the Langevin dynamics, and share of the contrast that ``threshold`` asks for, above 0 and at
+            most 1: the noise goes as its square root. ``None``: what the noise of each image calls for, so that clean
+            photographs keep more (:func:`oag_transform.noise_level.strength`). ``1`` doesn't rely on an attack showing up as
+            noise, as one does less that is smooth, lies in a small part of the image, or was resized or saved as JPEG.
         init: ``"gabor"``: random Gabor functions, see :func:`oag_transform.energy.gabor_kernels`; ``"uniform"``: PyTorch's
             initialisation.
         langevin: ``"exact"`` takes the T_I steps of Eq. 3 one by one; ``"closed_form"`` draws them at once from their law

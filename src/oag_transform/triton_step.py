@@ -77,14 +77,14 @@ def _gate_kernel(
 
 @triton.jit
 def _image_kernel(
-    gates, weight, image, image_low, reference, squares, seeds, draw, strength,
+    gates, weight, image, image_low, reference, squares, seeds, draw, deviation,
     decay, pull, std, height, width, pixel_rows, pixel_columns,
     K: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, DEPTH: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """Eq. 3: I <- decay I + pull I* + std strength N(0, 1), I* = conv_transpose(gates, W); the tile's sum of squared residuals.
+    """Eq. 3: I <- decay I + pull I* + std deviation N(0, 1), I* = conv_transpose(gates, W); the tile's sum of squares.
 
-    ``strength`` (N,): of each image.
+    ``deviation`` (N,): of each image, the root of its temperature.
     """
     n = tl.program_id(1).to(tl.int64)
     size = height * width
@@ -103,7 +103,7 @@ def _image_kernel(
     column = p % width * S + d % S
     index = (d // (S * S) * pixel_rows + row) * pixel_columns + column
     on_image = (d < DEPTH) & (row < pixel_rows) & (column < pixel_columns)  # no noise on what fills the last cells
-    normal = tl.load(strength + n) * _normal(tl.load(seeds + n), tl.load(draw), index)
+    normal = tl.load(deviation + n) * _normal(tl.load(seeds + n), tl.load(draw), index)
     at = n * size * D + p * D + d
     new = decay * tl.load(image + at, mask=p < size, other=0.0) + pull * mode + tl.where(on_image, std * normal, 0.0)
     tl.store(image + at, new, mask=p < size)
@@ -221,7 +221,7 @@ class Chunk:
         strength: Tensor,
     ) -> None:
         self.settings = s = settings
-        self.strength = strength
+        self.strength, self.deviation = strength, strength.sqrt()
         self.count, self.pixels = shape[0], shape[-2:]
         self.depth, self.k = theta.weight.shape[1], theta.weight.shape[-1]
         self.grid = theta.fc.shape[-2:]
@@ -268,7 +268,7 @@ class Chunk:
         self.draw += 1
         _image_kernel[self.tiles, self.count](
             self.held_gates, self.weight_low, self.image, self.image_low, self.reference,
-            self.squares, self.seeds, self.draw, self.strength, decay, 1 - decay, std, *self.grid, *self.pixels,
+            self.squares, self.seeds, self.draw, self.deviation, decay, 1 - decay, std, *self.grid, *self.pixels,
             **self.dims, S=self.settings.stride, DEPTH=self.depth, BLOCK_P=self.block_p,
             BLOCK_J=min(self.block_j, self.block_c), num_warps=4 if self.D < 64 else 8, num_stages=3,
         )  # fmt: skip

@@ -136,7 +136,7 @@ class NoisyJPEG(nn.Module):
         quality: of :class:`JPEG`.
         std: of :class:`GaussianNoise`, in grey levels.
         follow_noise: go as far as the noise of each image asks for, as our transform does by default: ``quality`` and ``std``
-            are for full :func:`~oag_transform.noise_level.strength`; ``std`` is in proportion to it, and the quality rises
+            are for full :func:`~oag_transform.noise_level.strength`; ``std`` goes as its square root, and the quality rises
             linearly to 90, or ``quality`` if that is higher, at the least strength.
         seed: see the module.
     """
@@ -156,7 +156,7 @@ class NoisyJPEG(nn.Module):
         result = torch.empty_like(batch)
         for row, strength in enumerate(strengths):
             jpeg = JPEG(round(self.quality + (max(90, self.quality) - self.quality) * (1 - strength) / (1 - noise_level.LEAST)))
-            noise = GaussianNoise(self.std * strength, seed=seed)
+            noise = GaussianNoise(self.std * math.sqrt(strength), seed=seed)
             result[row] = noise(jpeg(batch[row : row + 1]), index=index + row)[0]
         return result.to(images.dtype)
 
