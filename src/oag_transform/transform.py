@@ -59,8 +59,8 @@ class OnlineAlternateGenerator(nn.Module):
         conv_lr: beta of Eq. 5 for the convolution, per position: the gradient is averaged over positions.
         fc_lr: beta of Eq. 5 for the fully connected layer.
         threshold: a weight of the fully connected layer takes a step only where the bracket of Eq. 5 is more than so many
-            times the standard deviation that Langevin noise alone gives it. 0: always, as in the paper. What is too weak
-            for it, most of an adversarial perturbation among it, never enters the image.
+            times the standard deviation that Langevin noise of full strength alone gives it. 0: always, as in the paper. What
+            is too weak for it, most of an adversarial perturbation among it, never enters the image.
         scale: grey levels (of 255) in a model unit. At full strength the synthesised image carries noise of about this standard
             deviation.
         strength: temperature of the Langevin dynamics, and share of the contrast that ``threshold`` asks for, above 0 and at
