@@ -126,6 +126,7 @@ def test_noisy_jpeg_follows_the_noise() -> None:
     added = 255 * (NoisyJPEG(25, 8, follow_noise=True, seed=0)(between) - JPEG(quality)(between))
     level = 8 * math.sqrt(share)
     assert abs(added.std().item() - level) < 4 * level / math.sqrt(2 * added.numel())
+    assert torch.equal(NoisyJPEG(95, 0.0, follow_noise=True)(images[:1]), JPEG(95)(images[:1]))  # never lower
 
 
 # the luminance table of the JPEG standard (T.81, Annex K.1), which is that of quality 50
