@@ -72,8 +72,7 @@ def behind(target: nn.Module) -> DefendedModel:
 
 def noisy(images: Tensor, level: float) -> Tensor:
     """Images with white noise of ``level`` grey levels: what a defense is worth is what it does better than that."""
-    generators = streams.generators(0, range(len(images)), images.device)
-    return (images + level / 255 * streams.fill_normal(torch.empty_like(images), generators)).clamp(0, 1)
+    return streams.add_normal(images, level / 255, streams.generators(0, range(len(images)), images.device))
 
 
 def table(target: nn.Module, outcome: Outcome) -> str:

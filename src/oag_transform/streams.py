@@ -33,3 +33,8 @@ def fill_normal(out: Tensor, streams: Sequence[Generator]) -> Tensor:
     for row, generator in zip(out, streams, strict=True):
         row.normal_(generator=generator)
     return out
+
+
+def add_normal(images: Tensor, std: float | Tensor, streams: Sequence[Generator]) -> Tensor:
+    """Images (N, ...) with white noise of standard deviation ``std``, on their scale; row i's from stream i; held to [0, 1]."""
+    return (images + std * fill_normal(torch.empty_like(images), streams)).clamp(0, 1)

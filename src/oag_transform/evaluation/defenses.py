@@ -101,10 +101,10 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
         jpeg,
         noisy_jpeg,
         # what the views of a DefendedModel are worth to others
-        _in_views(noise, noise.published, noise.tuned, noise.strengths),
-        _in_views(jpeg, 25, 15, jpeg.strengths),
-        _in_views(noisy_jpeg, 25, 15, noisy_jpeg.strengths),
-        _in_views(following, 25, 15, following.strengths),
+        _in_views(noise),
+        _in_views(jpeg, published=25, tuned=15),
+        _in_views(noisy_jpeg, published=25, tuned=15),
+        _in_views(following, published=25, tuned=15),
         Defense("Total variation", "weight", lambda weight, _: TotalVariation(weight), 0.1, 0.1, (0.03, 0.06, 0.1, 0.15, 0.2)),
         Defense("TVM", "weight", lambda weight, seed: TVM(weight, seed=seed), 0.03, 0.03, (0.01, 0.03, 0.06, 0.1)),
         Defense(
@@ -129,13 +129,12 @@ def defenses(pixelcnn: PixelCNN | None = None, compute_dtype: torch.dtype | None
         ),
         Defense(f"{OURS}, paper(), closed form", "T_N", ours_as_published, 300, 300, (300,), slow=True),
         # what it is worth to follow the noise of each image
-        _in_views(full, full.published, full.tuned, (24, 12, 6)),
+        _in_views(full, strengths=(24, 12, 6)),
         alone,
-        _in_views(alone, alone.published, alone.tuned, (24, 12, 6)),
+        _in_views(alone, strengths=(24, 12, 6)),
     )
 
 
-def _in_views(family: Defense, published: float, tuned: float, strengths: tuple[float, ...]) -> Defense:
-    """A defense in the four views of a DefendedModel, at strengths of its own."""
-    name = f"{family.name}, {VIEWS}"
-    return family._replace(name=name, published=published, tuned=tuned, strengths=strengths, shift=SHIFT)
+def _in_views(family: Defense, **changes: Any) -> Defense:
+    """A defense in the four views of a DefendedModel; ``changes`` are what else is different."""
+    return family._replace(name=f"{family.name}, {VIEWS}", shift=SHIFT, **changes)

@@ -84,23 +84,24 @@ class JPEG(nn.Module):
 
     def __init__(self, quality: int = 75) -> None:
         super().__init__()
-        _require(_is_integer(quality) and 1 <= quality <= 100, "quality", quality, "an integer from 1 to 100")
+        _require_quality(quality)
         self.quality = quality
 
     def forward(self, images: Tensor, *, index: int = 0) -> Tensor:
         """Decompressed images, multiples of 1/255; see the module for shapes and errors. ``index`` has no effect."""
-        return _in_numpy(_check(images, index), self._compress).to(images.dtype)
-
-    def _compress(self, image: NDArray[Any], _: int) -> NDArray[Any]:
-        grey_levels = (255 * image).round().astype(np.uint8).transpose(1, 2, 0)
-        file = io.BytesIO()
-        PIL.Image.fromarray(grey_levels.squeeze(2) if len(image) == 1 else grey_levels).save(file, "JPEG", quality=self.quality)
-        decompressed = np.asarray(PIL.Image.open(file), dtype=image.dtype) / 255
-        return np.atleast_3d(decompressed).transpose(2, 0, 1)
+        return _in_numpy(_check(images, index), lambda image, _: _compressed(image, self.quality)).to(images.dtype)
 
     def extra_repr(self) -> str:
         """Every argument."""
         return f"quality={self.quality}"
+
+
+def _compressed(image: NDArray[Any], quality: int) -> NDArray[Any]:
+    grey_levels = (255 * image).round().astype(np.uint8).transpose(1, 2, 0)
+    file = io.BytesIO()
+    PIL.Image.fromarray(grey_levels.squeeze(2) if len(image) == 1 else grey_levels).save(file, "JPEG", quality=quality)
+    decompressed = np.asarray(PIL.Image.open(file), dtype=image.dtype) / 255
+    return np.atleast_3d(decompressed).transpose(2, 0, 1)
 
 
 class GaussianNoise(nn.Module):
@@ -113,7 +114,7 @@ class GaussianNoise(nn.Module):
 
     def __init__(self, std: float = 12.0, *, seed: int | None = None) -> None:
         super().__init__()
-        _require(_is_number(std) and std >= 0, "std", std, "a finite number >= 0")
+        _require_std(std)
         _require_seed(seed)
         self.std = std
         self.seed = seed
@@ -121,8 +122,8 @@ class GaussianNoise(nn.Module):
     def forward(self, images: Tensor, *, index: int = 0) -> Tensor:
         """Noisy images; see the module for shapes and errors."""
         batch = _check(images, index)
-        noise = streams.fill_normal(torch.empty_like(batch), _streams(self.seed, index, batch, batch.device))
-        return (batch + self.std / 255 * noise).clamp(0, 1).to(images.dtype)
+        generators = _streams(self.seed, index, batch, batch.device)
+        return streams.add_normal(batch, self.std / 255, generators).to(images.dtype)
 
     def extra_repr(self) -> str:
         """Every argument."""
@@ -143,8 +144,9 @@ class NoisyJPEG(nn.Module):
 
     def __init__(self, quality: int = 25, std: float = 8.0, *, follow_noise: bool = False, seed: int | None = None) -> None:
         super().__init__()
-        JPEG(quality)  # raises what these raise
-        GaussianNoise(std, seed=seed)
+        _require_quality(quality)
+        _require_std(std)
+        _require_seed(seed)
         _require(isinstance(follow_noise, bool), "follow_noise", follow_noise, "True or False")
         self.quality, self.std, self.follow_noise, self.seed = quality, std, follow_noise, seed
 
@@ -152,13 +154,11 @@ class NoisyJPEG(nn.Module):
         """Decompressed, noisy images; see the module for shapes and errors."""
         batch = _check(images, index)
         strengths = noise_level.strength(batch).tolist() if self.follow_noise else [1.0] * len(batch)
-        seed = streams.fresh_seed() if self.seed is None else self.seed
-        result = torch.empty_like(batch)
-        for row, strength in enumerate(strengths):
-            jpeg = JPEG(round(self.quality + (max(90, self.quality) - self.quality) * (1 - strength) / (1 - noise_level.LEAST)))
-            noise = GaussianNoise(self.std * math.sqrt(strength), seed=seed)
-            result[row] = noise(jpeg(batch[row : row + 1]), index=index + row)[0]
-        return result.to(images.dtype)
+        rise = max(90 - self.quality, 0) / (1 - noise_level.LEAST)
+        qualities = [round(self.quality + rise * (1 - strength)) for strength in strengths]
+        std = batch.new_tensor([self.std * math.sqrt(strength) / 255 for strength in strengths])[:, None, None, None]
+        compressed = _in_numpy(batch, lambda image, row: _compressed(image, qualities[row]))
+        return streams.add_normal(compressed, std, _streams(self.seed, index, batch, batch.device)).to(images.dtype)
 
     def extra_repr(self) -> str:
         """Every argument."""
@@ -441,6 +441,14 @@ def _is_number(value: Any) -> bool:
 def _require(valid: bool, name: str, value: Any, expected: str) -> None:
     if not valid:
         raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+def _require_quality(quality: Any) -> None:
+    _require(_is_integer(quality) and 1 <= quality <= 100, "quality", quality, "an integer from 1 to 100")
+
+
+def _require_std(std: Any) -> None:
+    _require(_is_number(std) and std >= 0, "std", std, "a finite number >= 0")
 
 
 def _require_seed(seed: Any) -> None:
