@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .images import check_batch
 
-LEAST = 0.25  # strength for an image without noise, chosen on clean photographs (docs/quality.md)
+LEAST = 0.25  # strength for an image without noise; docs/quality.md has the alternatives
 FULL = 2.6  # noise level in grey levels from which on the strength is 1: what FGSM 4/255 leaves, the usual bound on ImageNet
 BLOCK = 16  # side in pixels of the areas among which smooth ones are looked for
 TEXTURE = 3.0  # photographs have about so many times the fine structure in brightness that they have in hue

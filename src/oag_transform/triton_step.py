@@ -82,9 +82,9 @@ def _image_kernel(
     K: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, DEPTH: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """Eq. 3: I <- decay I + pull I* + std deviation N(0, 1), I* = conv_transpose(gates, W); the tile's sum of squares.
+    """Eq. 3: I <- decay I + pull I* + std deviation N(0, 1), I* = conv_transpose(gates, W).
 
-    ``deviation`` (N,): of each image, the root of its temperature.
+    ``deviation`` (N,): of each image, the root of its temperature. ``squares``: the tile's sum of squared residuals.
     """
     n = tl.program_id(1).to(tl.int64)
     size = height * width
