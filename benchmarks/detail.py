@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from oag_transform import OnlineAlternateGenerator, energy, streams
+from oag_transform import OnlineAlternateGenerator
 from oag_transform.evaluation.data import Preprocessing, batches, image_folder
-from oag_transform.generate import alternate
-from oag_transform.images import to_model_units, to_pixels
+from oag_transform.generator.run import alternate, choose_loop
+from oag_transform.images import to_pixels
 
 STEPS = (8, 12, 24)
 NOISE = 6 / 255
@@ -45,12 +45,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def modes(image: Tensor, defense: OnlineAlternateGenerator, index: int) -> Iterator[tuple[int, Tensor]]:
     """(step, mode in [0, 1]) of an image (1, 3, H, W) at each of ``STEPS``."""
     s = defense.settings
-    reference = to_model_units(image, s.scale)
-    for state in alternate(reference, s, streams.generators(0, [index], image.device)):
+    for state in alternate(image, s, choose_loop(s, image.device, image.dtype), 0, [index], every=1):
         if state.step in STEPS:
-            a = energy.responses(state.pair[1:], state.theta)
-            cells = energy.image_gradient(energy.gate(a, state.theta), state.theta)
-            yield state.step, to_pixels(energy.from_cells(cells, s.stride, reference.shape), s.scale)
+            yield state.step, to_pixels(state.mode, s.scale)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Speed and memory on a GPU: fused kernels, PyTorch operators, the plain autograd transcription and peers, in one run.
+"""Speed and memory on a GPU: fused kernels, PyTorch operators, the plain reference and peers, in one run.
 
 python -m benchmarks.gpu            (from the repository; on a machine without a GPU, the rows that run on the CPU)
 
@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oag_transform import OnlineAlternateGenerator, energy, generate, streams
-from oag_transform.evaluation.online import DeepImagePrior
-from oag_transform.evaluation.peers import TVM, MeanFilter
+from oag_transform import OnlineAlternateGenerator, streams
+from oag_transform.defenses.catalogue import Needs, by_key
+from oag_transform.generator import energy, loop, reference
+from oag_transform.generator.state import begin
 from oag_transform.images import to_model_units
-from tests.transcription import plain_algorithm_1
 
-from .speed import photographs
+from .speed import photographs, plain_settings
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -124,7 +124,7 @@ def variants(network_steps: int, paper_steps: int) -> Iterator[tuple[str, Online
 
 def moves(images: Tensor, repeats: int) -> Iterator[tuple[str, float, int]]:
     """The fused moves alone, for all images at once: name, milliseconds, and the number of products for each image."""
-    from oag_transform.triton_step import Chunk
+    from oag_transform.generator.fused import Chunk
 
     for dtype in (torch.float32, torch.bfloat16):
         chunk = Chunk(*chunk_arguments(images, copy(OnlineAlternateGenerator(), compute_dtype=dtype)))
@@ -138,14 +138,15 @@ def chunk_arguments(images: Tensor, transform: OnlineAlternateGenerator) -> tupl
     """What a fused chunk is made of, after the first image update."""
     s = transform.settings
     generators = streams.generators(0, range(len(images)), images.device)
-    state = next(generate.alternate(to_model_units(images, s.scale), dataclasses.replace(s, backend="torch"), generators))
-    return state.pair, state.theta, images.shape, s, generators, images.new_ones(len(images))
+    strength = images.new_ones(len(images))
+    start = begin(to_model_units(images, s.scale), s, generators)
+    return next(loop.alternate(start, s, generators, strength, every=1)), s, generators, strength
 
 
 def products(images: Tensor, dtype: torch.dtype, repeats: int) -> Iterator[tuple[str, float]]:
     """The three products of the PyTorch path for all images at once, as grouped convolutions and as batched matrix products."""
-    pair, theta, *_ = chunk_arguments(images, OnlineAlternateGenerator())
-    theta, cells, count = theta.cast(dtype), pair[1:].to(dtype), len(images)
+    state = chunk_arguments(images, OnlineAlternateGenerator())[0]
+    theta, cells, count = state.theta.cast(dtype), state.pair[1:].to(dtype), len(images)
     gates = energy.gate(energy.responses(cells, theta), theta)
     k, size = theta.weight.shape[-1], cells.shape[-2:]
     weight = theta.weight.unflatten(0, (count, -1)).flatten(2)
@@ -200,7 +201,7 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=512, help="size of one more batch, of 8; 0: none")
     parser.add_argument("--network-steps", type=int, default=OnlineAlternateGenerator().settings.network_steps)
     parser.add_argument("--paper-steps", type=int, default=4, help="network steps of paper() that are timed and scaled up")
-    parser.add_argument("--plain-steps", type=int, default=2, help="network steps of the transcription, likewise")
+    parser.add_argument("--plain-steps", type=int, default=2, help="network steps of the plain reference, likewise")
     parser.add_argument("--dip-steps", type=int, default=300, help="steps of the deep image prior")
     parser.add_argument("--repeats", type=int, default=3, help="the median of so many runs is given")
     options = parser.parse_args()
@@ -226,9 +227,9 @@ def main() -> None:
         print(f"\nbatch of {batch} at {size} x {size}\n{heading}")
         for name, transform, factor, graph in variants(options.network_steps, options.paper_steps):
             if GPU:
-                from oag_transform import triton_step
+                from oag_transform.generator import fused
 
-                triton_step.CAPTURE = graph
+                fused.CAPTURE = graph
             run = functools.partial(transform, images)
             memory, each = peak_memory(run), milliseconds(run, options.repeats) / batch
             flop, moved = work(transform, size)
@@ -257,7 +258,7 @@ def main() -> None:
         run = functools.partial(peer, images[:1])
         memory, each = peak_memory(run), milliseconds(run, options.repeats)
         print(f"{name:70} {each:12.3f} {memory:9.0f}")
-    for name, factor, plain in _transcriptions(images[0], options):
+    for name, factor, plain in _references(images[0], options):
         memory = peak_memory(plain)
         print(f"{name:70} {factor * milliseconds(plain, 1):12.1f} {memory:9.0f}")
 
@@ -269,27 +270,17 @@ def _batch(count: int, size: int) -> Tensor:
 
 
 def _peers(options: argparse.Namespace) -> list[tuple[str, nn.Module]]:
-    return [
-        ("mean filter 3 x 3", MeanFilter()),
-        ("TVM", TVM(seed=0)),
-        (f"deep image prior, {options.dip_steps} steps", DeepImagePrior(steps=options.dip_steps, seed=0)),
-    ]
+    peers = [(by_key(key), setting) for key, setting in (("mean", 3), ("tvm", 0.03), ("dip", options.dip_steps))]
+    return [(peer.describe(setting), peer.make(setting, 0, Needs())) for peer, setting in peers]
 
 
-def _transcriptions(image: Tensor, options: argparse.Namespace) -> Iterator[tuple[str, float, Callable[[], Tensor]]]:
+def _references(image: Tensor, options: argparse.Namespace) -> Iterator[tuple[str, float, Callable[[], Tensor]]]:
     default = OnlineAlternateGenerator(network_steps=options.network_steps)
     for name, transform in (("the default's T_N and T_I", default), ("paper()", OnlineAlternateGenerator.paper())):
-        s = transform.settings
-        names = ("image_steps", "kernel_size", "stride", "filters", "noise", "conv_lr", "fc_lr", "threshold")
-        arguments = {name: getattr(s, name) for name in names}
-        reference = to_model_units(image[None], s.scale)[0]
-
-        def run(reference: Tensor = reference, arguments: dict[str, Any] = arguments) -> Tensor:
-            generator = torch.Generator(DEVICE).manual_seed(0)
-            return plain_algorithm_1(reference, generator, network_steps=options.plain_steps, strength=1.0, **arguments)
-
-        factor = s.network_steps / options.plain_steps
-        yield f"autograd transcription, {name}, from {options.plain_steps} steps", factor, run
+        settings = plain_settings(transform, options.plain_steps)
+        run = functools.partial(reference.purify, image, settings, seed=0, index=0)
+        factor = transform.settings.network_steps / options.plain_steps
+        yield f"plain reference, {name}, from {options.plain_steps} steps", factor, run
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from oag_transform import OnlineAlternateGenerator, triton_step
+from oag_transform import OnlineAlternateGenerator
+from oag_transform.generator import fused
 
 from .gpu import chunk_arguments
 
@@ -48,7 +49,7 @@ def launches(transform: OnlineAlternateGenerator, size: int) -> list[tuple[Any, 
     run = triton.JITFunction.run
     triton.JITFunction.run = record
     try:
-        chunk = triton_step.Chunk(*arguments)
+        chunk = fused.Chunk(*arguments)
         chunk.respond()
         chunk.image_step(0.5, 0.5)
         chunk.network_step()

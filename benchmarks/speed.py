@@ -1,8 +1,8 @@
-"""Speed and memory on this machine: the default setting against the plain autograd transcription, in one run.
+"""Speed and memory on this machine: the default setting against the plain reference, in one run.
 
 python -m benchmarks.speed            (from the repository; a few minutes on two cores)
 
-The transcription (tests/transcription.py) takes minutes an image at the default T_N, so it is timed over the first
+The plain reference (oag_transform/generator/reference.py, Algorithm 1 by autograd as the paper has it) is timed over the first
 ``--plain-steps`` network steps and scaled up: every step costs the same.
 """
 
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from oag_transform import OnlineAlternateGenerator
-from oag_transform.images import to_model_units
-from tests.transcription import plain_algorithm_1
+from oag_transform.generator import reference
+from oag_transform.generator.settings import Settings
 
 
 def photographs(count: int, size: int) -> Tensor:
@@ -41,34 +41,37 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
+def plain_settings(transform: OnlineAlternateGenerator, network_steps: int) -> Settings:
+    """The paper's algorithm with a transform's T_I, kernels and rates: exact Langevin, PyTorch's start, fixed rates."""
+    plain = {"langevin": "exact", "init": "uniform", "adaptive_lr": False, "strength": 1.0, "compute_dtype": None}
+    return dataclasses.replace(transform.settings, network_steps=network_steps, **plain)  # type: ignore[arg-type]
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=224, help="height and width in pixels")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3, help="the median of so many runs is given")
-    parser.add_argument("--plain-steps", type=int, default=2, help="network steps of the transcription that are timed")
+    parser.add_argument("--plain-steps", type=int, default=2, help="network steps of the plain reference that are timed")
     parser.add_argument("--memory-batch", type=int, default=64, help="images in the batch whose peak memory is given; 0: none")
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
 
     images = photographs(options.batch, options.size)
     transform = OnlineAlternateGenerator(seed=0)
-    s = dataclasses.asdict(transform.settings)
+    s = transform.settings
     ours = seconds(lambda: transform(images), options.repeats) / len(images)
     print(f"{transform}\n  batch of {len(images)} at {options.size} x {options.size}: {ours:.3f} s an image")
 
-    steps = {**s, "network_steps": options.plain_steps, "strength": 1.0}
-    reference = to_model_units(images[:1], steps.pop("scale"))[0]
-    for other in ("init", "langevin", "adaptive_lr", "compute_dtype", "backend"):
-        del steps[other]
-    plain = seconds(lambda: plain_algorithm_1(reference, torch.Generator().manual_seed(0), **steps), options.repeats)
-    plain *= s["network_steps"] / options.plain_steps
-    print(f"plain autograd transcription, same T_N and T_I: {plain:.1f} s an image, {plain / ours:.0f} times as long")
+    settings = plain_settings(transform, options.plain_steps)
+    plain = seconds(lambda: reference.purify(images[0], settings, seed=0, index=0), options.repeats)
+    plain *= s.network_steps / options.plain_steps
+    print(f"plain reference, same T_N and T_I: {plain:.1f} s an image, {plain / ours:.0f} times as long")
 
     bfloat16 = OnlineAlternateGenerator(compute_dtype=torch.bfloat16, seed=0)
     half = seconds(lambda: bfloat16(images), options.repeats) / len(images)
-    print(f"compute_dtype=torch.bfloat16: {half:.3f} s an image; the transcription takes {plain / half:.0f} times as long")
+    print(f"compute_dtype=torch.bfloat16: {half:.3f} s an image; the plain reference takes {plain / half:.0f} times as long")
 
     for name, exact in (
         ("exact Langevin, otherwise the default", OnlineAlternateGenerator(langevin="exact", network_steps=4, seed=0)),

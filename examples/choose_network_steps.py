@@ -6,7 +6,7 @@ python examples/choose_network_steps.py
 import foolbox
 
 from oag_transform import NetworkSteps, OnlineAlternateGenerator, choose_network_steps
-from oag_transform.targets import efficientnet_lite
+from oag_transform.evaluation.backbones import efficientnet_lite
 
 
 def main(count: int = 20, longest: int = 60, every: int = 5) -> NetworkSteps:

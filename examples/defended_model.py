@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
-from oag_transform.targets import efficientnet_lite
+from oag_transform.evaluation.backbones import efficientnet_lite
 
 
 def main(count: int = 8, steps: int = 8, eot: int = 2, **settings: int) -> dict[str, float]:

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from oag_transform.evaluation import catalogue
 from oag_transform.evaluation.attacks import Attack, cw, fgsm, igsm, iterations, mifgsm, paper_attacks, wrong_classes
+from oag_transform.evaluation.catalogue import ATTACKS
 
 CLASSES = 5
 
@@ -151,6 +153,19 @@ def test_the_papers_attacks() -> None:
         ("C&W", False),
     ]
     assert str(paper_attacks(2)[2]) == "MI-FGSM 2/255"
+
+
+def test_the_list_makes_the_papers_attacks_and_others() -> None:
+    made = [entry.make() for entry in ATTACKS]
+    for entry, attack, paper in zip(ATTACKS, made, paper_attacks(), strict=True):
+        assert (attack.name, attack.eps, attack.targeted) == (paper.name, paper.eps, paper.targeted)
+        assert (entry.label, entry.eps, entry.targeted) == (paper.name, paper.eps, paper.targeted)
+        assert entry.make(targeted=not entry.targeted).targeted is not entry.targeted
+    assert str(catalogue.attack("igsm").make(3)) == "IGSM 3/255"
+    with pytest.raises(ValueError, match="C&W has no bound, got eps = 3"):
+        catalogue.attack("cw").make(3)
+    with pytest.raises(ValueError, match="no attack 'pgd'; expected some of fgsm, igsm, mifgsm, cw"):
+        catalogue.attack("pgd")
 
 
 @pytest.mark.parametrize("eps", [0, -1, 2.5, 256, True])

@@ -1,6 +1,7 @@
 """What every user of a torchvision transform relies on, as properties."""
 
 import copy
+import inspect
 import pickle
 import random
 import sys
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from oag_transform import OnlineAlternateGenerator
 from oag_transform.images import IMAGENET_MEAN, to_model_units, to_pixels
+from oag_transform.streams import index_of
 
 
 def small(**overrides: object) -> OnlineAlternateGenerator:
@@ -207,6 +209,7 @@ BAD: list[tuple[object, type[Exception], str]] = [
     (tv_tensors.Mask(torch.zeros(3, 20, 20)), TypeError, "got Mask"),
     (PIL.Image.new("RGBA", (20, 20)), ValueError, "got mode RGBA"),
     (PIL.Image.new("P", (20, 20)), ValueError, "convert"),
+    (PIL.Image.new("I;16", (20, 20)), ValueError, r"convert\('RGB'\) would clip it"),
     (PIL.Image.new("RGB", (20, 5)), ValueError, "got 5 x 20"),
 ]
 
@@ -215,7 +218,7 @@ BAD: list[tuple[object, type[Exception], str]] = [
 def test_bad_images_are_refused_before_any_work(
     images: Any, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oag_transform.transform.purify", lambda *_: pytest.fail("work began"))
+    monkeypatch.setattr("oag_transform.transform.purify", lambda *_, **__: pytest.fail("work began"))
     for call in (small(), small().trace):
         with pytest.raises(error, match=message):
             call(images)
@@ -233,8 +236,8 @@ def test_rounding_beyond_the_range_is_accepted() -> None:
         ("image_steps", -1, "image_steps"),
         ("filters", True, "filters"),
         ("kernel_size", 2, "kernel_size must be at least stride"),
-        ("noise", 1.0, "noise must be below 1"),
-        ("noise", float("nan"), "noise must be a finite number"),
+        ("step_size", 1.0, "step_size must be a finite number >= 0 and < 1, got 1.0"),
+        ("step_size", float("nan"), "step_size must be a finite number"),
         ("conv_lr", -1e-3, "conv_lr"),
         ("fc_lr", "0.1", "fc_lr"),
         ("threshold", -1, "threshold must be a finite number >= 0, got -1"),
@@ -243,12 +246,16 @@ def test_rounding_beyond_the_range_is_accepted() -> None:
         ("strength", 1.01, "strength must be None or a number above 0 and at most 1, got 1.01"),
         ("strength", "auto", "strength must be None or"),
         ("strength", float("nan"), "strength must be None or"),
-        ("compute_dtype", torch.float16, "compute_dtype must be None, torch.float32 or torch.bfloat16, got torch.float16"),
+        (
+            "compute_dtype",
+            torch.float16,
+            r"compute_dtype must be one of \(None, torch.float32, torch.bfloat16\), got torch.float16",
+        ),
         ("compute_dtype", "bfloat16", "compute_dtype"),
         ("init", "xavier", "init must be one of"),
         ("langevin", "fast", "langevin must be one of"),
         ("backend", "cuda", "backend must be one of"),
-        ("seed", -1, "seed must be an integer >= 0"),
+        ("seed", -1, "seed must be None or an integer >= 0, got -1"),
         ("seed", 1.5, "seed"),
         ("chunk_size", 0, "chunk_size must be an integer >= 1"),
         ("gradient", "bpda", "gradient must be"),
@@ -258,6 +265,92 @@ def test_rounding_beyond_the_range_is_accepted() -> None:
 def test_bad_hyper_parameters(argument: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(**{argument: value})
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    transform = small(seed=np.int64(3), scale=np.float32(6), network_steps=np.int32(2), fc_lr=np.float64(0.06))
+    assert repr(transform) == repr(small(seed=3, scale=6.0, network_steps=2, fc_lr=0.06))
+    assert torch.equal(transform(rand(3, 12, 12), index=np.int64(2)), transform(rand(3, 12, 12), index=2))
+    with pytest.raises(ValueError, match="filters must be an integer >= 1, got"):
+        small(filters=np.float64(3))
+
+
+def test_arguments_are_attributes_that_cannot_be_set() -> None:
+    transform = small(network_steps=5)
+    assert (transform.network_steps, transform.seed, transform.step_size) == (5, 0, 0.3)
+    for name in ("network_steps", "seed", "progress"):
+        with pytest.raises(
+            AttributeError, match=rf"{name} can't be set; make another OnlineAlternateGenerator\({name}=50, ...\)"
+        ):
+            setattr(transform, name, 50)
+    with pytest.raises(AttributeError, match="no attribute 'networksteps'"):
+        _ = transform.networksteps
+    with pytest.raises(TypeError, match="networksteps"):
+        small(networksteps=3)
+
+
+def test_help_shows_every_argument_with_its_default_and_meaning() -> None:
+    shown = inspect.signature(OnlineAlternateGenerator).parameters
+    assert {"network_steps", "threshold", "backend", "seed", "on_failure"} <= shown.keys()
+    text = inspect.getdoc(OnlineAlternateGenerator) or ""
+    built = OnlineAlternateGenerator()
+    for name, parameter in shown.items():
+        assert parameter.default == getattr(built, name)
+        assert f"\n    {name}: " in text
+        assert f"{name}=" in repr(built)
+
+
+def test_the_old_name_of_the_step_size_works_and_says_so() -> None:
+    with pytest.warns(DeprecationWarning, match="noise is called step_size now"):
+        old = small(noise=0.2)
+    assert repr(old) == repr(small(step_size=0.2))
+
+
+def test_streams_for_each_image() -> None:
+    images = rand(3, 3, 12, 12)
+    streams_ = [7, index_of("a/cat.jpg"), 2]
+    expected = torch.stack([small()(image, index=stream) for image, stream in zip(images, streams_, strict=True)])
+    for sequence in (streams_, tuple(streams_), torch.tensor(streams_), np.array(streams_)):
+        assert torch.equal(small()(images, index=sequence), expected)
+        assert torch.equal(list(small().trace(images, index=sequence))[-1].images, expected)
+    assert index_of("a/cat.jpg") != index_of("b/cat.jpg")
+    assert 0 <= index_of("") < 2**63
+    for bad, message in [
+        ([1, 2], "one for each of 3 images, got 2"),
+        ([1, -1, 2], "got -1"),
+        ("abc", "got 'abc'"),
+        (1.5, "got 1.5"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            small()(images, index=bad)
+
+
+def test_as_a_v2_transform_it_purifies_images_and_passes_everything_else() -> None:
+    image = PIL.Image.fromarray((255 * rand(20, 24, 3)).byte().numpy())
+    typed = tv_tensors.Image((255 * rand(3, 20, 24)).byte())
+    boxes = tv_tensors.BoundingBoxes([[0, 0, 5, 5]], format="XYXY", canvas_size=(20, 24))
+    mask, aside = tv_tensors.Mask(torch.ones(20, 24)), rand(4)
+    expected = small()(image)
+    out, label = v2.Compose([small()])(image, 3)
+    assert (out.tobytes(), label) == (expected.tobytes(), 3)
+    sample = {"image": typed, "label": 3, "target": {"boxes": boxes, "mask": mask}, "aside": aside}
+    done = v2.Compose([v2.RandomApply([small()], p=1.0)])(sample)
+    assert torch.equal(done["image"], small()(typed))
+    assert done["label"] == 3
+    assert done["target"]["boxes"] is boxes
+    assert done["target"]["mask"] is mask
+    assert done["aside"] is aside
+    batch, labels = rand(2, 3, 12, 12), torch.tensor([0, 1])
+    pair = small()(batch, labels)
+    assert torch.equal(pair[0], small()(batch))
+    assert pair[1] is labels
+    first, second = small()(image, typed)
+    assert first.tobytes() == expected.tobytes()
+    assert torch.equal(second, small()(typed, index=1))
+    with pytest.raises(TypeError, match=r"expected an image in the sample, got \['str', 'int'\]"):
+        small()("cat.jpg", 3)
+    with pytest.raises(ValueError, match="got mode RGBA"):
+        small()({"image": image.convert("RGBA")})
 
 
 def test_gabor_functions_need_two_pixels() -> None:

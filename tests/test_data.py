@@ -21,9 +21,14 @@ from oag_transform.evaluation.data import (
     read_images,
     shuffled,
 )
-from tests.test_cli import write_image
 
 SMALL = Preprocessing(24, 20)
+
+
+def write_image(path: Path, mode: str = "RGB", size: tuple[int, int] = (33, 28)) -> Path:
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    PIL.Image.fromarray(values).convert(mode).save(path)
+    return path
 
 
 def test_image_folder_keeps_the_place_of_a_class_without_images(tmp_path: Path) -> None:
@@ -132,6 +137,20 @@ def test_images_are_those_of_torchvisions_own_pipeline(tmp_path: Path) -> None:
             assert torch.equal(image, pipeline(file))
     sizes = [(len(part), labels.tolist()) for part, labels in batches(listing, SMALL, 1, seed=0)]
     assert sizes == [(1, [0]), (1, [0])]
+
+
+def test_sixteen_bits_and_turned_photographs_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
+    (tmp_path / "ape").mkdir()
+    wide = np.linspace(0, 65535, 24 * 24).reshape(24, 24).astype(np.uint16)
+    PIL.Image.fromarray(wide).save(tmp_path / "ape" / "1.png")
+    stripes = PIL.Image.fromarray(np.tile(np.arange(0, 240, 10, dtype=np.uint8), (24, 1)))
+    exif = stripes.getexif()
+    exif[0x0112] = 6
+    stripes.save(tmp_path / "ape" / "2.png", exif=exif)
+    sixteen, turned = read_images(image_folder(tmp_path), [0, 1], SMALL)[:, 0]
+    assert torch.equal(sixteen, torch.from_numpy(np.rint(wide / 257)[2:22, 2:22].astype(np.uint8)))
+    assert torch.equal(turned[:, 0], torch.arange(20, 220, 10, dtype=torch.uint8))  # what ran to the right runs down
+    assert torch.equal(turned, turned[:, :1].expand(20, 20))
 
 
 def test_a_broken_image_is_named(tmp_path: Path) -> None:

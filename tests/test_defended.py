@@ -1,6 +1,7 @@
 """DefendedModel: the pipeline it stands for, the target left alone, and the callers it must please."""
 
 import copy
+import dataclasses
 import pickle
 from typing import Any
 
@@ -57,6 +58,27 @@ def test_samples_average_probabilities() -> None:
     expected = torch.stack([torch.stack(row).mean(0) for row in singles])
     torch.testing.assert_close(log_probabilities.exp(), expected, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(log_probabilities.exp().sum(-1), torch.ones(2))
+
+
+@pytest.mark.parametrize(("samples", "shift"), [(1, 0), (2, 3)])
+def test_a_seeded_model_draws_other_noise_in_each_batch_and_the_same_for_an_image(samples: int, shift: int) -> None:
+    images = rand(4, 3, 20, 20)
+    model = DefendedModel(make_target(), defense(), samples=samples, shift=shift)
+    whole = model(images)
+    parts = [model(images[start : start + 2], index=start) for start in (0, 2)]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-6)
+    assert not torch.allclose(model(images[2:]), whole[2:])
+    named = model(images[[3, 0]], index=[3, 0])
+    torch.testing.assert_close(named, whole[[3, 0]], rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="one for each of 4 images, got 2"):
+        model(images, index=[0, 1])
+
+
+def test_purify_and_classify_are_the_two_halves_of_forward() -> None:
+    images, model = rand(2, 3, 20, 20), DefendedModel(make_target(), defense(), samples=2, shift=3)
+    purified = model.purify(images, index=5)
+    assert purified.shape == (4, 3, 20, 20)
+    assert torch.equal(model.classify(purified), model(images, index=5))
 
 
 def test_views_average_probabilities() -> None:
@@ -155,11 +177,68 @@ def test_empty_batch() -> None:
         ({"samples": 0}, ValueError, "samples must be an integer >= 1, got 0"),
         ({"shift": -1}, ValueError, "shift must be an integer >= 0, got -1"),
         ({"shift": 2.0}, ValueError, "shift must be an integer >= 0, got 2.0"),
+        ({"gradient": "none"}, ValueError, "gradient must be one of"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         DefendedModel(**({"target": make_target()} | arguments))
+
+
+class Answers(nn.Module):
+    """A target that answers what it is given."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images: Tensor) -> Any:
+        return self.answer
+
+
+@dataclasses.dataclass
+class Output:
+    """As Hugging Face's ImageClassifierOutput."""
+
+    logits: Tensor
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        (torch.zeros(2, 1), ValueError, r"got shape \(2, 1\); give a binary classifier two logits"),
+        (torch.zeros(2), ValueError, r"got shape \(2,\); give a binary"),
+        (torch.zeros(2, 5, 4, 4), ValueError, r"got shape \(2, 5, 4, 4\)"),
+        (torch.zeros(3, 5), ValueError, r"N = 2 images.* got shape \(3, 5\)"),
+        ((torch.zeros(2, 5), None), TypeError, "got tuple"),
+        ({"out": torch.zeros(2, 5)}, TypeError, "got dict"),
+        (Output(torch.zeros(2, 1)), ValueError, r"got shape \(2, 1\)"),
+    ],
+)
+def test_a_target_that_gives_no_logits_is_refused(answer: Any, error: type[Exception], message: str, shift: int) -> None:
+    with pytest.raises(error, match=message):
+        DefendedModel(Answers(answer), nn.Identity(), shift=shift)(rand(2, 3, 20, 20))
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_logits_in_an_output_object_are_taken(shift: int) -> None:
+    logits = rand(2, 5)
+    found = DefendedModel(Answers(Output(logits)), nn.Identity(), shift=shift)(rand(2, 3, 20, 20))
+    torch.testing.assert_close(found.softmax(-1), logits.softmax(-1))
+
+
+def test_a_bare_targets_checkpoint_loads() -> None:
+    source, model = make_target(), DefendedModel(make_target(), defense())
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    model.load_state_dict(source.state_dict())
+    assert all(torch.equal(p, q) for p, q in zip(model.target.parameters(), source.parameters(), strict=True))
+    model.load_state_dict(DefendedModel(source, defense()).state_dict())
+    nested = nn.Sequential(model)
+    nested.load_state_dict({f"0.{name}": value for name, value in source.state_dict().items()})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict({"0.weight": source[0].weight})
 
 
 def test_bad_images() -> None:
@@ -168,6 +247,8 @@ def test_bad_images() -> None:
         model(rand(3, 20, 20))
     with pytest.raises(ValueError, match="got str"):
         model("cat.jpg")
+    with pytest.raises(TypeError, match=r"got torch.uint8; use images.float\(\) / 255"):
+        model(torch.zeros(1, 3, 20, 20, dtype=torch.uint8))
     with pytest.raises(ValueError, match="before any normalisation"):
         model(rand(1, 3, 20, 20) * 4 - 2)
 

@@ -8,7 +8,9 @@ import pytest
 
 import oag_transform
 
-MODULES = [name for _, name, _ in pkgutil.iter_modules(oag_transform.__path__, "oag_transform.")]
+MODULES = [
+    name for _, name, _ in pkgutil.walk_packages(oag_transform.__path__, "oag_transform.") if not name.endswith("__main__")
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

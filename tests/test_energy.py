@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from oag_transform import energy, streams
+from oag_transform import streams
+from oag_transform.generator import energy
 
 CASES = [  # (height, width, kernel_size, stride, channels)
     (31, 29, 15, 1, 3),

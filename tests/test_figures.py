@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
-from oag_transform.evaluation.figures import Series, Tradeoff, cost, iterations, lines, residuals, tradeoff
+from oag_transform.evaluation.render.figures import Series, Tradeoff, cost, iterations, lines, residuals, tradeoff
 from oag_transform.evaluation.results import Cell
 
 DEFENSES = (
@@ -274,6 +274,6 @@ def test_bad_input(tmp_path: Path, draw: Callable[[Path], None], message: str) -
 
 
 def test_pyplot_stays_out() -> None:
-    modules = "oag_transform.evaluation.figures, oag_transform.evaluation.report"
+    modules = "oag_transform.evaluation.render.figures, oag_transform.evaluation.render.report"
     code = f"import sys, {modules}; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

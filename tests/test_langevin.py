@@ -10,20 +10,21 @@ from hypothesis import strategies as st
 from skimage import data as photographs
 from torch import Tensor
 
-from oag_transform import OnlineAlternateGenerator, langevin
+from oag_transform import OnlineAlternateGenerator
+from oag_transform.generator import langevin
 
 
-@given(noise=st.floats(0.01, 0.99), steps=st.integers(1, 60), start=st.floats(-50, 50), mode=st.floats(-50, 50))
-def test_mean_and_variance_of_the_law(noise: float, steps: int, start: float, mode: float) -> None:
+@given(step_size=st.floats(0.01, 0.99), steps=st.integers(1, 60), start=st.floats(-50, 50), mode=st.floats(-50, 50))
+def test_mean_and_variance_of_the_law(step_size: float, steps: int, start: float, mode: float) -> None:
     """The recursions of Eq. 3 for the mean and the variance, step by step, against the closed form."""
     mean, variance = start, 0.0
     for _ in range(steps):
-        mean = mean - noise**2 / 2 * (mean - mode)
-        variance = (1 - noise**2 / 2) ** 2 * variance + noise**2
+        mean = mean - step_size**2 / 2 * (mean - mode)
+        variance = (1 - step_size**2 / 2) ** 2 * variance + step_size**2
 
     def draw(normal: float) -> Tensor:
         state = torch.tensor([[start], [mode], [normal]], dtype=torch.float64)
-        return langevin.step(*state, noise=noise, steps=steps)
+        return langevin.step(*state, step_size=step_size, steps=steps)
 
     assert draw(0).item() == pytest.approx(mean, rel=1e-9, abs=1e-9)
     assert (draw(1) - draw(0)).item() == pytest.approx(math.sqrt(variance), rel=1e-9, abs=1e-9)
@@ -34,7 +35,8 @@ def test_one_step_is_equation_3() -> None:
     image, gradient, normal = torch.randn(3, 4, 5, dtype=torch.float64, generator=generator)
     e = 0.3
     expected = image - e**2 / 2 * (image - gradient) + e * normal
-    torch.testing.assert_close(langevin.step(image.clone(), gradient, normal, noise=e, steps=1), expected, rtol=1e-12, atol=0)
+    actual = langevin.step(image.clone(), gradient, normal, step_size=e, steps=1)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
 
 
 def test_many_single_steps_have_the_moments_of_one_held_step() -> None:
@@ -44,8 +46,8 @@ def test_many_single_steps_have_the_moments_of_one_held_step() -> None:
     mode = torch.full((n,), 3.0, dtype=torch.float64)
     single, held = (torch.full((n,), -2.0, dtype=torch.float64) for _ in range(2))
     for _ in range(steps):
-        langevin.step(single, mode, torch.empty_like(mode).normal_(generator=generator), noise=e, steps=1)
-    langevin.step(held, mode, torch.empty_like(mode).normal_(generator=generator), noise=e, steps=steps)
+        langevin.step(single, mode, torch.empty_like(mode).normal_(generator=generator), step_size=e, steps=1)
+    langevin.step(held, mode, torch.empty_like(mode).normal_(generator=generator), step_size=e, steps=steps)
     std = single.std().item()
     assert abs(single.mean().item() - held.mean().item()) < 5 * std * math.sqrt(2 / n)
     assert abs(single.var().item() - held.var().item()) < 5 * std**2 * math.sqrt(4 / n)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from oag_transform import OnlineAlternateGenerator
-from oag_transform.noise_level import FULL, LEAST, TEXTURE, estimate, strength
-from tests.test_generate import picture
+from oag_transform.noise_level import FULL, LEAST, TEXTURE, estimate, matching_strength
+from tests.photographs import picture
 
 
 def smooth(channels: int = 3, size: int = 96) -> Tensor:
@@ -93,18 +93,18 @@ def test_each_image_has_its_own() -> None:
     together = estimate(images)
     torch.testing.assert_close(together, torch.cat([estimate(image) for image in images.split(1)]))
     expected = (together / FULL).tolist()
-    assert strength(images).tolist() == pytest.approx([LEAST, max(LEAST, expected[1]), 1])
+    assert matching_strength(images).tolist() == pytest.approx([LEAST, max(LEAST, expected[1]), 1])
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(3, 8, 8), torch.zeros(1, 2, 8, 8), torch.zeros(1, 3, 8, 8) + 2])
 def test_bad_images(bad: Tensor) -> None:
     with pytest.raises(ValueError, match="expected"):
-        strength(bad)
+        matching_strength(bad)
 
 
 def test_bytes_are_not_taken_for_images_in_0_to_1() -> None:
     with pytest.raises(TypeError, match=r"floating-point tensor, got torch\.uint8"):
-        strength(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+        matching_strength(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
 
 def transform(**overrides: object) -> OnlineAlternateGenerator:
@@ -113,7 +113,7 @@ def transform(**overrides: object) -> OnlineAlternateGenerator:
 
 def test_none_is_the_strength_that_the_noise_calls_for() -> None:
     noisy = torch.cat([smooth() + std / 255 * normal(1, 3, 96, 96) for std in (0, 0.5 * FULL)])
-    for i, chosen in enumerate(strength(noisy).tolist()):
+    for i, chosen in enumerate(matching_strength(noisy).tolist()):
         expected = transform(strength=chosen)(noisy[i], index=i)
         torch.testing.assert_close(transform()(noisy[i], index=i), expected, rtol=0, atol=1e-6)
         torch.testing.assert_close(transform(chunk_size=2)(noisy)[i], expected, rtol=0, atol=1e-5)
@@ -129,7 +129,7 @@ def test_strength_is_the_temperature_and_the_share_of_the_threshold(langevin: st
     ]
     assert spreads[1] == pytest.approx(2 * spreads[0], rel=0.02)
     # the same threshold in units of ||W||, by two ways
-    quiet = {"noise": 0.0, "network_steps": 2, "langevin": langevin}
+    quiet = {"step_size": 0.0, "network_steps": 2, "langevin": langevin}
     torch.testing.assert_close(
         transform(strength=0.5, threshold=8.0, **quiet)(image), transform(strength=1, threshold=4.0, **quiet)(image)
     )

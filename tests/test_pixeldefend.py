@@ -6,13 +6,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from oag_transform.evaluation.pixeldefend import (
+from oag_transform.defenses.pixeldefend import (
     Mixture,
     PixelCNN,
     PixelDefend,
@@ -197,23 +198,33 @@ def test_repr_tells_the_bound_the_settings_and_the_weights() -> None:
     assert repr(PixelDefend(net, 12)) != text
 
 
+def test_numpys_numbers_are_numbers(tmp_path: Path) -> None:
+    net = PixelCNN(np.int64(1), radius=np.int32(2), hidden=np.int64(8), seed=np.uint8(3))  # type: ignore[arg-type]
+    assert repr(net) == repr(PixelCNN(1, radius=2, hidden=8, seed=3))
+    save_pixelcnn(net, tmp_path / "model.pt")
+    assert repr(load_pixelcnn(tmp_path / "model.pt")) == repr(net)
+    assert PixelDefend(net, np.int64(4)).epsilon == 4  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("error", "match", "call"),
     [
-        (ValueError, "channels must be 1 or 3, got 2", lambda: PixelCNN(2)),
-        (ValueError, "radius must be at least 1, got 0", lambda: PixelCNN(radius=0)),
-        (TypeError, "hidden must be an integer, got 1.5", lambda: PixelCNN(hidden=1.5)),  # type: ignore[arg-type]
+        (ValueError, r"channels must be one of \(1, 3\), got 2", lambda: PixelCNN(2)),
+        (ValueError, "radius must be an integer >= 1, got 0", lambda: PixelCNN(radius=0)),
+        (ValueError, "hidden must be an integer >= 1, got 1.5", lambda: PixelCNN(hidden=1.5)),  # type: ignore[arg-type]
         (TypeError, "model must be a PixelCNN, got Linear", lambda: PixelDefend(torch.nn.Linear(1, 1))),  # type: ignore[arg-type]
-        (ValueError, "epsilon must be at least 0, got -1", lambda: PixelDefend(model(), -1)),
+        (ValueError, "epsilon must be an integer >= 0, got -1", lambda: PixelDefend(model(), -1)),
         (ValueError, "epsilon must be at most 255, got 256", lambda: PixelDefend(model(), 256)),
-        (TypeError, "epsilon must be an integer, got 0.06", lambda: PixelDefend(model(), 0.06)),  # type: ignore[arg-type]
+        (ValueError, "epsilon must be an integer >= 0, got 0.06", lambda: PixelDefend(model(), 0.06)),  # type: ignore[arg-type]
         (ValueError, r"\(N, C, H, W\), got \(3, 4, 4\)", lambda: PixelDefend(model())(torch.zeros(3, 4, 4))),
         (ValueError, r"1 channel\(s\).*\(2, 3, 4, 4\)", lambda: PixelDefend(model(1))(torch.zeros(2, 3, 4, 4))),
         (ValueError, r"in \[0, 1\]", lambda: PixelDefend(model())(torch.full((1, 3, 4, 4), 2.0))),
-        (TypeError, r"floating point.*uint8", lambda: PixelDefend(model())(images(1, 3, 4, 4))),
+        (TypeError, "floating-point tensor, got torch.uint8", lambda: PixelDefend(model())(images(1, 3, 4, 4))),
+        (ValueError, "index must be .*, got -1", lambda: PixelDefend(model())(torch.zeros(1, 3, 4, 4), index=-1)),
+        (ValueError, "seed must be an integer >= 0, got -1", lambda: fit(waves(1), seed=-1)),
         (ValueError, "expected images on cpu", lambda: model()(torch.zeros(1, 3, 4, 4, device="meta", dtype=torch.uint8))),
-        (ValueError, "steps must be at least 1, got 0", lambda: fit(waves(1), steps=0)),
-        (ValueError, "lr must be positive, got nan", lambda: fit(waves(1), lr=math.nan)),
+        (ValueError, "steps must be an integer >= 1, got 0", lambda: fit(waves(1), steps=0)),
+        (ValueError, "lr must be a finite number > 0, got nan", lambda: fit(waves(1), lr=math.nan)),
         (ValueError, "at least one image", lambda: fit(waves(1)[:0])),
         (ValueError, r"\(N, C, H, W\)", lambda: fit(waves(1)[0])),
         (RuntimeError, "diverged by step 3; lower lr", lambda: fit(waves(1), steps=30, lr=1e30)),

@@ -1,15 +1,33 @@
-"""Tables: intervals and paired tests against closed forms, and nothing lost in JSON, CSV and Markdown."""
+"""Tables: intervals and paired tests against closed forms, and nothing lost in JSON."""
 
-import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oag_transform.evaluation.results import Cell, Figure, Pair, Result, Row, paired, read, to_markdown, write
+from oag_transform.evaluation.results import (
+    Cell,
+    Cost,
+    Curve,
+    Iterations,
+    Lines,
+    Pair,
+    Photographs,
+    Residuals,
+    Result,
+    Row,
+    Tradeoff,
+    paired,
+    pooled,
+    read,
+    write,
+)
 
 bits = st.text(alphabet="01", min_size=1, max_size=60)
 
@@ -21,12 +39,18 @@ RESULT = Result(
     ("Clean", "FGSM"),
     (
         Row("None", (Cell("1111"), Cell("0001"))),
-        Row("JPEG, quality 75", (Cell("1110"), None), 0.00123),
+        Row("JPEG, quality 75", (Cell("1110"), None), 0.00123, "", "jpeg", 75, "DefendedModel(target, JPEG())"),
         Row("slow", (Cell("10"), Cell("11")), 123.4),
         Row("broken", (None, None), None, "ValueError: a | b"),
     ),
     {"seed": 3, "target": "t", "chosen": {"JPEG": 25}},
-    (Figure("a.svg", "what"),),
+    (
+        Lines("a.svg", "what", (0, 2.5), "eps", (0,), 2.5, "here"),
+        Cost("b.svg", "what", (1, 2), 0),
+        Tradeoff("c.svg", "what", (Curve("JPEG", (1,)), Curve("ours", (0, 2), True)), 0, 1),
+        Residuals("d.jpg", "what", (Photographs("original", ("a.png",), ("0.9",)),)),
+        Iterations("e.jpg", "what", (Photographs("original", ("a.png",)), Photographs("step 1", ("b.png",)))),
+    ),
     (Pair("cat", "a.png", "b.png", "c.png", ("cat", "dog", "cat"), (0.9, 0.1, 0.8)),),
 )
 
@@ -68,31 +92,30 @@ def test_json_keeps_everything(tmp_path: Path) -> None:
     write(RESULT, tmp_path / "new")
     assert read(tmp_path / "new" / "table9.json") == RESULT
     assert json.loads((tmp_path / "new" / "table9.json").read_text())["rows"][0]["cells"][1]["accuracy"] == 0.25
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"table9.json", "table9.csv", "table9.md"}
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["table9.json"]
 
 
-def test_csv_has_a_line_for_each_cell(tmp_path: Path) -> None:
-    write(RESULT, tmp_path)
-    with open(tmp_path / "table9.csv", newline="") as file:
-        lines = list(csv.DictReader(file))
-    assert len(lines) == 8
-    assert (lines[1]["row"], lines[1]["column"], lines[1]["n"], lines[1]["correct"]) == ("None", "FGSM", "4", "1")
-    assert float(lines[1]["low_95"]) == pytest.approx(Cell("0001").interval[0])
-    assert lines[2]["seconds_per_image"] == "0.00123"
-    assert (lines[3]["accuracy"], lines[7]["error"]) == ("", "ValueError: a | b")
+def test_photographs_lie_beside_the_json_and_not_in_it(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
+    write(dataclasses.replace(RESULT, photographs={"a.png": pixels}), tmp_path)
+    assert np.array_equal(np.asarray(PIL.Image.open(tmp_path / "a.png")), pixels)
+    assert read(tmp_path / "table9.json") == RESULT
+    assert not read(tmp_path / "table9.json").photographs
 
 
-def test_markdown_shows_accuracy_interval_seconds_and_error() -> None:
-    lines = to_markdown(RESULT).splitlines()
-    assert "| Defense | Clean | FGSM | s an image |" in lines
-    assert "| JPEG, quality 75 | 75.0 [30, 95] |  | 0.0012 |" in lines
-    assert "| slow | 50.0 [9, 91], n = 2 | 100.0 [34, 100], n = 2 | 123 |" in lines
-    assert any("failed: ValueError: a \\| b" in line for line in lines)
+def test_pooling_needs_every_column() -> None:
+    assert pooled([Cell("10"), Cell("01")]) == Cell("1001", 2)
+    assert pooled([Cell("10"), None]) is None
+    assert pooled([]) is None
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"rows": [{"name": 1}]}')
     (tmp_path / "b.json").write_text("{")
-    for name in ("a.json", "b.json"):
+    write(RESULT, tmp_path)
+    plain = json.loads((tmp_path / "table9.json").read_text())
+    (tmp_path / "c.json").write_text(json.dumps(plain | {"figures": [{"kind": "pie"}]}))
+    (tmp_path / "d.json").write_text(json.dumps(plain | {"more": 1}))
+    for name in ("a.json", "b.json", "c.json", "d.json"):
         with pytest.raises(ValueError, match="not a result"):
             read(tmp_path / name)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from oag_transform import OnlineAlternateGenerator, choose_network_steps
+from oag_transform import OnlineAlternateGenerator, choose_network_steps, streams
 from oag_transform.stopping import smallest_flat_step
 
 
@@ -39,21 +39,25 @@ def test_smallest_flat_step_by_its_definition(counts: list[int], slack: int) -> 
 
 def test_curve_is_the_accuracy_of_the_target_on_the_trace() -> None:
     """A target that says how far it is from the mean: the curve must be what forward gives at each number of steps."""
-    images = torch.rand(5, 3, 20, 20, generator=torch.Generator().manual_seed(0))
-    labels = torch.tensor([0, 1, 0, 1, 1])
-    seen: list[Tensor] = []
+    images = torch.rand(8, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    noised = streams.add_normal(images, 0.1, streams.noise_generators(4, range(8), images.device))
+    after = {steps: defense(network_steps=steps)(noised).std((1, 2, 3)) for steps in (2, 4, 6)}
+    middle = torch.cat(list(after.values())).median()
+    labels = (after[4] > middle).long()  # right at step 4, and not everywhere before and after
 
     def target(batch: Tensor) -> Tensor:
-        score = batch.std((1, 2, 3)) - 0.12
+        score = batch.std((1, 2, 3)) - middle
         return torch.stack([-score, score], 1)
 
-    noised = seen  # filled by a defense of one step that sees the same noised images
-    for steps in (2, 4, 6):
-        chosen = choose_network_steps(target, images, labels, 0.1, defense=defense(network_steps=steps), every=2)
-        assert [step for step, _ in chosen.curve] == list(range(2, steps + 1, 2))
-        noised.append(torch.tensor([accuracy for _, accuracy in chosen.curve]))
-    assert torch.equal(noised[2][:2], noised[1])
-    assert torch.equal(noised[1][:1], noised[0])
+    chosen = choose_network_steps(target, images, labels, 0.1, defense=defense(), every=2, seed=4)
+    expected = [(steps, float(((spread > middle).long() == labels).float().mean())) for steps, spread in after.items()]
+    assert chosen.curve == expected
+    assert len({accuracy for _, accuracy in expected}) > 1
+
+
+def test_a_target_that_gives_no_logits_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"got shape \(1,\)"):
+        choose_network_steps(lambda x: x.mean((1, 2, 3)), IMAGES, LABELS, defense=defense())
 
 
 def test_noise_has_the_standard_deviation_asked_for_and_repeats() -> None:
@@ -87,8 +91,8 @@ IMAGES, LABELS = torch.rand(2, 3, 20, 20), torch.zeros(2, dtype=torch.int64)
         ({"images": [1]}, "got list"),
         ({"labels": LABELS[:1]}, r"labels must be an integer tensor of shape \(2,\), got torch.int64 \(1,\)"),
         ({"labels": LABELS.float()}, "got torch.float32"),
-        ({"noise_std": -0.1}, "noise_std must be >= 0, got -0.1"),
-        ({"tolerance": float("nan")}, "tolerance must be >= 0, got nan"),
+        ({"noise_std": -0.1}, "noise_std must be a finite number >= 0, got -0.1"),
+        ({"tolerance": float("nan")}, "tolerance must be a finite number >= 0, got nan"),
         ({"every": 0}, "every must be"),
         ({"images": IMAGES * 255}, r"values in \[0, 1\]"),
     ],

@@ -1,18 +1,14 @@
-"""Targets: torchvision's, a callable's, fitted ones; and what is said where something doesn't fit."""
+"""Targets: torchvision's and a callable's, and what is said where something doesn't fit."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
-from oag_transform.evaluation.data import Listing, Preprocessing, image_folder, read_images
-from oag_transform.evaluation.targets import build, fit_target, load_target, save_target
-from oag_transform.targets import EFFICIENTNET_LITE_SIZES, efficientnet_lite
-from tests.test_cli import read, write_image
+from oag_transform.evaluation.data import Preprocessing
+from oag_transform.evaluation.targets import load_target
 
 
 class MeanColor(nn.Module):
@@ -59,18 +55,6 @@ def no_module() -> int:
     return 3
 
 
-@pytest.fixture
-def flowers(tmp_path: Path) -> Listing:
-    for index, name in enumerate(("red", "green", "blue")):
-        (tmp_path / name).mkdir()
-        for number in range(3):
-            path = write_image(tmp_path / name / f"{number}.png", size=(70, 60))
-            tint = pil_to_tensor(read(path))
-            tint[torch.arange(3) != index] //= 4
-            to_pil_image(tint).save(path)
-    return image_folder(tmp_path)
-
-
 def test_a_callable_gives_the_target() -> None:
     target = load_target("tests.test_targets:tiny", classes=names(10))
     assert not target.model.training
@@ -107,14 +91,6 @@ def test_torchvisions_own_weights_go_through_its_own_loading(monkeypatch: pytest
     assert asked == [weights.url] * 3
 
 
-def test_the_three_sizes_of_efficientnet_lite() -> None:
-    for variant, size in enumerate(EFFICIENTNET_LITE_SIZES):
-        preprocessing = load_target(f"efficientnet-lite{variant}", classes=names(1000)).preprocessing
-        assert (preprocessing.resize, preprocessing.crop) == (size + 32, size)
-    with pytest.raises(ValueError, match="0, 1 or 2, got 3"):
-        efficientnet_lite(3)
-
-
 @pytest.mark.parametrize(
     ("model", "weights", "message"),
     [
@@ -148,29 +124,6 @@ def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
         load_target("resnet18", str(tmp_path / "state.pt"), classes=names(4))
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "densenet121", "vgg11", "efficientnet-lite0"])
-def test_the_last_layer_is_replaced(backbone: str) -> None:
-    with torch.random.fork_rng(devices=[]):
-        model, _ = build(backbone, None, 7)
-    with torch.no_grad():
-        assert torch.equal(model.eval()(torch.rand(1, 3, 64, 64)), torch.zeros(1, 7))  # the new layer starts at zero
-
-
-def test_a_fitted_head_learns_saves_and_loads(flowers: Listing, tmp_path: Path) -> None:
-    state = torch.get_rng_state()
-    model, preprocessing = fit_target(flowers)
-    assert torch.equal(torch.get_rng_state(), state)
-    save_target(tmp_path / "new" / "t.pt", model, preprocessing, backbone="efficientnet-lite0", classes=flowers.classes)
-    target = load_target(str(tmp_path / "new" / "t.pt"), classes=flowers.classes)
-    images = read_images(flowers, list(range(9)), preprocessing).float() / 255
-    with torch.no_grad():
-        assert torch.equal(target.model(images).argmax(1), torch.tensor(flowers.labels))
-        assert torch.allclose(target.model(images), model(images), atol=1e-4)
-    assert target.preprocessing == preprocessing
-    with pytest.raises(ValueError, match=r"fitted to the 3 classes \['blue', 'green', 'red'\], but the data has the 3 classes"):
-        load_target(str(tmp_path / "new" / "t.pt"), classes=("red", "green", "blue"))
-
-
 def test_sides_are_overridden_and_a_model_that_cannot_take_them_is_named() -> None:
     target = load_target("tests.test_targets:tiny", classes=names(10), resize=40, crop=32)
     assert (target.preprocessing.resize, target.preprocessing.crop) == (40, 32)
@@ -185,30 +138,3 @@ def test_fingerprints_tell_other_code_with_the_same_weights_apart() -> None:
     one, other = (load_target(f"tests.test_targets:{name}", classes=names(10)) for name in ("tiny", "upside_down"))
     assert one.fingerprint == load_target("tests.test_targets:tiny", classes=names(10)).fingerprint
     assert one.fingerprint != other.fingerprint
-
-
-def test_training_all_layers_changes_them_and_repeats(flowers: Listing) -> None:
-    small = Listing(flowers.paths[::2], flowers.labels[::2], flowers.classes)
-    state = torch.get_rng_state()
-    models = [fit_target(small, "resnet18", epochs=epochs, batch_size=2, lr=1e-3)[0] for epochs in (0, 1, 1)]
-    assert torch.equal(torch.get_rng_state(), state)
-    first, trained, again = (next(iter(model.parameters())) for model in models)
-    assert not torch.equal(first, trained)
-    assert torch.equal(trained, again)
-    assert not models[1].training
-
-
-def test_one_class_is_none(flowers: Listing) -> None:
-    with pytest.raises(ValueError, match="two classes or more, got 1"):
-        fit_target(Listing(flowers.paths[:2], (0, 0), ("red",)))
-
-
-@pytest.mark.parametrize("setting", [{"epochs": -1}, {"batch_size": 0}, {"lr": 0.0}])
-def test_settings_of_training_are_checked_first(setting: dict[str, Any], flowers: Listing) -> None:
-    with pytest.raises(ValueError, match="epochs >= 0, batch_size >= 1 and lr > 0"):
-        fit_target(flowers, **setting)
-
-
-def test_a_backbone_without_a_linear_layer_is_named(flowers: Listing) -> None:
-    with pytest.raises(ValueError, match="squeezenet1_0 has no linear layer"):
-        fit_target(flowers, "squeezenet1_0")

@@ -1,14 +1,39 @@
 """Online Alternate Generator: purify images for a classifier that is already trained, without touching it."""
 
-from .defended import DefendedModel
-from .stopping import NetworkSteps, choose_network_steps
-from .transform import DivergenceError, OnlineAlternateGenerator, TraceStep
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .defended import DefendedModel
+    from .smoothed import ABSTAIN, Certificate, SmoothedModel
+    from .stopping import NetworkSteps, choose_network_steps
+    from .transform import DivergenceError, OnlineAlternateGenerator, TraceStep
 
 __all__ = [
+    "ABSTAIN",
+    "Certificate",
     "DefendedModel",
     "DivergenceError",
     "NetworkSteps",
     "OnlineAlternateGenerator",
+    "SmoothedModel",
     "TraceStep",
     "choose_network_steps",
 ]
+
+__version__ = version("oag-transform")
+
+
+def __getattr__(name: str) -> Any:
+    # on first use, so that --help and --version don't wait for torch
+    if name in __all__:
+        for home in ("transform", "defended", "smoothed", "stopping"):
+            module = importlib.import_module(f".{home}", __name__)
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,8 +1,9 @@
-"""A target classifier behind the transform."""
+"""A target classifier behind a defense."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision
@@ -11,7 +12,9 @@ from torchvision.models import WeightsEnum
 from torchvision.transforms.v2 import Normalize
 from torchvision.transforms.v2 import functional as tvf
 
-from .transform import OnlineAlternateGenerator, check_natural
+from . import _checks
+from .straight_through import straight_through
+from .transform import OnlineAlternateGenerator, uncompiled
 
 SHIFT = 5
 """Default shift of the views: of 3, 5 and 7 pixels the largest that cost nothing on clean and noisy 224 x 224 photographs."""
@@ -25,12 +28,13 @@ class DefendedModel(nn.Module):
     passes of the target for each image; one that was computed over the same views loses nothing. See :func:`shifted`.
 
     The target's parameters, training mode and gradient flags are left as they are; it is a submodule, so that ``.to()``,
-    ``.eval()`` and ``parameters()`` reach it as in any module. With the default defense, gradients pass straight through
-    the purification to the images (BPDA).
+    ``.eval()`` and ``parameters()`` reach it as in any module. A checkpoint of the bare target loads, too.
 
     Args:
-        target: any classifier (N, C, H, W) -> logits (N, classes).
-        defense: a batch transform on [0, 1] images; default ``OnlineAlternateGenerator()``.
+        target: any classifier (N, C, H, W) -> logits (N, classes), or an object that holds them as ``.logits``, as Hugging
+            Face's classifiers return.
+        defense: a batch transform on [0, 1] images; default ``OnlineAlternateGenerator()``. One that takes ``index`` gets the
+            random stream of each image.
         normalize: what the target wants done to a [0, 1] image, e.g. ``torchvision.transforms.Normalize(mean, std)``.
             ``None`` where the target takes [0, 1] images.
         samples: number k of independent purifications whose class probabilities are averaged: k times the cost, for a
@@ -38,6 +42,8 @@ class DefendedModel(nn.Module):
         shift: pixels by which each of the four views is moved, up or down and left or right; less than the image's sides.
             An odd number lies off the grid of every even stride. 0: the purified image itself is the only view. The default
             is meant for images of about 224 pixels.
+        gradient: ``"straight_through"``: whoever differentiates sees the identity in place of the defense, whichever that is
+            (BPDA). ``"own"``: what the defense itself gives.
 
     Returns (forward):
         (N, classes): the target's own logits for ``samples=1, shift=0``; for more, the logarithm of the averaged
@@ -55,11 +61,12 @@ class DefendedModel(nn.Module):
     def __init__(
         self,
         target: nn.Module,
-        defense: Callable[[Tensor], Tensor] | None = None,
+        defense: Callable[..., Tensor] | None = None,
         *,
         normalize: Callable[[Tensor], Tensor] | None = None,
         samples: int = 1,
         shift: int = SHIFT,
+        gradient: Literal["straight_through", "own"] = "straight_through",
     ) -> None:
         super().__init__()
         if not isinstance(target, nn.Module):
@@ -67,23 +74,25 @@ class DefendedModel(nn.Module):
         for name, value in (("defense", defense), ("normalize", normalize)):
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be callable or None, got {type(value).__name__}")
-        check_natural("samples", samples, minimum=1)
-        check_natural("shift", shift)
+        self.samples = _checks.integer("samples", samples, at_least=1)
+        self.shift = _checks.integer("shift", shift)
+        self.gradient = _checks.choice("gradient", gradient, ("straight_through", "own"))
         self.target = target
         self.defense = OnlineAlternateGenerator() if defense is None else defense
         self.normalize = normalize
-        self.samples = samples
-        self.shift = shift
+        self._takes_index = takes_index(self.defense)
         self.training = target.training  # callers look at the wrapper: say what is true of the target
+        self.register_load_state_dict_pre_hook(_from_bare_target)  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_torchvision(
         cls,
         model: str | WeightsEnum,
-        defense: Callable[[Tensor], Tensor] | None = None,
+        defense: Callable[..., Tensor] | None = None,
         *,
         samples: int = 1,
         shift: int = SHIFT,
+        gradient: Literal["straight_through", "own"] = "straight_through",
         progress: bool = True,
     ) -> "DefendedModel":
         """A pretrained torchvision classifier, in eval mode, with the normalisation its weights ask for.
@@ -96,6 +105,7 @@ class DefendedModel(nn.Module):
             defense: see the class.
             samples: see the class.
             shift: see the class.
+            gradient: see the class.
             progress: show torchvision's download bar.
 
         Raises:
@@ -104,25 +114,91 @@ class DefendedModel(nn.Module):
         weights, builder = _classifier(model)
         preset = weights.transforms()
         target = torchvision.models.get_model(builder, weights=weights, progress=progress).eval()
-        return cls(target, defense, normalize=Normalize(mean=preset.mean, std=preset.std), samples=samples, shift=shift)
+        normalize = Normalize(mean=preset.mean, std=preset.std)
+        return cls(target, defense, normalize=normalize, samples=samples, shift=shift, gradient=gradient)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes) for images (N, C, H, W) in [0, 1]; see the class."""
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-            raise ValueError(f"expected a batch of images (N, C, H, W), got {got}")
-        if self.shift >= min(images.shape[-2:]):
-            raise ValueError(f"shift must be less than the sides of the images, {tuple(images.shape[-2:])}, got {self.shift}")
-        # interleaved, so that the random stream of an image's k-th sample doesn't depend on the batch
-        purified = self.defense(images.repeat_interleave(self.samples, 0) if self.samples > 1 else images)
+    @classmethod
+    def from_timm(
+        cls,
+        model: str,
+        defense: Callable[..., Tensor] | None = None,
+        *,
+        pretrained: bool = True,
+        samples: int = 1,
+        shift: int = SHIFT,
+        gradient: Literal["straight_through", "own"] = "straight_through",
+    ) -> "DefendedModel":
+        """A classifier of timm (extra ``timm``), in eval mode, with the normalisation of its data config.
+
+        The images are to be resized and cropped before, to the side that ``timm.data.resolve_model_data_config`` gives.
+
+        Args:
+            model: its name in timm, such as ``"vit_small_patch16_224.augreg_in21k_ft_in1k"``.
+            defense: see the class.
+            pretrained: load timm's weights; False: a random start.
+            samples: see the class.
+            shift: see the class.
+            gradient: see the class.
+
+        Raises:
+            ValueError: no classifier of that name in timm.
+            ModuleNotFoundError: timm is missing.
+        """
+        import timm  # of an extra
+
+        if not timm.is_model(model):
+            raise ValueError(f"expected a model of timm such as 'resnet50', got {model!r}")
+        target = timm.create_model(model, pretrained=pretrained).eval()
+        config = timm.data.resolve_model_data_config(target)
+        normalize = Normalize(mean=list(config["mean"]), std=list(config["std"]))
+        return cls(target, defense, normalize=normalize, samples=samples, shift=shift, gradient=gradient)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Logits (N, classes) for images (N, C, H, W) in [0, 1]; see the class.
+
+        Args:
+            images: floating point; the defense says what else it asks of them.
+            index: random stream of the first image, or a sequence of one for each image; sample k of an image with stream i
+                has stream ``i * samples + k`` of the defense's seed. It counts where the defense has a seed.
+
+        Raises:
+            TypeError, ValueError: not such images, a shift that doesn't fit into them, a bad ``index``, or a target whose
+                output isn't logits (N, classes) of at least two classes.
+        """
+        return self.classify(self.purify(images, index=index))
+
+    @uncompiled
+    def purify(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """What the defense makes of images (N, C, H, W): (N * samples, C, H, W), those of an image one after the other."""
+        self._check(images)
+        indices = [i * self.samples + k for i in _checks.indices(index, len(images)) for k in range(self.samples)]
+        repeated = images.repeat_interleave(self.samples, 0) if self.samples > 1 else images
+
+        def defend(batch: Tensor) -> Tensor:
+            return self.defense(batch, index=indices) if self._takes_index else self.defense(batch)
+
+        return straight_through(repeated, defend) if self.gradient == "straight_through" else defend(repeated)
+
+    def classify(self, purified: Tensor) -> Tensor:
+        """Logits (N, classes) of what :meth:`purify` returns: views, normalisation, target, average."""
         views = shifted(purified, self.shift)
         # one view after the other: four times the batch at once would be four times the target's memory
         logits = [self.target(view if self.normalize is None else self.normalize(view)) for view in views]
-        return average(logits, self.samples)
+        return average([_checks.logits(each, len(purified)) for each in logits], self.samples)
+
+    def _check(self, images: Any) -> None:
+        _checks.eager(images)
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+            raise ValueError(f"expected a batch of images (N, C, H, W), got {got}")
+        if not images.is_floating_point():
+            raise TypeError(f"expected floating-point images in [0, 1], got {images.dtype}; use images.float() / 255 for uint8")
+        if self.shift >= min(images.shape[-2:]):
+            raise ValueError(f"shift must be less than the sides of the images, {tuple(images.shape[-2:])}, got {self.shift}")
 
     def extra_repr(self) -> str:
         """Arguments that are not submodules."""
-        return f"samples={self.samples}, shift={self.shift}"
+        return f"samples={self.samples}, shift={self.shift}, gradient={self.gradient!r}"
 
 
 def shifted(images: Tensor, shift: int) -> Sequence[Tensor]:
@@ -146,6 +222,24 @@ def average(logits: Sequence[Tensor], samples: int) -> Tensor:
         return logits[0]
     every = torch.stack(list(logits)).log_softmax(-1).unflatten(1, (len(logits[0]) // samples, samples))
     return every.logsumexp((0, 2)) - math.log(len(logits) * samples)
+
+
+def takes_index(function: Callable[..., Tensor]) -> bool:
+    """Whether a defense or a model has a keyword ``index`` for the random streams of the images."""
+    call = function.forward if isinstance(function, nn.Module) else function
+    try:
+        return "index" in inspect.signature(call).parameters
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False
+
+
+def _from_bare_target(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A checkpoint that has none of the names of the target in here is one of the target alone."""
+    bare = {f"{prefix}target.{name}": prefix + name for name in module.get_submodule("target").state_dict()}
+    if not bare.keys() & state_dict.keys():
+        for name, old in bare.items():
+            if old in state_dict:
+                state_dict[name] = state_dict.pop(old)
 
 
 def _classifier(model: str | WeightsEnum) -> tuple[Any, str]:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .images import check_batch
+from . import _checks
 
 LEAST = 0.25  # strength for an image without noise; docs/quality.md has the alternatives
 FULL = 2.6  # noise level in grey levels from which on the strength is 1: what FGSM 4/255 leaves, the usual bound on ImageNet
@@ -30,9 +30,9 @@ def estimate(images: Tensor) -> Tensor:
         of photographs is about 0.6, and 3.9 after FGSM 6/255. Greyscale is read as if it had three equal channels.
 
     Raises:
-        TypeError, ValueError: see :func:`oag_transform.images.check_batch`.
+        TypeError, ValueError: not such images.
     """
-    check_batch(images)
+    _checks.batch(images)
     colours = _opponent(images)
     fine = _without_picture(colours)
     brightness = _at(*_blocks(fine[:, :1]), 0.1).sqrt() / TEXTURE
@@ -44,7 +44,7 @@ def estimate(images: Tensor) -> Tensor:
     return torch.stack([*hues, brightness]).amax(0)
 
 
-def strength(images: Tensor) -> Tensor:
+def matching_strength(images: Tensor) -> Tensor:
     """Strength (N,) of the purification, from 0.25 to 1: in proportion to the :func:`estimate` of the images, full from 2.6.
 
     Takes and raises what that does.

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import streams
-from .images import check
+from . import _checks, streams
 from .transform import OnlineAlternateGenerator
 
 
@@ -31,7 +30,7 @@ def choose_network_steps(
 ) -> NetworkSteps:
     """The smallest T_N after which accuracy on purified Gaussian-noised images is flat: no attack is needed to choose it.
 
-    Adds N(0, ``noise_std``^2) to the images, purifies them, and asks the target for their class along the way.
+    Adds ``N(0, noise_std^2)`` to the images, purifies them, and asks the target for their class along the way.
 
     Args:
         target: classifier of [0, 1] images (N, C, H, W) -> logits (N, classes), normalisation included.
@@ -57,20 +56,19 @@ def choose_network_steps(
     if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
         got = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(f"labels must be an integer tensor of shape ({len(images)},), got {got}")
-    for name, value in (("noise_std", noise_std), ("tolerance", tolerance)):
-        if not value >= 0:
-            raise ValueError(f"{name} must be >= 0, got {value!r}")
-
-    check(images, minimum_size=defense.settings.kernel_size)  # clamping the noised images must not hide a wrong range
+    noise_std = _checks.number("noise_std", noise_std, at_least=0)
+    tolerance = _checks.number("tolerance", tolerance, at_least=0)
+    every = _checks.integer("every", every, at_least=1)
+    _checks.images(
+        images, minimum_size=defense.settings.kernel_size
+    )  # holding noised images to [0, 1] must not hide a wrong range
 
     correct: dict[int, int] = {}
     for rows in defense.chunks(images):
-        noise = torch.empty_like(images[rows], memory_format=torch.contiguous_format)
-        streams.fill_normal(noise, streams.noise_generators(seed, rows, images.device))
-        noised = (images[rows] + noise_std * noise).clamp(0, 1)
+        noised = streams.add_normal(images[rows], noise_std, streams.noise_generators(seed, rows, images.device))
         for moment in defense.trace(noised, every=every, index=rows.start):
             with torch.no_grad():
-                right = target(moment.images).argmax(-1) == labels[rows]
+                right = _checks.logits(target(moment.images), len(rows)).argmax(-1) == labels[rows]
             correct[moment.step] = correct.get(moment.step, 0) + int(right.sum())
     curve = [(step, count / len(images)) for step, count in correct.items()]
     return NetworkSteps(smallest_flat_step(curve, tolerance), curve)

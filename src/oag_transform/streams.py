@@ -1,5 +1,6 @@
-"""One random stream per image, so that a result never depends on who else is in the batch."""
+"""One random stream per image, so that a result never depends on who else is in the batch; and white noise from them."""
 
+import hashlib
 import secrets
 from collections.abc import Iterable, Sequence
 
@@ -13,6 +14,11 @@ def fresh_seed() -> int:
     return secrets.randbits(63)
 
 
+def index_of(name: str) -> int:
+    """The random stream of a name, such as an image file's: 63 bits of its hash, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
+
+
 def generators(seed: int, indices: Iterable[int], device: torch.device) -> list[Generator]:
     """A generator for each image index; seeds and indices are hashed together, so streams of nearby seeds don't overlap."""
     return [_generator(seed, (i,), device) for i in indices]
@@ -23,9 +29,9 @@ def noise_generators(seed: int, indices: Iterable[int], device: torch.device) ->
     return [_generator(seed, (i, 1), device) for i in indices]
 
 
-def _generator(seed: int, key: tuple[int, ...], device: torch.device) -> Generator:
-    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
-    return Generator(device).manual_seed(int(state[0]) >> 1)
+def tile_generators(seed: int, indices: Iterable[int], tile: int, device: torch.device) -> list[Generator]:
+    """For the noise in tile number ``tile`` of a large image: streams that no other tile or image draws from."""
+    return [_generator(seed, (i, 2, tile), device) for i in indices]
 
 
 def fill_normal(out: Tensor, streams: Sequence[Generator]) -> Tensor:
@@ -37,4 +43,10 @@ def fill_normal(out: Tensor, streams: Sequence[Generator]) -> Tensor:
 
 def add_normal(images: Tensor, std: float | Tensor, streams: Sequence[Generator]) -> Tensor:
     """Images (N, ...) with white noise of standard deviation ``std``, on their scale; row i's from stream i; held to [0, 1]."""
-    return (images + std * fill_normal(torch.empty_like(images), streams)).clamp(0, 1)
+    normal = torch.empty_like(images, memory_format=torch.contiguous_format)  # the same noise in whatever layout images are
+    return (images + std * fill_normal(normal, streams)).clamp(0, 1)
+
+
+def _generator(seed: int, key: tuple[int, ...], device: torch.device) -> Generator:
+    state = np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)
+    return Generator(device).manual_seed(int(state[0]) >> 1)

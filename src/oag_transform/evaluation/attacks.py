@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import streams
+from .. import _checks, streams
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Please import `gaussian_filter`", DeprecationWarning)  # foolbox, on import
@@ -82,11 +82,13 @@ def wrong_classes(labels: Tensor, classes: int, seed: int, index: int = 0) -> Te
 def fgsm(eps: int = 6, *, targeted: bool = True) -> Attack:
     """Fast gradient sign method (Goodfellow et al. 2015): one step of length ``eps``."""
     # foolbox's own FGSM has no targeted form; one step of the whole length is the same
+    eps = _grey_levels(eps)
     return Attack("FGSM", _steps(foolbox.attacks.LinfBasicIterativeAttack, eps, step=eps, count=1), eps, targeted)
 
 
 def igsm(eps: int = 6, *, targeted: bool = True) -> Attack:
     """Iterative gradient sign method (Kurakin et al. 2017, Eq. 1): :func:`iterations` steps of length 1, no random start."""
+    eps = _grey_levels(eps)
     return Attack("IGSM", _steps(foolbox.attacks.LinfBasicIterativeAttack, eps), eps, targeted)
 
 
@@ -100,6 +102,7 @@ class MomentumIterativeMethod(foolbox.attacks.LinfMomentumIterativeFastGradientM
 
 def mifgsm(eps: int = 4, *, targeted: bool = False) -> Attack:
     """Momentum iterative FGSM (Dong et al. 2018): :func:`iterations` steps of length 1, decay 1."""
+    eps = _grey_levels(eps)
     return Attack("MI-FGSM", _steps(MomentumIterativeMethod, eps), eps, targeted)
 
 
@@ -125,6 +128,11 @@ def paper_attacks(mifgsm_eps: int = 4) -> tuple[Attack, ...]:
 
 
 def _steps(method: Any, eps: int, *, step: int = 1, count: int | None = None) -> Any:
-    if not isinstance(eps, int) or isinstance(eps, bool) or not 0 < eps <= 255:
-        raise ValueError(f"eps must be an integer from 1 to 255 (grey levels), got {eps!r}")
     return method(abs_stepsize=step / 255, steps=iterations(eps) if count is None else count, random_start=False)
+
+
+def _grey_levels(eps: Any) -> int:
+    checked = _checks.integer("eps (grey levels)", eps, at_least=1)
+    if checked > 255:
+        raise ValueError(f"eps (grey levels) must be at most 255, got {eps!r}")
+    return checked

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import PIL.Image
 import torch
 from scipy.io import loadmat
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+
+from ..files import read_rgb
 
 FLOWERS = (
     *("daffodil", "snowdrop", "lily of the valley", "bluebell", "crocus", "iris", "tigerlily", "tulip", "fritillary"),
@@ -123,7 +124,7 @@ def shuffled(listing: Listing, seed: int) -> list[int]:
 
 
 def read_images(listing: Listing, positions: list[int], preprocessing: Preprocessing) -> Tensor:
-    """(N, 3, crop, crop) uint8 images.
+    """(N, 3, crop, crop) uint8 images, read by :func:`oag_transform.files.read_rgb`.
 
     Raises:
         ValueError: a file that is not an image, or is broken.
@@ -131,12 +132,7 @@ def read_images(listing: Listing, positions: list[int], preprocessing: Preproces
     resize, crop, interpolation = preprocessing
     images = []
     for position in positions:
-        path = listing.paths[position]
-        try:
-            with PIL.Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError) as error:
-            raise ValueError(f"{path} is not an image that can be read: {error}") from error
+        image = read_rgb(listing.paths[position])
         image = F.center_crop(F.resize(image, [resize], interpolation=interpolation), [crop, crop])
         images.append(F.pil_to_tensor(image))
     return torch.stack(images)

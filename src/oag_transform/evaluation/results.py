@@ -1,14 +1,20 @@
-"""What an experiment found: tables of accuracies that know their uncertainty, as JSON, CSV and Markdown."""
+"""What an experiment found, as plain data: accuracies that know their uncertainty, and what its figures are drawn from."""
 
-import csv
+import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
 from scipy.stats import binomtest
+
+Pixels = npt.NDArray[np.uint8]
 
 Z = NormalDist().inv_cdf(0.975)  # of a 95% interval
 
@@ -49,7 +55,8 @@ class Cell(NamedTuple):
         return max(0.0, middle - half), min(1.0, middle + half)
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """One line of a table.
 
     Attributes:
@@ -57,19 +64,126 @@ class Row(NamedTuple):
         cells: one for each column; None where nothing was measured.
         seconds: seconds an image, of the defense alone; None where there is no defense or it was not timed.
         error: why the defense could not be measured; empty where it could.
+        defense: key of the defense in :data:`oag_transform.defenses.catalogue.DEFENSES`; empty for none of them.
+        setting: of that defense.
+        code: Python that makes the model that was measured, such as ``"DefendedModel(target, JPEG(25))"``.
     """
 
     name: str
     cells: tuple[Cell | None, ...]
     seconds: float | None = None
     error: str = ""
+    defense: str = ""
+    setting: float | None = None
+    code: str = ""
 
 
-class Figure(NamedTuple):
-    """A picture that belongs to a result: a file beside its JSON, and what it shows."""
+@dataclass(frozen=True)
+class Lines:
+    """Accuracy along a number: a line for each of some rows, whose cells lie at ``x`` (Fig. 3, Fig. 4).
+
+    Attributes:
+        file: the .svg file beside the JSON.
+        caption: what it shows.
+        x: a number for each cell.
+        xlabel: what the number is.
+        rows: positions in the result's rows.
+        mark: where to draw a vertical line, such as the chosen T_N.
+        mark_label: text beside that line.
+    """
 
     file: str
     caption: str
+    x: tuple[float, ...]
+    xlabel: str
+    rows: tuple[int, ...]
+    mark: float | None = None
+    mark_label: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Accuracy against the seconds that a defense takes: a point for each of some rows.
+
+    Attributes:
+        file: the .svg file beside the JSON.
+        caption: what it shows.
+        rows: positions in the result's rows.
+        column: position of the accuracy in their cells.
+    """
+
+    file: str
+    caption: str
+    rows: tuple[int, ...]
+    column: int
+
+
+class Curve(NamedTuple):
+    """A defense in a :class:`Tradeoff`: its name, the positions of its rows in the result, and whether to draw it strongest."""
+
+    name: str
+    rows: tuple[int, ...]
+    emphasis: bool = False
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """Attacked against clean accuracy: a curve for each defense along its settings.
+
+    Attributes:
+        file: the .svg file beside the JSON.
+        caption: what it shows.
+        curves: see :class:`Curve`; each point is labelled with its row's setting.
+        clean, attacked: positions of the two accuracies in the cells.
+    """
+
+    file: str
+    caption: str
+    curves: tuple[Curve, ...]
+    clean: int
+    attacked: int
+
+
+class Photographs(NamedTuple):
+    """A column of a figure: its heading, and a file beside the JSON and a note for each photograph."""
+
+    heading: str
+    files: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Photographs, and below each its difference to that of the first column, magnified (Fig. 1).
+
+    Attributes:
+        file: the .jpg file beside the JSON.
+        caption: what it shows.
+        columns: see :class:`Photographs`.
+    """
+
+    file: str
+    caption: str
+    columns: tuple[Photographs, ...]
+
+
+@dataclass(frozen=True)
+class Iterations:
+    """Photographs along the iterations (Fig. 5): the original, the attacked one, and what it became.
+
+    Attributes:
+        file: the .jpg file beside the JSON.
+        caption: what it shows.
+        columns: see :class:`Photographs`; the original, the attacked, and one for each moment.
+    """
+
+    file: str
+    caption: str
+    columns: tuple[Photographs, ...]
+
+
+Figure = Lines | Cost | Tradeoff | Residuals | Iterations
+FIGURES = {kind.__name__.lower(): kind for kind in (Lines, Cost, Tradeoff, Residuals, Iterations)}  # as JSON names them
 
 
 class Pair(NamedTuple):
@@ -90,8 +204,9 @@ class Pair(NamedTuple):
     probabilities: tuple[float, float, float]
 
 
-class Result(NamedTuple):
-    """A table, with the figures drawn from it and the facts that are needed to repeat it.
+@dataclass(frozen=True)
+class Result:
+    """A table, what figures are drawn from, and the facts that are needed to repeat it.
 
     Attributes:
         key: the experiment's name on the command line and the stem of its files, such as ``"table1"``.
@@ -101,8 +216,10 @@ class Result(NamedTuple):
         columns: headings of the cells.
         rows: see :class:`Row`.
         facts: n, seed, data, target, attacks, versions, hardware and command, each as text or a number.
-        figures: see :class:`Figure`.
+        figures: see :class:`Lines`, :class:`Cost`, :class:`Tradeoff`, :class:`Residuals` and :class:`Iterations`.
         pairs: see :class:`Pair`.
+        photographs: (H, W, 3) pixels of the .png files that figures and pairs name, until :func:`write` puts them beside the
+            JSON; not part of it.
     """
 
     key: str
@@ -114,6 +231,7 @@ class Result(NamedTuple):
     facts: dict[str, Any]
     figures: tuple[Figure, ...] = ()
     pairs: tuple[Pair, ...] = ()
+    photographs: Mapping[str, Pixels] = field(default_factory=dict, compare=False, repr=False)
 
 
 def paired(one: Sequence[Cell | None], other: Sequence[Cell | None]) -> tuple[int, int, float]:
@@ -129,86 +247,55 @@ def paired(one: Sequence[Cell | None], other: Sequence[Cell | None]) -> tuple[in
     return more, fewer, float(binomtest(more, more + fewer).pvalue) if more + fewer else 1.0
 
 
+def pooled(cells: Sequence[Cell | None]) -> Cell | None:
+    """All columns as one; None where one is missing."""
+    present = [cell for cell in cells if cell is not None]
+    return Cell("".join(cell.right for cell in present), len(present)) if present and len(present) == len(cells) else None
+
+
 def write(result: Result, folder: Path) -> None:
-    """Write ``key.json``, ``key.csv`` and ``key.md`` into ``folder``."""
+    """Write ``key.json`` into ``folder``, and the photographs beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / f"{result.key}.json", json.dumps(_plain(result), indent=1, ensure_ascii=False))
-    _replace(folder / f"{result.key}.md", to_markdown(result))
-    with open(folder / f"{result.key}.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        facts = {name: result.facts.get(name, "") for name in ("seed", "target", "data", "versions", "hardware")}
-        figures = ["n", "correct", "accuracy", "low_95", "high_95", "seconds_per_image", "error"]
-        writer.writerow(["row", "column", *figures, *facts])
-        for row in result.rows:
-            for column, cell in zip(result.columns, row.cells, strict=True):
-                measured = ("",) * 5 if cell is None else (cell.n, cell.correct, cell.accuracy, *cell.interval)
-                writer.writerow([row.name, column, *measured, row.seconds, row.error, *facts.values()])
+    for name, pixels in result.photographs.items():
+        PIL.Image.fromarray(pixels).save(folder / name)
+    put(folder / f"{result.key}.json", json.dumps(_plain(result), indent=1, ensure_ascii=False))
 
 
 def read(path: Path) -> Result:
-    """The result in a ``key.json`` file.
+    """The result in a ``key.json`` file, without its photographs.
 
     Raises:
         ValueError: the file holds something else.
     """
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(
-            Row(
-                row["name"],
-                tuple(None if cell is None else Cell(cell["right"], cell["columns"]) for cell in row["cells"]),
-                row["seconds"],
-                row["error"],
-            )
-            for row in plain["rows"]
+        return Result(
+            **plain
+            | {
+                "columns": tuple(plain["columns"]),
+                "rows": tuple(_row(row) for row in plain["rows"]),
+                "figures": tuple(_figure(figure) for figure in plain["figures"]),
+                "pairs": tuple(Pair(**{name: _tuples(value) for name, value in pair.items()}) for pair in plain["pairs"]),
+            }
         )
-        figures = tuple(Figure(**figure) for figure in plain["figures"])
-        pairs = tuple(
-            Pair(**pair | {"classes": tuple(pair["classes"]), "probabilities": tuple(pair["probabilities"])})
-            for pair in plain["pairs"]
-        )
-        plain |= {"columns": tuple(plain["columns"]), "rows": rows, "figures": figures, "pairs": pairs}
-        return Result(**plain)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not a result of oag-transform evaluate") from error
 
 
-def to_markdown(result: Result) -> str:
-    """The result as a Markdown section: accuracies in percent, with intervals, and with n where other rows have more."""
-    seconds = any(row.seconds is not None for row in result.rows)
-    header = [result.first, *result.columns, *(["s an image"] if seconds else [])]
-    lines = [f"## {result.title}", "", result.caption, ""]
-    if result.columns:
-        most = [
-            max((cell.n for cell in column if cell), default=0)
-            for column in zip(*(row.cells for row in result.rows), strict=True)
-        ]
-        lines += [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-        for row in result.rows:
-            cells = [_cell(cell, n) for cell, n in zip(row.cells, most, strict=True)]
-            if row.error:
-                cells[row.cells.index(None)] = f"failed: {row.error}".replace("|", "\\|").replace("\n", " ")
-            if seconds:
-                cells.append("" if row.seconds is None else f"{row.seconds:.2g}" if row.seconds < 10 else f"{row.seconds:.0f}")
-            lines.append(f"| {row.name} | {' | '.join(cells)} |")
-    lines += ["", *(f"- {name}: {value}" for name, value in result.facts.items())]
-    lines += [f"\n![{figure.caption}]({figure.file})" for figure in result.figures]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(cell: Cell | None, most: int) -> str:
-    if cell is None:
-        return ""
-    low, high = cell.interval
-    return f"{100 * cell.accuracy:.1f} [{100 * low:.0f}, {100 * high:.0f}]" + (f", n = {cell.n}" if cell.n < most else "")
+def put(path: Path, text: str) -> None:
+    """Write a text file that no reader, and no interruption, meets half of."""
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def _plain(result: Result) -> dict[str, Any]:
-    return result._asdict() | {
-        "rows": [row._asdict() | {"cells": [_plain_cell(cell) for cell in row.cells]} for row in result.rows],
-        "figures": [figure._asdict() for figure in result.figures],
-        "pairs": [pair._asdict() for pair in result.pairs],
-    }
+    """What :func:`read` takes back, and the numbers of each cell for whoever reads the file without this package."""
+    plain = {name: getattr(result, name) for name in ("key", "title", "caption", "first", "columns", "facts")}
+    plain["rows"] = [vars(row) | {"cells": [_plain_cell(cell) for cell in row.cells]} for row in result.rows]
+    plain["figures"] = [{"kind": type(figure).__name__.lower()} | _plain_figure(figure) for figure in result.figures]
+    plain["pairs"] = [pair._asdict() for pair in result.pairs]
+    return plain
 
 
 def _plain_cell(cell: Cell | None) -> dict[str, Any] | None:
@@ -217,8 +304,25 @@ def _plain_cell(cell: Cell | None) -> dict[str, Any] | None:
     return cell._asdict() | {"n": cell.n, "correct": cell.correct, "accuracy": cell.accuracy, "interval_95": cell.interval}
 
 
-def _replace(path: Path, text: str) -> None:
-    # a reader, or an interruption, never meets half a file
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+def _plain_figure(figure: Figure) -> dict[str, Any]:
+    parts = {each.name: getattr(figure, each.name) for each in dataclasses.fields(figure)}
+    return {
+        name: [part._asdict() for part in value] if name in ("curves", "columns") else value for name, value in parts.items()
+    }
+
+
+def _row(plain: dict[str, Any]) -> Row:
+    cells = tuple(None if cell is None else Cell(cell["right"], cell["columns"]) for cell in plain["cells"])
+    return Row(**plain | {"cells": cells})
+
+
+def _figure(plain: dict[str, Any]) -> Figure:
+    parts = {name: _tuples(value) for name, value in plain.items() if name != "kind"}
+    for name, kind in (("curves", Curve), ("columns", Photographs)):
+        if isinstance(parts.get(name), tuple):
+            parts[name] = tuple(kind(**{key: _tuples(value) for key, value in part.items()}) for part in parts[name])
+    return FIGURES[plain["kind"]](**parts)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

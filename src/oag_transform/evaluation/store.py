@@ -1,8 +1,12 @@
 """Results on disk, a few images at a time, so that a run that is interrupted goes on from what it has."""
 
+import functools
 import hashlib
 import json
+import logging
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,21 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 Array = npt.NDArray[Any]
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).parents[1]
+NO_RESULT = ("apps", "evaluation/render")  # folders whose code shows results and makes none
+DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)  # NumPy raises all on what it can't read
 
 
 class Store:
@@ -35,10 +54,13 @@ class Store:
     ) -> Array:
         """``compute`` of all rows of ``inputs``, a chunk at a time, taking from disk the chunks that are there.
 
-        A chunk is known by its position, the content of its rows of ``inputs``, and ``key``: plain values that hold everything
-        else that decides the result.
+        A chunk is known by its position, the content of its rows of ``inputs``, this package's sources, and ``key``: plain
+        values that hold everything else that decides the result. One whose file is damaged is computed again, with a warning.
+
+        Raises:
+            ValueError: ``compute`` returned another number of rows than it was asked for.
         """
-        text = json.dumps(key, sort_keys=True)
+        text = json.dumps(dict(key) | {"sources": sources()}, sort_keys=True)
         folder = self.folder / hashlib.sha256(text.encode()).hexdigest()[:24]
         count = len(inputs[0])
         parts = []
@@ -46,27 +68,67 @@ class Store:
             for start in range(0, count, self.chunk):
                 rows = range(start, min(start + self.chunk, count))
                 content = "-".join(fingerprint(tensor[rows.start : rows.stop]) for tensor in inputs)
-                path = folder / f"{start:06d}-{content}.npy"
-                if not path.exists():
+                path = folder / f"{start:06d}-{content}.npz"
+                part = _load(path, len(rows))
+                if part is None:
                     part = compute(rows)
+                    if len(part) != len(rows):
+                        raise ValueError(f"expected a result of {len(rows)} rows, got {len(part)}: {desc}")
                     folder.mkdir(parents=True, exist_ok=True)
                     (folder / "key.json").write_text(text, encoding="utf-8")
-                    partial = path.with_suffix(f".{os.getpid()}.npy")
-                    np.save(partial, part)
-                    partial.replace(path)
-                parts.append(np.load(path))
+                    _save(path, part)
+                parts.append(part)
                 bar.update(len(rows))
         return np.concatenate(parts)
 
 
+def _load(path: Path, count: int) -> Array | None:
+    """The array in a file, or None where there is no whole one."""
+    if not path.exists():
+        return None
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:  # np.load leaves its own open on an error
+            part: Array = file["rows"]  # a zip archive checks a sum of what it holds
+    except DAMAGED as error:
+        logger.warning("%s is damaged and computed again: %s", path, error)
+        return None
+    if part.ndim == 0 or len(part) != count:
+        logger.warning("%s is damaged and computed again: expected %d rows, got shape %s", path, count, part.shape)
+        return None
+    return part
+
+
+def _save(path: Path, part: Array) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.npz")
+    np.savez(partial, rows=part)
+    partial.replace(path)
+
+
+@functools.cache
+def sources() -> str:
+    """:func:`digest` of this package, found once a process."""
+    return digest(PACKAGE)
+
+
+def digest(package: Path) -> str:
+    """Sixteen hexadecimal digits that change with every Python source of a package that can change a result."""
+    found = hashlib.sha256()
+    for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix()):
+        name = path.relative_to(package).as_posix()
+        if not name.startswith(tuple(f"{folder}/" for folder in NO_RESULT)):
+            content = path.read_bytes()
+            found.update(f"{name} {len(content)}\n".encode() + content)
+    return found.hexdigest()[:16]
+
+
 def fingerprint(content: nn.Module | Tensor) -> str:
     """Sixteen hexadecimal digits that tell tensors, or modules with other code or other weights, apart."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     tensors = [content] if isinstance(content, Tensor) else [*content.parameters(), *content.buffers()]
     if isinstance(content, nn.Module):
-        digest.update(repr(content).encode())
+        found.update(repr(content).encode())
     for tensor in tensors:
         plain = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{plain.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(plain.view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+        found.update(f"{plain.dtype}{tuple(tensor.shape)}".encode())
+        found.update(plain.view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]

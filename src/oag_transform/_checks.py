@@ -1,0 +1,217 @@
+"""The validators: what is wrong is named, with what was expected, before any work is done."""
+
+import math
+import numbers
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+NOT_TRACED = "a defense can't be exported or traced: it trains a network for each image; export the target alone"
+NOT_VMAPPED = "a defense can't be vmapped: it takes batches (N, C, H, W) as they are; call it on the batch"
+RANGE_TOLERANCE = 1e-4  # rounding of a normalisation undone; anything more is an error
+
+
+def integer(name: str, value: Any, *, at_least: int = 0) -> int:
+    """``value`` as an int: a Python or NumPy integer of at least that much.
+
+    Raises:
+        ValueError: anything else, True and False among it.
+    """
+    if not _is_integer(value) or value < at_least:
+        raise ValueError(f"{name} must be an integer >= {at_least}, got {value!r}")
+    return int(value)
+
+
+def number(
+    name: str, value: Any, *, above: float | None = None, at_least: float | None = None, below: float | None = None
+) -> Any:
+    """``value`` as a Python number: a finite Python or NumPy number within the bounds that are given.
+
+    Raises:
+        ValueError: anything else.
+    """
+    fits = _is_number(value) and (above is None or value > above) and (at_least is None or value >= at_least)
+    if not fits or (below is not None and value >= below):
+        bounds = [f"{sign} {bound:g}" for sign, bound in ((">", above), (">=", at_least), ("<", below)) if bound is not None]
+        raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}, got {value!r}")
+    return _plain(value)
+
+
+def share(name: str, value: Any) -> Any:
+    """``value`` as a Python number above 0 and at most 1, or None.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value is not None and not (_is_number(value) and 0 < value <= 1):
+        raise ValueError(f"{name} must be None or a number above 0 and at most 1, got {value!r}")
+    return _plain(value)
+
+
+def choice(name: str, value: Any, choices: Collection[Any]) -> Any:
+    """``value``, which is one of the choices.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if isinstance(value, (Tensor, list, dict)) or value not in choices:
+        raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """``value``, which is True or False.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def seed(value: Any) -> int | None:
+    """A seed: None, or an integer of at least 0 as an int.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if value is not None and (not _is_integer(value) or value < 0):
+        raise ValueError(f"seed must be None or an integer >= 0, got {value!r}")
+    return None if value is None else int(value)
+
+
+def indices(index: Any, count: int) -> list[int]:
+    """The random stream of each of ``count`` images: ``index``, ``index + 1``, ... of an integer, or one given for each.
+
+    Raises:
+        ValueError: not an integer of at least 0, nor a sequence or a one-dimensional tensor or array of ``count`` of them.
+    """
+    if _is_integer(index):
+        first = integer("index", index)
+        return list(range(first, first + count))
+    plain = index.tolist() if hasattr(index, "tolist") else index
+    if not isinstance(plain, Sequence) or isinstance(plain, (str, bytes)):
+        raise ValueError(f"index must be an integer >= 0, or one for each image, got {index!r}")
+    if len(plain) != count:
+        raise ValueError(f"index must be an integer, or one for each of {count} images, got {len(plain)} of them")
+    return [integer("index", each) for each in plain]
+
+
+def eager(value: Any) -> None:
+    """Raise unless ``value`` is there to be worked on, not a stand-in of a tracer.
+
+    Raises:
+        RuntimeError: under ``torch.export``, ``torch.fx`` or ``torch.jit.trace``.
+    """
+    exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # from torch 2.7 on
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if isinstance(value, torch.fx.Proxy) or tracing or exporting():
+        raise RuntimeError(NOT_TRACED)
+
+
+def images(images: Any, *, minimum_size: int) -> None:
+    """Raise unless ``images`` is an image or a batch of images that can be purified.
+
+    Raises:
+        TypeError: not a PIL image or tensor, or a dtype that is neither uint8 nor floating point.
+        ValueError: a PIL mode other than RGB or L, a shape other than (..., 1 or 3, H, W), H or W below ``minimum_size``,
+            NaN or infinity, or values outside [0, 1].
+        RuntimeError: a CUDA tensor in a DataLoader worker.
+    """
+    if isinstance(images, PIL.Image.Image):
+        if images.mode not in ("RGB", "L"):
+            raise ValueError(f"expected a PIL image of mode RGB or L, got mode {images.mode}; {_remedy(images.mode)}")
+        _size(images.height, images.width, minimum_size)
+        return
+    if not isinstance(images, Tensor) or isinstance(images, (tv_tensors.Mask, tv_tensors.BoundingBoxes)):
+        raise TypeError(f"expected a PIL image, a tensor or a tv_tensors.Image, got {type(images).__name__}")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(f"expected uint8, or floating point in [0, 1], got {images.dtype}")
+    if images.ndim < 3 or images.shape[-3] not in (1, 3):
+        raise ValueError(f"expected shape (..., C, H, W) with C = 1 or 3, got {tuple(images.shape)}")
+    _size(images.shape[-2], images.shape[-1], minimum_size)
+    if images.is_cuda and torch.utils.data.get_worker_info() is not None:
+        raise RuntimeError(
+            "got a CUDA tensor inside a DataLoader worker; purify on the CPU there, "
+            "or after the loader, on the batch in the main process"
+        )
+    if images.numel() and images.is_floating_point():
+        low, high = _extremes(images)
+        if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):  # also true for NaN
+            raise ValueError(
+                f"expected floating-point values in [0, 1], got [{low:.4g}, {high:.4g}]; purify before any normalisation, "
+                "and divide 0-255 images by 255"
+            )
+
+
+def batch(value: Any) -> None:
+    """Raise unless ``value`` is a floating-point tensor (N, C, H, W) that :func:`images` lets through at any size.
+
+    Raises:
+        TypeError, ValueError: see :func:`images`; another kind or dtype, or another number of dimensions.
+    """
+    images(value, minimum_size=1)
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise TypeError(f"expected a floating-point tensor, got {getattr(value, 'dtype', type(value).__name__)}")
+    if value.ndim != 4:
+        raise ValueError(f"expected images of shape (N, C, H, W), got {tuple(value.shape)}")
+
+
+def logits(output: Any, count: int) -> Tensor:
+    """The logits (``count``, classes) in a classifier's output: the tensor itself, or its ``.logits`` (Hugging Face).
+
+    Raises:
+        TypeError: neither.
+        ValueError: of another shape than (``count``, at least 2).
+    """
+    found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"expected the target to return logits (N, classes), or an object with .logits, got {type(output).__name__}"
+        )
+    if found.ndim != 2 or len(found) != count or found.shape[1] < 2:
+        raise ValueError(
+            f"expected the target to return logits (N, classes) of N = {count} images and at least 2 classes, got shape "
+            f"{tuple(found.shape)}"
+            + ("; give a binary classifier two logits, (-x, x)" if found.shape[1:] in ((), (1,)) else "")
+        )
+    return found
+
+
+def _size(height: int, width: int, minimum: int) -> None:
+    if min(height, width) < minimum:
+        raise ValueError(f"expected height and width of at least kernel_size = {minimum} pixels, got {height} x {width}")
+
+
+def _extremes(images: Tensor) -> tuple[float, float]:
+    try:
+        low, high = torch.aminmax(images.detach())
+        return float(low), float(high)
+    except RuntimeError as error:
+        if "vmap" in str(error):
+            raise RuntimeError(NOT_VMAPPED) from error
+        raise
+
+
+def _remedy(mode: str) -> str:
+    if mode in ("F", "I") or mode.startswith("I;16"):
+        return "convert('RGB') would clip it: scale its values to [0, 1] and give them as a floating-point tensor (1, H, W)"
+    return "use image.convert('RGB')"
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _plain(value: Any) -> Any:
+    """Python's own number for NumPy's, so that ``repr`` rebuilds."""
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,25 @@
+"""``oag-transform demo``: four attacks on a real classifier, five ways to meet them, one table and one picture."""
+
+import argparse
+from pathlib import Path
+
+HELP = "fool a real ImageNet classifier and set it right"
+EXTRA: str | None = "demo"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--out", type=Path, default=Path("oag-demo"), help="folder for the picture (default: %(default)s)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table and write the picture."""
+    from . import demonstration  # imports torch, and the extra
+
+    options.out.mkdir(parents=True, exist_ok=True)
+    outcome = demonstration.measure()
+    print(demonstration.table(outcome))
+    path = options.out / "demo.png"
+    demonstration.picture(outcome, path)
+    print(f"wrote {path}")
+    return 0

@@ -1,0 +1,119 @@
+"""Image files written whole or not at all, with the metadata of their source."""
+
+import io
+import os
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import PIL.Image
+from PIL.ExifTags import IFD, Base
+
+from .jobs import SUFFIXES
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "png": {},
+    "jpeg": {"quality": 95, "subsampling": 0},
+    "webp": {"quality": 95},
+    "tiff": {"compression": "raw"},  # libtiff, which compresses, writes no EXIF
+    "bmp": {},
+}
+"""What Pillow's writers are told, for each format."""
+
+NAMES = {"exif": "EXIF", "icc_profile": "colour profile", "dpi": "resolution"}
+NO_ROOM = {"bmp": ("exif", "icc_profile"), "webp": ("dpi",)}
+"""What a format has no place for."""
+
+LAYOUT_TAGS = {
+    *(*range(254, 269), 273, 274, *range(277, 282), 284, *range(288, 294), 297, 301, 317, *range(320, 333), *range(336, 348)),
+    *(*range(512, 522), *range(529, 533), 700, 33723, 34377, 34675),
+}
+"""Tags that say how a TIFF or JPEG file is laid out or turned, which is no longer so, not what it shows."""
+
+
+class Metadata(NamedTuple):
+    """What a result takes over from its source.
+
+    Attributes:
+        exif: the EXIF block as Pillow writes it, without :data:`LAYOUT_TAGS`; empty where there is none.
+        icc: the colour profile, if it is one for the result's colours.
+        dpi: resolution.
+        notes: one line about each thing that a result doesn't take over.
+    """
+
+    exif: bytes
+    icc: bytes | None
+    dpi: tuple[float, float] | None
+    notes: tuple[str, ...]
+
+
+def metadata(path: Path, size: tuple[int, int], mode: str) -> Metadata:
+    """What a result of ``size`` (width, height) and ``mode`` RGB or L takes over from the image file at ``path``."""
+    with warnings.catch_warnings(), PIL.Image.open(path) as file:
+        warnings.simplefilter("ignore")  # the file has been read; Pillow's doubts about its metadata stop nobody
+        notes = []
+        frames = getattr(file, "n_frames", 1)
+        if frames > 1:
+            notes.append(f"the first of its {frames} frames only")
+        if file.has_transparency_data:
+            notes.append("its transparency is dropped")
+        icc = file.info.get("icc_profile") or None
+        if icc is not None and icc[16:20] != {"RGB": b"RGB ", "L": b"GRAY"}[mode]:
+            notes.append(f"its colour profile is dropped, which isn't one for {mode}")
+            icc = None
+        return Metadata(_exif(file, size), icc, file.info.get("dpi"), tuple(notes))
+
+
+def _exif(file: PIL.Image.Image, size: tuple[int, int]) -> bytes:
+    try:
+        exif = file.getexif()
+        found = {tag: exif.get_ifd(tag) for tag in (IFD.Exif, IFD.GPSInfo) if tag in exif}  # read as long as the file is open
+        details = found.get(IFD.Exif, {})
+        for tag, side in zip((Base.ExifImageWidth, Base.ExifImageHeight), size, strict=True):
+            if tag in details:
+                details[tag] = side
+        for layout in LAYOUT_TAGS & exif.keys():
+            del exif[layout]
+        return exif.tobytes() if len(exif) else b""
+    except Exception:  # malformed tags make Pillow raise nearly anything
+        return b""
+
+
+def encode(image: PIL.Image.Image, suffix: str, kept: Metadata) -> tuple[bytes, tuple[str, ...]]:
+    """The bytes of a file of that suffix, and one line about each thing that was left out of it.
+
+    Raises:
+        OSError, ValueError: the format can't hold the image.
+    """
+    name = SUFFIXES[suffix.lower()]
+    found = {key: value for key, value in (("exif", kept.exif), ("icc_profile", kept.icc), ("dpi", kept.dpi)) if value}
+    lost = [NAMES[key] for key in NO_ROOM.get(name, ()) if found.pop(key, None)]
+    notes = (f"its {' and '.join(lost)} can't be kept as {name}",) if lost else ()
+    try:
+        return _encode(image, name, found), notes
+    except Exception as error:  # again: malformed tags, or more than the format has room for
+        return _encode(image, name, {}), (f"its metadata can't be kept as {name}: {error}",)
+
+
+def _encode(image: PIL.Image.Image, name: str, extra: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, name.upper(), **OPTIONS[name], **extra)
+    return buffer.getvalue()
+
+
+def write(target: Path, content: bytes, token: str) -> None:
+    """Write a file so that at any moment it is there as it was before, or whole; folders are made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(target, token)
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def partial_path(target: Path, token: str) -> Path:
+    """Where a file is until it is whole: in the same folder, hidden; ``token`` tells one run from another."""
+    digest = zlib.crc32(os.fsencode(target.name))  # a long name has no room for more
+    return target.with_name(f".{digest:08x}.{token}.part")

@@ -1,0 +1,55 @@
+"""A defense as a preprocessor of the Adversarial Robustness Toolbox (extra ``art``)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from torch import Tensor
+
+from .straight_through import straight_through
+from .transform import OnlineAlternateGenerator
+
+
+class DefensePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]  # ART has no types
+    """For ``preprocessing_defences=[...]`` of ART's ``PyTorchClassifier`` with ``clip_values=(0, 1)``.
+
+    ART asks ``forward`` for gradients where all preprocessors are PyTorch's, so that the straight-through gradient (BPDA) is in
+    it: ART's attacks go through the defense as they do through any other. The views of a
+    :class:`~oag_transform.DefendedModel` are not in it; give ART that model itself where they are wanted.
+
+    Args:
+        defense: a batch transform on [0, 1] images; default ``OnlineAlternateGenerator()``.
+        apply_fit: purify what the classifier is trained on.
+        apply_predict: purify what it predicts.
+        device_type: ``"gpu"`` or ``"cpu"``, as ART's.
+
+    Example:
+        >>> import torch
+        >>> from art.estimators.classification import PyTorchClassifier
+        >>> from oag_transform import OnlineAlternateGenerator
+        >>> from oag_transform.art import DefensePreprocessor
+        >>> target = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 4))
+        >>> defense = DefensePreprocessor(OnlineAlternateGenerator(network_steps=2, filters=4))
+        >>> classifier = PyTorchClassifier(
+        ...     target, torch.nn.CrossEntropyLoss(), (3, 16, 16), 4, clip_values=(0, 1), preprocessing_defences=[defense]
+        ... )
+        >>> classifier.predict(torch.rand(2, 3, 16, 16).numpy()).shape
+        (2, 4)
+    """
+
+    params = ("defense",)
+
+    def __init__(
+        self,
+        defense: Callable[[Tensor], Tensor] | None = None,
+        *,
+        apply_fit: bool = False,
+        apply_predict: bool = True,
+        device_type: str = "gpu",
+    ) -> None:
+        super().__init__(device_type=device_type, is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict)
+        self.defense = OnlineAlternateGenerator() if defense is None else defense
+
+    def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+        """Purified images (N, C, H, W) in [0, 1], and the labels as they are."""
+        return straight_through(x, self.defense), y

@@ -1,0 +1,335 @@
+"""Portable defenses that denoise: total variation, wavelets, and means or transforms of patches that look alike.
+
+The contract is that of :mod:`oag_transform.defenses.filters`; none has a gradient. All but :class:`TVM` work on the CPU.
+"""
+
+import importlib
+import warnings
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.color import rgb2ycbcr
+from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet
+from torch import Generator, Tensor, nn
+
+from .. import _checks
+from ._batches import CPU, checked, generators, in_numpy
+
+_BM3D_LEAST_SIDE = 16  # pixels; the library crashes on an image of one block
+
+
+class TotalVariation(nn.Module):
+    """Total-variation denoising of each channel, by scikit-image's ``denoise_tv_chambolle`` (Rudin, Osher & Fatemi 1992).
+
+    Minimises ``1/2 |u - image|^2 + weight |grad u|``; on photographs 200 iterations come within a grey level (RMS) of that
+    for a weight of 0.1. The library's own early stop is off, since it can leave several. The result, which stopping at all can
+    leave outside of the range, is held to [0, 1].
+
+    Args:
+        weight: of the total variation, for values in [0, 1].
+        iterations: of the library's method.
+    """
+
+    def __init__(self, weight: float = 0.1, *, iterations: int = 200) -> None:
+        super().__init__()
+        self.weight = _checks.number("weight", weight, above=0)
+        self.iterations = _checks.integer("iterations", iterations, at_least=1)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Denoised images; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
+        batch, _ = checked(images, index)
+
+        def denoise(image: NDArray[Any], _: int) -> NDArray[Any]:
+            return denoise_tv_chambolle(image, weight=self.weight, eps=0, max_num_iter=self.iterations, channel_axis=0)
+
+        return in_numpy(batch, denoise).to(images.dtype)
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"weight={self.weight!r}, iterations={self.iterations}"
+
+
+class TVM(nn.Module):
+    """Total variance minimization (Guo et al. 2018, section 4.3; [21] in the paper).
+
+    Drops values at random, each channel of each pixel by itself, and reconstructs the image from the others: the minimum of
+    ``1/2 |kept (u - image)|^2 + weight |grad u|``. Defaults and objective are those of the published code
+    (adversarial_image_defenses; it gives 1 / weight to the data term: the same minimum), while the text of the paper leaves
+    the norm unsquared. That code stops after a few split-Bregman steps; this goes on close to the minimum. A channel all of
+    whose values are dropped becomes black. The result, which stopping at all can leave outside of the range, is held to
+    [0, 1].
+
+    Args:
+        weight: lambda_TV, of the total variation against the squared error, for values in [0, 1].
+        drop_rate: probability that a value is dropped.
+        iterations: of :func:`minimize_tv`; 300 come within 0.1% of the minimal objective at the other defaults.
+        seed: see :mod:`.filters`.
+    """
+
+    def __init__(self, weight: float = 0.03, drop_rate: float = 0.5, *, iterations: int = 300, seed: int | None = None) -> None:
+        super().__init__()
+        self.weight = _checks.number("weight", weight, above=0)
+        self.drop_rate = _checks.number("drop_rate", drop_rate, at_least=0, below=1)
+        self.iterations = _checks.integer("iterations", iterations, at_least=1)
+        self.seed = _checks.seed(seed)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Reconstructed images; see :mod:`.filters` for shapes and errors."""
+        attached, indices = checked(images, index)
+        batch = attached.detach()
+        kept = torch.empty_like(batch, dtype=torch.bool)
+        for row, generator in zip(kept, generators(self.seed, indices, batch.device), strict=True):
+            uniform = torch.rand(row.shape, generator=generator, dtype=torch.float32, device=batch.device)
+            row.copy_(uniform >= self.drop_rate)
+        return minimize_tv(batch, kept, self.weight, self.iterations).clamp(0, 1).to(images.dtype)
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"weight={self.weight!r}, drop_rate={self.drop_rate!r}, iterations={self.iterations}, seed={self.seed}"
+
+
+def minimize_tv(images: Tensor, kept: Tensor, weight: float, iterations: int) -> Tensor:
+    """Images u (..., H, W) that minimise ``1/2 |kept (u - images)|^2 + weight sum |grad u|``, grad by forward differences.
+
+    Total variation is isotropic, and of each channel by itself. By the over-relaxed primal-dual method of Chambolle & Pock
+    (2011; Condat 2013), from the mean of what is kept: nothing depends on the other values.
+
+    Args:
+        images: (..., H, W), floating point.
+        kept: bool of the same shape, where the values of ``images`` count.
+        weight: > 0.
+        iterations: number of steps.
+    """
+    # tuned on photographs; it converges for any two steps whose product is at most 1 / |grad|^2, and |grad|^2 < 8
+    primal_step, relaxation = 0.5, 1.9
+    dual_step = 1 / (8 * primal_step)
+    mean = (images * kept).sum((-2, -1), keepdim=True) / kept.sum((-2, -1), keepdim=True).clamp(min=1)
+    u = torch.where(kept, images, mean)
+    pull = torch.where(kept, primal_step / (1 + primal_step), 0.0).to(u)
+    dual = u.new_zeros(2, *u.shape)
+    for _ in range(iterations):
+        step = u + primal_step * _divergence(dual)
+        step += pull * (images - step)
+        ascent = dual + dual_step * _gradient(2 * step - u)
+        ascent /= (ascent.square().sum(0).sqrt() / weight).clamp(min=1)
+        u = u + relaxation * (step - u)
+        dual += relaxation * (ascent - dual)
+    return u
+
+
+def _gradient(u: Tensor) -> Tensor:
+    gradient = u.new_zeros(2, *u.shape)
+    gradient[0, ..., :-1, :] = u[..., 1:, :] - u[..., :-1, :]
+    gradient[1, ..., :-1] = u[..., 1:] - u[..., :-1]
+    return gradient
+
+
+def _divergence(dual: Tensor) -> Tensor:
+    """Minus the transpose of :func:`_gradient`, for fields that are zero where the gradient always is."""
+    divergence = dual[0] + dual[1]
+    divergence[..., 1:, :] -= dual[0, ..., :-1, :]
+    divergence[..., 1:] -= dual[1, ..., :-1]
+    return divergence
+
+
+class NonLocalMeans(nn.Module):
+    """Non-local means (Buades et al. 2005; a squeezer of Xu et al. 2018), by scikit-image's ``denoise_nl_means``, fast mode.
+
+    A pixel becomes the mean of those around it, weighted by exp(-d / h^2), d the mean squared difference of the patches
+    around the two; the library leaves out of d the first row and column of the patches, and all weights below exp(-5).
+    Feature squeezing has ``NonLocalMeans(4, patch_size=3, patch_distance=5)`` on ImageNet (11-3-4, there by OpenCV, in
+    brightness and hue).
+
+    Args:
+        h: how different patches may be, in grey levels (0 to 255).
+        patch_size: side of a patch in pixels, odd.
+        patch_distance: how far away a pixel may be, in pixels along each axis.
+        sigma: standard deviation of noise that is known to be there, in grey levels: 2 sigma^2 comes off each d above it.
+    """
+
+    def __init__(self, h: float = 4.0, *, patch_size: int = 5, patch_distance: int = 6, sigma: float = 0.0) -> None:
+        super().__init__()
+        self.h = _checks.number("h", h, above=0)
+        self.patch_size = _checks.integer("patch_size", patch_size, at_least=1)
+        if self.patch_size % 2 == 0:
+            raise ValueError(f"patch_size must be odd, got {patch_size!r}")
+        self.patch_distance = _checks.integer("patch_distance", patch_distance, at_least=1)
+        self.sigma = _checks.number("sigma", sigma, at_least=0)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Denoised images; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
+        batch, _ = checked(images, index)
+
+        def denoise(image: NDArray[Any], _: int) -> NDArray[Any]:
+            wide = image.transpose(1, 2, 0).astype(np.float64)  # sums over areas lose digits in float32
+            arguments = (self.patch_size, self.patch_distance, self.h / 255)
+            denoised = denoise_nl_means(wide, *arguments, fast_mode=True, sigma=self.sigma / 255, channel_axis=-1)
+            return denoised.reshape(wide.shape).transpose(2, 0, 1)  # the library drops a single channel
+
+        return in_numpy(batch, denoise).to(images.dtype)
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"h={self.h!r}, patch_size={self.patch_size}, patch_distance={self.patch_distance}, sigma={self.sigma!r}"
+
+
+class Wavelets(nn.Module):
+    """Wavelet denoising by BayesShrink (Chang et al. 2000), by scikit-image: a control for defenses that denoise.
+
+    Haar wavelets with soft thresholds, in YCbCr if there are 3 channels, held to [0, 1] where they ring.
+
+    Args:
+        sigma: standard deviation of the noise that the thresholds assume in each channel, in grey levels (0 to 255).
+    """
+
+    def __init__(self, sigma: float = 10.0) -> None:
+        super().__init__()
+        self.sigma = _checks.number("sigma", sigma, above=0)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Denoised images; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
+        batch, _ = checked(images, index)
+        return in_numpy(batch, lambda image, _: _shrink(image, self.sigma / 255, rescale=True)).to(images.dtype)
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"sigma={self.sigma!r}"
+
+
+def _shrink(image: NDArray[Any], sigma: Any, *, rescale: bool) -> NDArray[Any]:
+    """BayesShrink of an image (C, H, W); ``rescale``: sigma is that of R, G and B, not of each stretched channel of YCbCr."""
+    settings = {"method": "BayesShrink", "mode": "soft", "rescale_sigma": rescale}
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # images too small for the wavelet
+        if len(image) == 1:
+            return denoise_wavelet(image[0], sigma, **settings)[None]
+        return denoise_wavelet(image, sigma, convert2ycbcr=True, channel_axis=0, **settings)
+
+
+class BM3D(nn.Module):
+    """BM3D (Dabov et al. 2007; Makinen et al. 2020), by its authors' package ``bm3d``: a control for defenses that denoise.
+
+    The licence of that package allows non-commercial use only; it comes with ``pip install 'oag-transform[bm3d]'``. Colours
+    are denoised as by its ``bm3d_rgb``, in stretched opponent colours, where a channel that is flat stays unstretched. Sides
+    below 16 pixels are filled up by reflection, and an image whose brightness varies by less than a grey level is left as it
+    is: the library can't work on these. Results are held to [0, 1]. They repeat to rounding, not bit for bit: the library
+    adds up on threads of its own.
+
+    Args:
+        sigma: standard deviation of the noise that it removes, in grey levels (0 to 255).
+
+    Raises:
+        ModuleNotFoundError: the package is not installed.
+    """
+
+    def __init__(self, sigma: float = 10.0) -> None:
+        super().__init__()
+        self.sigma = _checks.number("sigma", sigma, above=0)
+        _bm3d()
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Denoised images; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
+        batch, _ = checked(images, index)
+        return in_numpy(batch, lambda image, _: self._denoise(image.astype(np.float64))).to(images.dtype)
+
+    def _denoise(self, image: NDArray[Any]) -> NDArray[Any]:
+        height, width = image.shape[1:]
+        missing = [(0, max(0, _BM3D_LEAST_SIDE - side)) for side in (height, width)]
+        padded = np.pad(image, [(0, 0), *missing], mode="symmetric")
+        sigma, flat = self.sigma / 255, 1 / 255
+        if np.ptp(padded.mean(0)) < flat:
+            return image
+        if len(image) == 1:
+            return _bm3d().bm3d(padded[0], sigma)[None, :height, :width]
+        opponent = np.einsum("oc,chw->hwo", _OPPONENT, padded)
+        low, span = opponent.min((0, 1)), np.ptp(opponent, (0, 1))
+        span[span < flat] = 1  # the library would divide by zero
+        stretched = sigma * np.linalg.norm(_OPPONENT, axis=1) / span
+        denoised = _bm3d().bm3d((opponent - low) / span, stretched) * span + low
+        return np.einsum("co,hwo->chw", np.linalg.inv(_OPPONENT), denoised)[:, :height, :width]
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"sigma={self.sigma!r}"
+
+
+_OPPONENT = np.array([[1 / 3, 1 / 3, 1 / 3], [1 / 2, 0, -1 / 2], [1 / 4, -1 / 2, 1 / 4]])  # the "opp" of bm3d_rgb
+
+
+def _bm3d() -> ModuleType:
+    try:
+        return importlib.import_module("bm3d")  # late: few have it, its licence forbids commercial use
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "BM3D needs the package bm3d, whose licence allows non-commercial use only: pip install 'oag-transform[bm3d]'"
+        ) from error
+
+
+class PixelDeflection(nn.Module):
+    """Pixel deflection and wavelet denoising (Prakash et al. 2018, Algorithm 1; [26] in the paper).
+
+    Pixels are chosen uniformly over the image, as in the published code (pixel-deflection, ``disable_map``): the class
+    activation map of the paper needs access to a network. Then scikit-image's ``denoise_wavelet``, by BayesShrink with soft
+    thresholds, in YCbCr if there are 3 channels, held to [0, 1] where wavelets ring, as the library did at the time.
+
+    Args:
+        deflections: number of values that are replaced; see :func:`deflect`.
+        window: how far a value may come from, in pixels along each axis.
+        sigma: standard deviation of the noise that the thresholds assume. As in the library at the time (up to 0.15), it is
+            relative to the range of the image in each channel of YCbCr; for 1 channel, to [0, 1].
+        seed: see :mod:`.filters`.
+    """
+
+    def __init__(self, deflections: int = 200, window: int = 10, sigma: float = 0.04, *, seed: int | None = None) -> None:
+        super().__init__()
+        self.deflections = _checks.integer("deflections", deflections)
+        self.window = _checks.integer("window", window, at_least=1)
+        self.sigma = _checks.number("sigma", sigma, above=0)
+        self.seed = _checks.seed(seed)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Deflected and denoised images; see :mod:`.filters` for shapes and errors."""
+        batch, indices = checked(images, index)
+        places = generators(self.seed, indices, CPU)
+
+        def purify(image: NDArray[Any], row: int) -> NDArray[Any]:
+            deflected = deflect(image, self.deflections, self.window, places[row])
+            if len(image) == 1:
+                return _shrink(deflected, self.sigma, rescale=False)
+            ranges = np.ptp(rgb2ycbcr(deflected, channel_axis=0), axis=(1, 2))  # which today's scikit-image divides sigma by
+            return _shrink(deflected, list(self.sigma * ranges), rescale=False)
+
+        return in_numpy(batch, purify).to(images.dtype)
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"deflections={self.deflections}, window={self.window}, sigma={self.sigma!r}, seed={self.seed}"
+
+
+def deflect(image: NDArray[Any], deflections: int, window: int, generator: Generator) -> NDArray[Any]:
+    """Replace random values of an image (C, H, W) by values of the same channel at most ``window`` pixels away on each axis.
+
+    Both places are uniform: the first over the image, with replacement, the second over the part of the window that is
+    inside of the image. As in the published code, channels take turns, each with places of its own; as in the paper, all
+    values come from the original image (the code lets a value travel on).
+
+    Args:
+        image: (C, H, W); not modified.
+        deflections: number of values that are replaced.
+        window: > 0.
+        generator: on the CPU.
+    """
+    uniform = torch.rand(4, deflections, generator=generator, dtype=torch.float64).numpy()
+    channel = np.arange(deflections) % len(image)
+    target, source = [channel], [channel]
+    for size, where, offset in zip(image.shape[1:], uniform[:2], uniform[2:], strict=True):
+        place = (where * size).astype(int)
+        low, high = np.maximum(place - window, 0), np.minimum(place + window, size - 1)
+        target.append(place)
+        source.append(low + (offset * (high - low + 1)).astype(int))
+    deflected = image.copy()
+    deflected[tuple(target)] = image[tuple(source)]
+    return deflected

@@ -1,0 +1,262 @@
+"""Portable defenses of other papers that need no training: those of Table I (section IV) and a few controls.
+
+Each is a module that maps images (N, C, H, W), floating point in [0, 1], C = 1 or 3, to images of the same shape, dtype and
+device (:class:`Randomization` to larger ones). Those that say so have a gradient of their own, the derivative of what they
+compute, for ``DefendedModel(..., gradient="own")``; the result of the others has none. ``index`` names the random streams of
+the images: an integer is that of the first image, image i uses stream ``index + i`` of ``seed``; a sequence has one for each.
+``seed=None`` draws a fresh seed in each call. All raise ValueError for bad hyper-parameters, and ValueError or TypeError for
+other images than these. Peers that denoise are in :mod:`oag_transform.defenses.denoisers`.
+"""
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Generator, Tensor, nn
+
+from .. import _checks, noise_level, streams
+from ._batches import CPU, checked, generators, in_numpy
+
+
+class MeanFilter(nn.Module):
+    """Mean over a square window (Li & Li 2017, [37] in the paper), borders by replication. It has a gradient of its own.
+
+    Args:
+        size: side of the window in pixels, odd.
+    """
+
+    def __init__(self, size: int = 3) -> None:
+        super().__init__()
+        self.size = _odd("size", size)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Filtered images; see the module for shapes and errors. ``index`` has no effect."""
+        batch, _ = checked(images, index)
+        return F.avg_pool2d(_padded(batch, self.size), self.size, stride=1).to(images.dtype)
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"size={self.size}"
+
+
+class MedianFilter(nn.Module):
+    """Median over a square window of each channel (feature squeezing, Xu et al. 2018), borders by replication.
+
+    It has a gradient of its own: each value passes it on to the one that is the median of its window.
+
+    Args:
+        size: side of the window in pixels, odd.
+    """
+
+    def __init__(self, size: int = 3) -> None:
+        super().__init__()
+        self.size = _odd("size", size)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Filtered images; see the module for shapes and errors. ``index`` has no effect."""
+        batch, _ = checked(images, index)
+        # one by one: windows are size^2 images
+        return torch.cat([self._median(image) for image in _padded(batch, self.size).split(1)]).to(images.dtype)
+
+    def _median(self, padded: Tensor) -> Tensor:
+        windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
+        return windows.flatten(-2).median(-1).values
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"size={self.size}"
+
+
+class BitDepth(nn.Module):
+    """Fewer bits for each value (feature squeezing, Xu et al. 2018, section III-A). It has no gradient.
+
+    Values are rounded to multiples of 1 / (2^bits - 1), as in the published code (EvadeML-Zoo), where ImageNet gets 5 bits.
+
+    Args:
+        bits: 1 to 8. With 8, images that are multiples of 1/255 stay as they are.
+    """
+
+    def __init__(self, bits: int = 5) -> None:
+        super().__init__()
+        self.bits = _checks.choice("bits", _checks.integer("bits", bits, at_least=1), range(1, 9))
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Rounded images; see the module for shapes and errors. ``index`` has no effect."""
+        batch, _ = checked(images, index)
+        steps = 2**self.bits - 1
+        return ((steps * batch.detach()).round() / steps).clamp(0, 1).to(images.dtype)
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"bits={self.bits}"
+
+
+class JPEG(nn.Module):
+    """JPEG compression and decompression of the image rounded to 8 bits (Dziugaite et al. 2016, [38] in the paper).
+
+    It has no gradient.
+
+    Args:
+        quality: 1 to 100. Chroma is subsampled (4:2:0) at every quality, as libjpeg does by default.
+    """
+
+    def __init__(self, quality: int = 75) -> None:
+        super().__init__()
+        self.quality = _quality(quality)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Decompressed images, multiples of 1/255; see the module for shapes and errors. ``index`` has no effect."""
+        batch, _ = checked(images, index)
+        return in_numpy(batch, lambda image, _: _compressed(image, self.quality)).to(images.dtype)
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"quality={self.quality}"
+
+
+def _compressed(image: NDArray[Any], quality: int) -> NDArray[Any]:
+    grey_levels = (255 * image).round().astype(np.uint8).transpose(1, 2, 0)
+    file = io.BytesIO()
+    PIL.Image.fromarray(grey_levels.squeeze(2) if len(image) == 1 else grey_levels).save(file, "JPEG", quality=quality)
+    decompressed = np.asarray(PIL.Image.open(file), dtype=image.dtype) / 255
+    return np.atleast_3d(decompressed).transpose(2, 0, 1)
+
+
+class GaussianNoise(nn.Module):
+    """White Gaussian noise, held to [0, 1] as any image is: a control for defenses that add noise (not in the paper).
+
+    It has a gradient of its own: the identity, and zero where a value is held at 0 or 1.
+
+    Args:
+        std: standard deviation in grey levels (0 to 255), before the result is held to [0, 1].
+        seed: see the module.
+    """
+
+    def __init__(self, std: float = 12.0, *, seed: int | None = None) -> None:
+        super().__init__()
+        self.std = _checks.number("std", std, at_least=0)
+        self.seed = _checks.seed(seed)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Noisy images; see the module for shapes and errors."""
+        batch, indices = checked(images, index)
+        noise = generators(self.seed, indices, batch.device)
+        return streams.add_normal(batch, self.std / 255, noise).to(images.dtype)
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"std={self.std!r}, seed={self.seed}"
+
+
+class NoisyJPEG(nn.Module):
+    """JPEG, then white Gaussian noise: the noise drowns what the compression leaves of a perturbation (not in the paper).
+
+    It has no gradient.
+
+    Args:
+        quality: of :class:`JPEG`.
+        std: of :class:`GaussianNoise`, in grey levels.
+        follow_noise: go as far as the noise of each image asks for, as our transform does by default: ``quality`` and ``std``
+            are for full :func:`~oag_transform.noise_level.matching_strength`; ``std`` goes as its square root, and the quality
+            rises linearly to 90, or ``quality`` if that is higher, at the least strength.
+        seed: see the module.
+    """
+
+    def __init__(self, quality: int = 25, std: float = 8.0, *, follow_noise: bool = False, seed: int | None = None) -> None:
+        super().__init__()
+        self.quality = _quality(quality)
+        self.std = _checks.number("std", std, at_least=0)
+        self.follow_noise = _checks.flag("follow_noise", follow_noise)
+        self.seed = _checks.seed(seed)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Decompressed, noisy images; see the module for shapes and errors."""
+        attached, indices = checked(images, index)
+        batch = attached.detach()
+        strengths = noise_level.matching_strength(batch).tolist() if self.follow_noise else [1.0] * len(batch)
+        rise = max(90 - self.quality, 0) / (1 - noise_level.LEAST)
+        qualities = [round(self.quality + rise * (1 - strength)) for strength in strengths]
+        std = batch.new_tensor([self.std * math.sqrt(strength) / 255 for strength in strengths])[:, None, None, None]
+        compressed = in_numpy(batch, lambda image, row: _compressed(image, qualities[row]))
+        return streams.add_normal(compressed, std, generators(self.seed, indices, batch.device)).to(images.dtype)
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"quality={self.quality}, std={self.std!r}, follow_noise={self.follow_noise}, seed={self.seed}"
+
+
+class Randomization(nn.Module):
+    """Random enlargement and random padding (Xie et al. 2018, section 3; [23] in the paper).
+
+    The longer side is resized (nearest neighbour, as in the published code) to a random length from its own, inclusive, to
+    round(ratio * side), exclusive, the other side by the same factor. The result is padded to round(ratio * side) on each
+    side, at a random offset. The published code pads what it has normalised to [-1, 1] with zeros, which is ``fill=0.5``.
+
+    It has a gradient of its own, that of the enlargement that was drawn.
+
+    Args:
+        ratio: largest side over the input's, >= 1. 299 pixels become 331, as in the paper. Where rounding leaves no larger
+            side, images stay as they are.
+        fill: value of the padding, in [0, 1].
+        seed: see the module.
+
+    Shape:
+        - Output: (N, C, round(ratio * H), round(ratio * W)).
+    """
+
+    def __init__(self, ratio: float = 331 / 299, *, fill: float = 0.0, seed: int | None = None) -> None:
+        super().__init__()
+        self.ratio = _checks.number("ratio", ratio, at_least=1)
+        self.fill = _checks.number("fill", fill, at_least=0)
+        if self.fill > 1:
+            raise ValueError(f"fill must be a number in [0, 1], got {fill!r}")
+        self.seed = _checks.seed(seed)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Resized and padded images; see the module for errors."""
+        batch, indices = checked(images, index)
+        limits = [round(self.ratio * side) for side in images.shape[-2:]]
+        drawn = generators(self.seed, indices, CPU)
+        placed = [self._placed(image[None], limits, generator) for image, generator in zip(batch, drawn, strict=True)]
+        none = batch[:0, :, :1, :1].expand(-1, -1, *limits)  # the shape, and a gradient, where there are no images
+        return torch.cat([none, *placed]).to(images.dtype)
+
+    def _placed(self, image: Tensor, limits: list[int], generator: Generator) -> Tensor:
+        sides = image.shape[-2:]
+        factor = _integer(max(sides), max(*limits, max(sides) + 1), generator) / max(sides)
+        height, width = (round(factor * side) for side in sides)
+        top, left = (_integer(0, limit - size + 1, generator) for limit, size in zip(limits, (height, width), strict=True))
+        margins = (left, limits[1] - left - width, top, limits[0] - top - height)
+        return F.pad(F.interpolate(image, (height, width), mode="nearest"), margins, value=self.fill)
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"ratio={self.ratio!r}, fill={self.fill!r}, seed={self.seed}"
+
+
+def _padded(batch: Tensor, size: int) -> Tensor:
+    return F.pad(batch, (size // 2,) * 4, mode="replicate")
+
+
+def _integer(low: int, high: int, generator: Generator) -> int:
+    """Uniform in [low, high)."""
+    return int(torch.randint(low, high, (), generator=generator))
+
+
+def _odd(name: str, value: Any) -> int:
+    value = _checks.integer(name, value, at_least=1)
+    if value % 2 == 0:
+        raise ValueError(f"{name} must be odd, got {value}")
+    return value
+
+
+def _quality(value: Any) -> int:
+    value = _checks.integer("quality", value, at_least=1)
+    if value > 100:
+        raise ValueError(f"quality must be an integer from 1 to 100, got {value}")
+    return value

@@ -1,0 +1,316 @@
+"""Peers that are trained, as our generator is, on each image alone: Deep Image Prior (Table VI) and an auto-encoder (IV-H).
+
+Both fit a randomly initialised network to the image with Adam on the mean squared error, and stop before it has
+learned the noise. Images are worked on one by one. All random numbers of an image come from its own stream.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from tqdm.auto import tqdm
+
+from .. import _checks
+from ..generator import energy
+from ..images import to_batch, to_model_units, to_pixels
+from ._batches import generators
+
+
+class DeepImagePrior(nn.Module):
+    """Deep Image Prior (Ulyanov, Vedaldi, Lempitsky, CVPR 2018; DIP in Table VI of the paper).
+
+    An hourglass network with skip connections maps a fixed random tensor z ~ U(0, 0.1) to the image. Structure is
+    learned before noise, so that stopping after ``steps`` removes noise. The result is an exponential average of the
+    outputs, which starts with the first one, as in the authors' denoising.
+
+    The defaults were chosen by PSNR to the clean image on photographs with Gaussian noise, for seconds an image on a CPU.
+    The authors' networks are ``channels=(128,) * 5, skip_channels=(4,) * 5, input_channels=32, steps=3000`` (denoising)
+    and ``channels=(8, 16, 32, 64, 128), skip_channels=(0, 0, 0, 4, 4), input_channels=3, steps=2400`` (JPEG artefacts),
+    both with ``input_noise=1 / 30, average=0.99``; their fall back to an earlier step after a jump of the loss is left out.
+
+    Args:
+        steps: updates of the network. More of them keep more detail, adversarial noise included.
+        channels: width of each scale, the finest first; each scale halves the resolution.
+        skip_channels: width of the skip connection of each scale, 0 for none.
+        input_channels: channels of z.
+        lr: learning rate of Adam.
+        input_noise: standard deviation of Gaussian noise that is added to z, anew in each step. It slows learning down.
+        average: weight of the earlier outputs in the average; 0 takes the last output.
+        seed: an integer repeats the result, ``None`` draws fresh entropy in each call.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: bad hyper-parameters.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int = 300,
+        channels: Sequence[int] = (16, 16, 16, 16, 16),
+        skip_channels: Sequence[int] = (4, 4, 4, 4, 4),
+        input_channels: int = 16,
+        lr: float = 0.01,
+        input_noise: float = 0.0,
+        average: float = 0.95,
+        seed: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        super().__init__()
+        self.steps = _checks.integer("steps", steps, at_least=1)
+        self.channels = tuple(_checks.integer("channels: each", width, at_least=1) for width in channels)
+        self.skip_channels = tuple(_checks.integer("skip_channels: each", width) for width in skip_channels)
+        if not self.channels or len(self.channels) != len(self.skip_channels):
+            raise ValueError(
+                f"channels and skip_channels must have one entry for each scale, got {channels!r} and {skip_channels!r}"
+            )
+        self.input_channels = _checks.integer("input_channels", input_channels, at_least=1)
+        self.lr = _checks.number("lr", lr, at_least=0)
+        self.input_noise = _checks.number("input_noise", input_noise, at_least=0)
+        self.average = _checks.number("average", average, at_least=0, below=1)
+        self.seed = _checks.seed(seed)
+        self.progress = _checks.flag("progress", progress)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Images (N, C, H, W), floating point in [0, 1], C = 1 or 3 -> the same shape, dtype and device, in [0, 1].
+
+        ``index`` names the random streams of the seed: image i uses stream ``index + i``, or its own of a sequence.
+        float64 is computed in float64, all else in float32. No gradient.
+
+        Raises:
+            TypeError, ValueError: not such images, or a bad ``index``.
+        """
+        return _one_by_one(images, self._fit, seed=self.seed, index=index)
+
+    def _fit(self, image: Tensor, generator: Generator) -> Tensor:
+        network = skip_network(self.input_channels, image.shape[1], self.channels, self.skip_channels)
+        initialise(network, generator, image.dtype)
+        factor = 2 ** len(self.channels)
+        # two cells at the coarsest scale: one can be neither reflected nor normalised
+        size = [factor * max(2, math.ceil(side / factor)) for side in image.shape[-2:]]
+        z = image.new_empty(1, self.input_channels, *size).uniform_(0, 0.1, generator=generator)
+        optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
+        mean = image
+        for step in tqdm(range(self.steps), desc="deep image prior", unit="step", leave=False, disable=not self.progress):
+            noise = self.input_noise * torch.empty_like(z).normal_(generator=generator) if self.input_noise else 0
+            output = network(z + noise)[..., : image.shape[-2], : image.shape[-1]]
+            optimizer.zero_grad()
+            F.mse_loss(output, image).backward()
+            optimizer.step()
+            mean = mean.lerp(output.detach(), 1 - self.average if step else 1)
+        return mean
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        names = "steps channels skip_channels input_channels lr input_noise average seed progress"
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names.split())
+
+
+class OnlineAutoencoder(nn.Module):
+    """The auto-encoder of section IV-H: convolution, FC layer to one scalar, tanh, FC layer to a tensor, deconvolution.
+
+    The image is input and supervision of one update a step (the comparison to our two-step update), and after ``steps``
+    of them the auto-encoder's output is the substitute. The convolution is our generator's. Weights start as those of
+    PyTorch's layers do, U(+-1/sqrt(fan_in)).
+
+    The paper names neither the non-linearity nor the optimiser. A ReLU of one scalar can die, and a leaky ReLU has no
+    bound: the scalar, a sum over all positions, exploded in trials. So it's a tanh here, with Adam; its rate and ``steps``
+    were chosen by PSNR to the clean image on photographs with Gaussian noise.
+
+    Args:
+        steps: T_N, updates of the auto-encoder. More of them keep more detail, adversarial noise included.
+        kernel_size: side of the kernels in pixels.
+        stride: stride of the convolution and the deconvolution in pixels.
+        filters: number of filters.
+        lr: learning rate of Adam.
+        scale: grey levels (of 255) in a model unit.
+        seed: an integer repeats the result, ``None`` draws fresh entropy in each call.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: bad hyper-parameters.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int = 80,
+        kernel_size: int = 15,
+        stride: int = 3,
+        filters: int = 64,
+        lr: float = 0.005,
+        scale: float = 8.0,
+        seed: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        super().__init__()
+        self.steps = _checks.integer("steps", steps, at_least=1)
+        self.kernel_size = _checks.integer("kernel_size", kernel_size, at_least=1)
+        self.stride = _checks.integer("stride", stride, at_least=1)
+        if self.kernel_size < self.stride:
+            raise ValueError(f"kernel_size must be at least stride, got kernel_size={kernel_size} and stride={stride}")
+        self.filters = _checks.integer("filters", filters, at_least=1)
+        self.lr = _checks.number("lr", lr, at_least=0)
+        self.scale = _checks.number("scale", scale, above=0)
+        self.seed = _checks.seed(seed)
+        self.progress = _checks.flag("progress", progress)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Images (N, C, H, W), floating point in [0, 1], C = 1 or 3 -> the same shape, dtype and device, in [0, 1].
+
+        ``index`` names the random streams of the seed: image i uses stream ``index + i``, or its own of a sequence.
+        float64 is computed in float64, all else in float32. No gradient.
+
+        Raises:
+            TypeError, ValueError: not such images, or a bad ``index``.
+        """
+        return _one_by_one(images, self._fit, seed=self.seed, index=index)
+
+    def _fit(self, image: Tensor, generator: Generator) -> Tensor:
+        reference = to_model_units(image, self.scale)
+        theta = initial_weights(
+            generator,
+            image.shape,
+            kernel_size=self.kernel_size,
+            stride=self.stride,
+            filters=self.filters,
+            dtype=image.dtype,
+        )
+        optimizer = torch.optim.Adam(theta, lr=self.lr)
+        for _ in tqdm(range(self.steps), desc="auto-encoder", unit="step", leave=False, disable=not self.progress):
+            optimizer.zero_grad()
+            F.mse_loss(autoencode(reference, theta, self.stride), reference).backward()
+            optimizer.step()
+        with torch.no_grad():
+            return to_pixels(autoencode(reference, theta, self.stride), self.scale)
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        names = "steps kernel_size stride filters lr scale seed progress"
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names.split())
+
+
+def skip_network(inputs: int, outputs: int, channels: Sequence[int], skip_channels: Sequence[int]) -> nn.Module:
+    """The authors' hourglass, (1, inputs, H, W) -> (1, outputs, H, W) in (0, 1), on the meta device: it has no weights yet.
+
+    H and W are multiples of 2^scales, at least twice that.
+    """
+    with torch.device("meta"):
+        return nn.Sequential(_Scale(inputs, channels, skip_channels), nn.Conv2d(channels[0], outputs, 1), nn.Sigmoid())
+
+
+def initialise(network: nn.Module, generator: Generator, dtype: torch.dtype) -> None:
+    """Give a network on the meta device weights on the generator's device, drawn as PyTorch's layers do by default."""
+    network.to(dtype).to_empty(device=generator.device)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            bound = 1 / math.sqrt(layer.weight[0].numel())
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.ones_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+
+class _Scale(nn.Module):
+    """One scale of the hourglass with all coarser ones in it: (1, inputs, H, W) -> (1, channels[0], H, W)."""
+
+    def __init__(self, inputs: int, channels: Sequence[int], skip_channels: Sequence[int]) -> None:
+        super().__init__()
+        width, *coarser = channels
+        joined = skip_channels[0] + (coarser[0] if coarser else width)
+        self.skip = _block(inputs, skip_channels[0], 1) if skip_channels[0] else None
+        self.down = nn.Sequential(_block(inputs, width, 3, stride=2), _block(width, width, 3))
+        self.coarser = _Scale(width, coarser, skip_channels[1:]) if coarser else nn.Identity()
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear")
+        self.merge = nn.Sequential(_norm(joined), _block(joined, width, 3), _block(width, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        deep = self.up(self.coarser(self.down(x)))
+        return self.merge(deep if self.skip is None else torch.cat([self.skip(x), deep], dim=1))
+
+
+def _block(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> nn.Module:
+    convolution = nn.Conv2d(inputs, outputs, kernel_size, stride, padding=kernel_size // 2, padding_mode="reflect")
+    return nn.Sequential(convolution, _norm(outputs), nn.LeakyReLU(0.2, inplace=True))
+
+
+def _norm(channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels, track_running_stats=False)  # always by this image's own statistics
+
+
+class Weights(NamedTuple):
+    """Weights of the auto-encoder for one image of an h x w grid of positions."""
+
+    encoder: Tensor  # (filters, channels, K, K)
+    encoder_bias: Tensor  # (filters,)
+    squeeze: Tensor  # (1, filters, h, w)
+    squeeze_bias: Tensor  # ()
+    expand: Tensor  # (1, filters, h, w)
+    expand_bias: Tensor  # (1, filters, h, w)
+    decoder: Tensor  # (filters, channels, K, K)
+    decoder_bias: Tensor  # (channels,)
+
+
+def initial_weights(
+    generator: Generator, shape: Sequence[int], *, kernel_size: int, stride: int, filters: int, dtype: torch.dtype
+) -> Weights:
+    """Random weights for an image of ``shape`` (1, channels, H, W), U(+-1/sqrt(fan_in)), that ask for gradients."""
+    channels, height, width = shape[1:]
+    tensor = (1, filters, math.ceil(height / stride), math.ceil(width / stride))
+    kernel = (filters, channels, kernel_size, kernel_size)
+
+    def uniform(shape: Sequence[int], fan_in: int) -> Tensor:
+        # the layout that the convolutions of cells are fastest in
+        layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+        empty = torch.empty(tuple(shape), dtype=dtype, device=generator.device)
+        drawn = empty.uniform_(-1, 1, generator=generator).div_(math.sqrt(fan_in))
+        return drawn.contiguous(memory_format=layout).requires_grad_()
+
+    taps, values = channels * kernel_size**2, math.prod(tensor)
+    return Weights(
+        encoder=uniform(kernel, taps),
+        encoder_bias=uniform((filters,), taps),
+        squeeze=uniform(tensor, values),
+        squeeze_bias=uniform((), values),
+        expand=uniform(tensor, 1),
+        expand_bias=uniform(tensor, 1),
+        decoder=uniform(kernel, taps),
+        decoder_bias=uniform((channels,), taps),
+    )
+
+
+def autoencode(images: Tensor, theta: Weights, stride: int) -> Tensor:
+    """The auto-encoder (IV-H), (1, channels, H, W) in model units -> the same.
+
+    Kernels are centred on their stride's pixels as in :mod:`oag_transform.generator.energy`, with zeros outside of the image.
+    """
+    padding = energy.kernel_cells(theta.encoder.shape[-1], stride) // 2
+    kernels = energy.kernel_to_cells(theta.encoder, stride).contiguous(memory_format=torch.channels_last)
+    responses = F.conv2d(energy.to_cells(images, stride), kernels, theta.encoder_bias, padding=padding)
+    code = torch.tanh((responses * theta.squeeze).sum() + theta.squeeze_bias)
+    kernels = energy.kernel_to_cells(theta.decoder, stride).contiguous(memory_format=torch.channels_last)
+    cells = F.conv_transpose2d(theta.expand * code + theta.expand_bias, kernels, padding=padding)
+    return energy.from_cells(cells, stride, images.shape) + theta.decoder_bias[:, None, None]
+
+
+def _one_by_one(images: Tensor, fit: Callable[[Tensor, Generator], Tensor], *, seed: int | None, index: Any) -> Tensor:
+    """``fit(image, generator)`` for each image (1, C, H, W) of a batch, with a random stream of its own."""
+    _checks.batch(images)
+    indices = _checks.indices(index, len(images))
+    with _training_mode(images.device):
+        batch = to_batch(images).clone()  # a clone can be trained on, even that of an inference tensor
+        drawn = generators(seed, indices, batch.device)
+        fitted = [fit(image[None], generator) for image, generator in zip(batch, drawn, strict=True)]
+        return torch.cat(fitted).to(images.dtype) if fitted else torch.empty_like(images)
+
+
+@contextlib.contextmanager
+def _training_mode(device: torch.device) -> Iterator[None]:
+    """Gradients, whatever the caller's mode is, and none of the caller's autocast."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield

@@ -1,0 +1,139 @@
+"""Tables I to VI, and section IV-H."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+from ..attacks import Attack
+from ..measure import NO_DEFENSE, Column, GrayBox, attacked, classify, measure, probabilities
+from ..recommend import recommend
+from ..results import Cost, Result, Row
+from .plan import OURS_KEY, Plan, against_peers, goal, with_mean
+
+
+def table1(plan: Plan) -> Result:
+    """Table I, with clean images (Table VI), the cost beside it, and what to take."""
+    columns = plan.columns(plan.attacks)
+    rows = [with_mean(row) for row in plan.rows(columns)]
+    timed = tuple(i for i, row in enumerate(rows) if row.seconds is not None and row.cells[-1] is not None)
+    cost = Cost("cost.svg", "Mean accuracy under attack, and what a defense costs.", timed, len(columns))
+    return plan.result(
+        "table1",
+        "Images that the target classifies correctly, clean and attacked by someone who knows the target but not the defense. "
+        f"{_goals(plan.attacks)} Attacked images are rounded to 8 bits. Each defense stands at its published setting and, "
+        "where that is another, at one tuned on clean and Gaussian-noised images. The mean is over the attacks; its interval "
+        "is that of n images. " + " ".join(against_peers(rows)),
+        "Defense",
+        [*(column.label for column in columns), "Mean attacked"],
+        rows,
+        attacks=plan.attacks,
+        facts={"recommendation": recommend(rows, clean=0, attacked=range(1, len(columns)))},
+        figures=[cost] if timed else [],
+    )
+
+
+def table2(plan: Plan) -> Result:
+    """Table II: black-box and gray-box transfer between two targets, each with and without our defense."""
+    if not plan.others:
+        raise ValueError("table2 needs a second target: --other MODEL[=WEIGHTS]")
+    one, other = plan.subject, plan.others[0]
+    same = dataclasses.replace(one, target=other.target)
+    right = probabilities(same, one.images).argmax(1) == one.labels
+    if not right.any():
+        raise ValueError(f"{one.target.name} and {other.target.name} have no image that both classify correctly")
+    subjects = [dataclasses.replace(model, images=one.images[right], labels=one.labels[right]) for model in (one, same)]
+    attack = plan.attack("mifgsm")
+    rows = []
+    for attacker in subjects:
+        images = attacked(attacker, attack)
+        cells = []
+        for victim, candidate in itertools.product(subjects, (NO_DEFENSE, plan.ours("ours"))):
+            way = f"{attacker.target.name} -> {victim.target.name}"
+            cells.append(classify(victim, candidate.model(victim), images, way)[0])
+        rows.append(Row(attacker.target.name, tuple(cells)))
+    return plan.result(
+        "table2",
+        f"{attack}, {goal(attack)}, made on the target of each row, classified by the target of each column: gray box where "
+        "they are the same, black box where they aren't. Images that both classify correctly.",
+        "Attacks with",
+        [f"{victim.target.name}{end}" for victim in subjects for end in ("", " + ours")],
+        rows,
+        attacks=[attack],
+        count=int(right.sum()),
+        facts={"target": f"{one.target.name}; {other.target.name}"},
+    )
+
+
+def table3(plan: Plan) -> Result:
+    """Table III: the defenses on several targets, under IGSM."""
+    subjects = (plan.subject, *plan.others)
+    attack = plan.attack("igsm")
+    lists = [plan.rows([Column("IGSM", GrayBox(attack))], subject=subject, published=False) for subject in subjects]
+    rows = []
+    for lines in zip(*lists, strict=True):
+        error = next((line.error for line in lines if line.error), "")
+        rows.append(dataclasses.replace(lines[0], cells=tuple(line.cells[0] for line in lines), error=error))
+    return plan.result(
+        "table3",
+        f"{attack}, {goal(attack)}, on each target, each on images of its own that it classifies correctly; tuned settings.",
+        "Defense",
+        [f"{subject.target.name} (n = {len(subject.images)})" for subject in subjects],
+        rows,
+        attacks=[attack],
+        facts={"target": "; ".join(subject.target.name for subject in subjects)},
+    )
+
+
+def table4(plan: Plan) -> Result:
+    """Table IV: image steps T_I."""
+    return _ablation(plan, "table4", "Image steps", [(f"T_I = {n}", {"image_steps": n}) for n in (10, 20, 30, 40)])
+
+
+def table5(plan: Plan) -> Result:
+    """Table V: kernel size."""
+    return _ablation(plan, "table5", "Kernel size", [(f"{n} x {n}", {"kernel_size": n}) for n in (7, 11, 15, 21)])
+
+
+def table6(plan: Plan) -> Result:
+    """Table VI: clean against attacked by C&W."""
+    attack = plan.attack("cw")
+    columns = plan.columns([attack])
+    return plan.result(
+        "table6",
+        f"{attack}, {goal(attack)}. Images that the target classifies correctly: with no defense, all clean ones are right.",
+        "Defense",
+        [column.label for column in columns],
+        plan.rows(columns),
+        attacks=[attack],
+    )
+
+
+def autoencoder(plan: Plan) -> Result:
+    """IV-H: whether the alternate update is needed."""
+    pair = tuple(family for family in plan.families if family.key in ("autoencoder", OURS_KEY))
+    subject = plan.subject.first(plan.slow_count)  # the same images for both
+    small = dataclasses.replace(plan, families=pair, subject=subject)
+    columns = small.columns(plan.attacks)
+    rows = [with_mean(row) for row in small.rows(columns)]
+    return small.result(
+        "autoencoder",
+        "The auto-encoder has our convolution, one number in the middle and a deconvolution, and is trained on each image. "
+        + " ".join(against_peers(rows)),
+        "Defense",
+        [*(column.label for column in columns), "Mean attacked"],
+        rows,
+        attacks=plan.attacks,
+    )
+
+
+def _ablation(plan: Plan, key: str, first: str, settings: Sequence[tuple[str, dict[str, Any]]]) -> Result:
+    attack = plan.attack("igsm")
+    columns = plan.columns([attack])
+    rows = [measure(plan.subject, plan.ours(name, **chosen), columns) for name, chosen in settings]
+    caption = f"{attack}, {goal(attack)}; everything else at the default, T_N = {plan.network_steps}."
+    return plan.result(key, caption, first, [column.label for column in columns], rows, attacks=[attack])
+
+
+def _goals(attacks: Sequence[Attack]) -> str:
+    return "; ".join(f"{attack.name} is {goal(attack)}" for attack in attacks) + "."

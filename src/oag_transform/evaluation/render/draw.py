@@ -1,0 +1,70 @@
+"""The figures of a result, drawn from its data alone: the JSON, and the photographs beside it."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from ...files import read_rgb
+from ..results import Cell, Cost, Figure, Iterations, Lines, Photographs, Residuals, Result, Row, Tradeoff
+from . import figures
+
+logger = logging.getLogger(__name__)
+
+
+def draw_figures(result: Result, folder: Path) -> None:
+    """Draw every figure of a result into the folder that holds its photographs.
+
+    One that can't be drawn, such as for want of a photograph, is told in a warning, and the others are drawn.
+    """
+    for figure in result.figures:
+        try:
+            _draw(figure, result.rows, folder)
+        except (ValueError, IndexError, OSError) as error:
+            logger.warning("%s of %s can't be drawn: %s", figure.file, result.key, error)
+
+
+def _draw(figure: Figure, rows: Sequence[Row], folder: Path) -> None:
+    path = _beside(folder, figure.file)
+    if isinstance(figure, Lines):
+        series = [figures.Series(rows[i].name, figure.x, _whole(rows[i])) for i in figure.rows]
+        figures.lines(path, series, xlabel=figure.xlabel, mark=figure.mark, mark_label=figure.mark_label)
+    elif isinstance(figure, Cost):
+        points = [(rows[i].name, rows[i].seconds or 0.0, _whole(rows[i])[figure.column].accuracy) for i in figure.rows]
+        figures.cost(path, points)
+    elif isinstance(figure, Tradeoff):
+        figures.tradeoff(
+            path, [_curve(figure, curve.name, [rows[i] for i in curve.rows], curve.emphasis) for curve in figure.curves]
+        )
+    elif isinstance(figure, Residuals):
+        columns = [(column.heading, _read(folder, column)) for column in figure.columns]
+        figures.residuals(path, columns, columns[0][1], [column.notes for column in figure.columns])
+    elif isinstance(figure, Iterations):
+        original, attacked, *moments = ((column.heading, _read(folder, column)) for column in figure.columns)
+        figures.iterations(path, moments, original[1], attacked[1])
+
+
+def _curve(figure: Tradeoff, name: str, rows: Sequence[Row], emphasis: bool) -> figures.Tradeoff:
+    settings = ["" if row.setting is None else f"{row.setting:.4g}" for row in rows]
+    clean, attacked = ([_whole(row)[column].accuracy for row in rows] for column in (figure.clean, figure.attacked))
+    return figures.Tradeoff(name, settings, clean, attacked, emphasis)
+
+
+def _whole(row: Row) -> list[Cell]:
+    cells = [cell for cell in row.cells if cell is not None]
+    if len(cells) < len(row.cells):
+        raise ValueError(f"expected a row without gaps, got {row.name!r}")
+    return cells
+
+
+def _read(folder: Path, column: Photographs) -> Tensor:
+    return torch.stack([pil_to_tensor(read_rgb(_beside(folder, file))) for file in column.files]).float() / 255
+
+
+def _beside(folder: Path, file: str) -> Path:
+    if Path(file).name != file:
+        raise ValueError(f"expected the name of a file beside the result, got {file!r}")
+    return folder / file

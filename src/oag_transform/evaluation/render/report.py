@@ -1,0 +1,178 @@
+"""The report: everything that was measured as one HTML file, which needs nothing beside it."""
+
+import base64
+import json
+import mimetypes
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from markupsafe import Markup
+
+from .. import results
+from ..catalogue import EXPERIMENTS
+from ..results import Cell, Result, Row
+from .tables import most_images, seconds
+
+_FIRST = ("table1", "tradeoff", "cost")  # what a reader looks for, then the order of the experiments
+_SUMMARY = {"target": "Target", "data": "Images", "n": "Number of images", "hardware": "Hardware"}
+
+
+class _Shown(NamedTuple):
+    """A cell as it stands in the report; ``fewer``: its number of images where other rows have more, or 0."""
+
+    accuracy: float
+    percent: str
+    low: str
+    high: str
+    best: bool
+    fewer: int
+
+
+class _Line(NamedTuple):
+    name: str
+    error: str
+    seconds: float | None
+    cells: list[_Shown | None]
+
+
+class _Table(NamedTuple):
+    headings: list[str]
+    rows: list[_Line]
+    timed: bool
+
+
+class _Section(NamedTuple):
+    anchor: str
+    result: Result
+    table: _Table | None
+    recommendation: str
+    facts: list[tuple[str, str]]
+
+
+def find_results(folder: Path) -> list[Result]:
+    """Every result that :func:`oag_transform.evaluation.results.write` left in a folder, in the order of the report.
+
+    JSON files that hold no result are passed over.
+
+    Raises:
+        ValueError: no result in the folder, or a JSON file that is broken or has rows and columns but isn't a result.
+    """
+    found = [results.read(path) for path in sorted(folder.glob("*.json")) if _claims_to_be_a_result(path)]
+    if not found:
+        raise ValueError(f"expected results of oag-transform evaluate (such as table1.json) in {folder}, found none")
+    return sorted(found, key=lambda result: (_place(result.key), result.key))
+
+
+def write_report(folder: Path, *, title: str = "Online Alternate Generator: what was measured") -> Path:
+    """Write ``report.html`` into ``folder``, over every result that is there.
+
+    Figures and photographs are embedded; one whose file is missing is named in its place. Text is shown as it is, never as
+    HTML.
+
+    Args:
+        folder: holds ``key.json`` files, and the figures that they name.
+        title: heading of the report.
+
+    Raises:
+        ValueError: see :func:`find_results`.
+    """
+    found = find_results(folder)
+
+    def embedded(file: str) -> str:
+        return _data_uri(folder, file)
+
+    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    page.filters |= {"seconds": seconds, "embedded": embedded}
+    path = folder / "report.html"
+    html = page.from_string(_packaged("report.html.jinja")).render(
+        title=title,
+        style=Markup(_packaged("report.css")),
+        script=Markup(_packaged("report.js")),
+        summary=_summary(found),
+        sections=[_section(result) for result in found],
+        embedded=embedded,
+    )
+    results.put(path, html.lstrip())
+    return path
+
+
+def _packaged(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _claims_to_be_a_result(path: Path) -> bool:
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON") from error
+    return isinstance(plain, dict) and {"rows", "columns"} <= plain.keys()
+
+
+def _place(key: str) -> int:
+    order = dict.fromkeys([*_FIRST, *(experiment.key for experiment in EXPERIMENTS)])
+    return next((i for i, start in enumerate(order) if re.match(rf"{start}(?!\d)", key)), len(order))
+
+
+def _section(result: Result) -> _Section:
+    anchor = "result-" + re.sub(r"[^A-Za-z0-9_-]", "-", result.key)
+    facts = [(name, _text(value)) for name, value in result.facts.items() if name != "recommendation"]
+    recommendation = _text(result.facts.get("recommendation", ""))
+    return _Section(anchor, result, _table(result) if result.columns else None, recommendation, facts)
+
+
+def _summary(found: Sequence[Result]) -> list[tuple[str, str]]:
+    items = []
+    for name, heading in _SUMMARY.items():
+        values = dict.fromkeys(_text(result.facts[name]) for result in found if name in result.facts)
+        if values:
+            items.append((heading, "; ".join(values)))
+    return items
+
+
+def _table(result: Result) -> _Table:
+    measured = [row for row in result.rows if not row.error]
+    timed = any(row.seconds is not None for row in result.rows)
+    most = most_images(measured, len(result.columns))
+    best = [_best([row.cells[i] for row in measured], n) for i, n in enumerate(most)]
+    headings = [result.first, *result.columns, *(["s an image"] if timed else [])]
+    return _Table(headings, [_line(row, most, best) for row in result.rows], timed)
+
+
+def _best(column: Sequence[Cell | None], n: int) -> float | None:
+    """The highest accuracy of those measured on all images; None where there is nothing to compare."""
+    full = [cell.accuracy for cell in column if cell is not None and cell.n == n]
+    return max(full) if len(full) > 1 else None
+
+
+def _line(row: Row, most: Sequence[int], best: Sequence[float | None]) -> _Line:
+    cells = [_shown(cell, n, top) for cell, n, top in zip(row.cells, most, best, strict=True)]
+    return _Line(row.name, row.error, row.seconds, cells)
+
+
+def _shown(cell: Cell | None, most: int, best: float | None) -> _Shown | None:
+    if cell is None:
+        return None
+    low, high = (f"{100 * bound:.0f}" for bound in cell.interval)
+    is_best = cell.n == most and cell.accuracy == best
+    return _Shown(cell.accuracy, f"{100 * cell.accuracy:.1f}", low, high, is_best, 0 if cell.n == most else cell.n)
+
+
+def _data_uri(folder: Path, file: str) -> str:
+    """An image beside the results as a data URI; empty where it isn't one, or lies elsewhere."""
+    path = (folder / file).resolve()
+    media = mimetypes.guess_type(path.name)[0] or ""
+    if not (path.is_relative_to(folder.resolve()) and path.is_file() and media.startswith("image/")):
+        return ""
+    return f"data:{media};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {_text(part)}" for name, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_text(part) for part in value)
+    return str(value)

@@ -1,0 +1,218 @@
+"""The energy network (paper III-A, III-C, Fig. 2) and its closed-form gradients.
+
+A convolution with weights W and biases b, a ReLU, and a fully connected layer with one weight v per filter and position:
+
+    a_c(p) = (W_c * I)(p) + b_c        F(I) = sum_{c,p} v_c(p) relu(a_c(p))        U(I) = -F(I)
+
+Everything works on *cells*: ``pixel_unshuffle`` turns a convolution of stride s into one of stride 1 with s^2 times the
+channels, several times faster. The N images of a batch lie side by side in the channel dimension and are convolved in
+groups, so that each one has a network of its own. With D = channels * s^2 and an h x w grid of cells:
+
+    cells (B, N*D, h, w)    a, gate (B, N*C, h, w)    weight (N*C, D, k, k)    bias (N*C,)    fc (1, N*C, h, w)
+
+B is 1 for the synthesised image alone and 2 where the reference goes through the same network in one call.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+from torch.nn.grad import conv2d_weight
+
+STABLE = 0.5
+"""Rate of W times its curvature that ``adaptive_lr`` allows: at 1 a constant residual is gone in a step, from 2 on it grows."""
+
+
+class Parameters(NamedTuple):
+    """theta of the paper for N images: convolution weights W and biases b, fully connected weights v, and N."""
+
+    weight: Tensor
+    bias: Tensor
+    fc: Tensor
+    groups: int
+
+    def cast(self, dtype: torch.dtype) -> "Parameters":
+        """The parameters in ``dtype``, as operands of products (themselves where that is their dtype)."""
+        return self._replace(weight=self.weight.to(dtype), bias=self.bias.to(dtype), fc=self.fc.to(dtype))
+
+    def copy(self) -> "Parameters":
+        """The parameters in memory of their own, in the same layout."""
+        return self._replace(weight=self.weight.clone(), bias=self.bias.clone(), fc=self.fc.clone())
+
+
+def kernel_cells(kernel_size: int, stride: int) -> int:
+    """Side k, in cells, of the smallest odd window that holds a centred kernel of ``kernel_size`` pixels."""
+    return 2 * math.ceil((kernel_size - stride) / (2 * stride)) + 1 if kernel_size > stride else 1
+
+
+def to_cells(images: Tensor, stride: int) -> Tensor:
+    """(N, channels, H, W) -> (1, N*D, h, w); zeros (the mean colour) fill the last cells."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (0, -width % stride, 0, -height % stride))
+    cells = F.pixel_unshuffle(padded, stride)
+    return cells.reshape(1, -1, *cells.shape[-2:]).contiguous(memory_format=torch.channels_last)
+
+
+def from_cells(cells: Tensor, stride: int, shape: Sequence[int]) -> Tensor:
+    """Inverse of :func:`to_cells` for images of ``shape`` (N, channels, H, W)."""
+    grouped = cells.reshape(shape[0], -1, *cells.shape[-2:])
+    return F.pixel_shuffle(grouped, stride)[..., : shape[-2], : shape[-1]]
+
+
+def kernel_to_cells(kernels: Tensor, stride: int) -> Tensor:
+    """(..., channels, K, K) kernels of pixels -> (..., D, k, k) kernels of cells, centred, zero outside."""
+    size = kernels.shape[-1]
+    margin = kernel_cells(size, stride) * stride - size
+    left = margin // 2
+    return F.pixel_unshuffle(F.pad(kernels, (left, margin - left, left, margin - left)), stride)
+
+
+def gabor_kernels(generator: Generator, filters: int, channels: int, size: int, dtype: torch.dtype) -> Tensor:
+    """Random Gabor functions (filters, channels, K, K) of unit norm: they fit edges and texture in few, large weights.
+
+    A cosine of random orientation and phase, less its mean, under a Gaussian of half its period (at most K/4). Frequencies are
+    spread evenly in their logarithm, from 1 / K to 0.45 cycles per pixel. Eight in ten are in brightness; the others are in a
+    random hue, at half the frequency, as colours vary slowly in photographs. The first tenth are plain Gaussians instead: a
+    third of them bright and dark, the others in evenly spread hues. One channel: all are in brightness.
+    """
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.empty(filters, 1, 1, dtype=dtype, device=generator.device).uniform_(low, high, generator=generator)
+
+    number = torch.arange(filters, device=generator.device)[:, None, None]
+    plain = number < filters // 10
+    in_brightness = torch.where(plain, number % 3 == 0, uniform(0, 1) < 0.8) | (channels == 1)
+    frequency = uniform(-math.log(max(size, 3)), math.log(0.45)).exp() / (2 - in_brightness.to(dtype))
+    frequency = torch.where(plain, 0.0, frequency)
+    angle, phase, hue = uniform(0, 2 * math.pi), uniform(0, 2 * math.pi), uniform(0, 2 * math.pi)
+    phase = torch.where(plain, torch.where(in_brightness, math.pi * (number // 3 % 2), 0.0).to(dtype), phase)
+    hues = plain & ~in_brightness
+    around = hues.cumsum(0).to(dtype) / hues.sum().clamp(min=1)
+    hue = torch.where(hues, hue[:1] + 2 * math.pi * around, hue)
+
+    x = torch.arange(size, dtype=dtype, device=generator.device) - (size - 1) / 2
+    along = x * angle.cos() + x[:, None] * angle.sin()
+    width = (0.5 / frequency).clamp(max=size / 4)
+    window = torch.exp(-(x.square() + x[:, None].square()) / (2 * width.square()))
+    wave = window * torch.cos(2 * math.pi * frequency * along + phase)
+    wave = torch.where(plain, wave, wave - window * wave.sum((1, 2), keepdim=True) / window.sum((1, 2), keepdim=True))
+    wave = wave / wave.square().sum((1, 2), keepdim=True).sqrt()
+    colour = torch.ones(filters, channels, 1, 1, dtype=dtype, device=generator.device) / math.sqrt(channels)
+    if channels == 3:
+        thirds = 2 * math.pi / 3 * torch.arange(3, dtype=dtype, device=generator.device)[:, None, None]
+        colour = torch.where(in_brightness[:, None], colour, math.sqrt(2 / 3) * torch.cos(hue[:, None] + thirds))
+    return colour * wave[:, None]
+
+
+def initial_parameters(
+    generators: Sequence[Generator],
+    shape: Sequence[int],
+    *,
+    kernel_size: int,
+    stride: int,
+    filters: int,
+    init: str,
+    dtype: torch.dtype,
+) -> Parameters:
+    """Random theta_1 for images of ``shape`` (N, channels, H, W), one generator each (Algorithm 1, line 1).
+
+    ``"uniform"`` is PyTorch's own initialisation of a convolution and a linear layer, U(+-1/sqrt(fan_in)).
+    ``"gabor"`` draws the filters from :func:`gabor_kernels`, with the energy they have there.
+    """
+    channels, height, width = shape[1:]
+    grid = (math.ceil(height / stride), math.ceil(width / stride))
+    bound = 1 / math.sqrt(channels * kernel_size**2)
+    fc_bound = 1 / math.sqrt(filters * grid[0] * grid[1])
+    kernel_shape = (filters, channels, kernel_size, kernel_size)
+    weight, bias, fc = [], [], []
+    for generator in generators:
+        if init == "gabor":
+            kernels = gabor_kernels(generator, filters, channels, kernel_size, dtype) / math.sqrt(3)
+        else:
+            kernels = torch.empty(kernel_shape, dtype=dtype, device=generator.device)
+            kernels.uniform_(-bound, bound, generator=generator)
+        weight.append(kernel_to_cells(kernels, stride))
+        bias.append(kernels.new_empty(filters).uniform_(-bound, bound, generator=generator))
+        fc.append(kernels.new_empty(filters, *grid).uniform_(-fc_bound, fc_bound, generator=generator))
+    return Parameters(
+        torch.cat(weight).contiguous(memory_format=torch.channels_last),
+        torch.cat(bias),
+        torch.cat(fc)[None].contiguous(memory_format=torch.channels_last),
+        len(generators),
+    )
+
+
+def responses(cells: Tensor, theta: Parameters) -> Tensor:
+    """Filter responses a(p), before the ReLU."""
+    return F.conv2d(cells, theta.weight, theta.bias, padding=theta.weight.shape[-1] // 2, groups=theta.groups)
+
+
+def gate(a: Tensor, theta: Parameters) -> Tensor:
+    """dF/da = v 1[a > 0]: the weight of each filter where it responds."""
+    return _above(a, 0).mul_(theta.fc)
+
+
+def _above(a: Tensor, least: Tensor | float) -> Tensor:
+    """1 where a > least, 0 elsewhere, in the dtype of ``a``: eight times as fast as torch.where."""
+    return torch.gt(a, least, out=torch.empty_like(a))
+
+
+def image_gradient(gates: Tensor, theta: Parameters) -> Tensor:
+    """dF/dI = conv_transpose(v 1[a > 0], W): in Eq. 9 and 10 the mode I* of the image's distribution."""
+    return F.conv_transpose2d(gates, theta.weight, padding=theta.weight.shape[-1] // 2, groups=theta.groups)
+
+
+def conv_gradient(cells: Tensor, gates: Tensor, theta: Parameters) -> tuple[Tensor, Tensor]:
+    """dF/dW = sum_p v 1[a > 0] patch_p(I) and dF/db = sum_p v 1[a > 0], summed over the first dimension as well."""
+    padding = theta.weight.shape[-1] // 2
+    weight = conv2d_weight(cells, theta.weight.shape, gates, padding=padding, groups=theta.groups)
+    return weight, gates.sum((0, 2, 3))
+
+
+def contrast(pair: Tensor, theta: Parameters, threshold: Tensor | None = None) -> tuple[Parameters, Tensor, Tensor]:
+    """Bracket of Eq. 5, dF(I_z)/dtheta - dF(I_s)/dtheta, for ``pair`` = (I_z, I_s) of shape (2, N*D, h, w).
+
+    dF/dv = relu(a). Contrasts in it of at most ``threshold`` (N,) times :func:`noise_response` are left out: noise makes them.
+    Returns the gradients, relu(a) of I_s, which is above zero where its mask is on, and the curvature of
+    W (N,): a constant image c makes dF/dW = c sum_p gate(p) on each tap, and k^2 taps of a cell make an image of that again,
+    so a step of rate r for each position takes r k^2 sum_c mean_p(gate)^2 of a constant residual away.
+    """
+    a = responses(pair, theta)
+    gates = gate(a, theta)
+    gates[1:].neg_()  # so that one product gives the difference
+    weight, bias = conv_gradient(pair, gates, theta)
+    rectified = a.relu_()
+    coherent = gates[0].mean((1, 2), dtype=theta.fc.dtype).square().unflatten(0, (theta.groups, -1)).sum(1)
+    fc = rectified[:1] - rectified[1:]
+    if threshold is not None:
+        deviations = threshold.repeat_interleave(len(theta.bias) // theta.groups)
+        least = (deviations * noise_response(theta.weight)).to(fc.dtype)[:, None, None]
+        fc.mul_(_above(fc.abs(), least))  # NaN stays NaN
+    return Parameters(weight, bias, fc, theta.groups), rectified[1:], theta.weight.shape[-1] ** 2 * coherent
+
+
+def noise_response(weight: Tensor) -> Tensor:
+    """Standard deviation of each filter's response to N(0, 1) noise, its norm: (..., D, k, k) -> (...), float32 at least."""
+    return torch.linalg.vector_norm(weight, dim=(-3, -2, -1), dtype=torch.promote_types(weight.dtype, torch.float32))
+
+
+def mean_square(cells: Tensor, groups: int) -> Tensor:
+    """Mean square of each image of cells (1, N*D, h, w) -> (N,)."""
+    return cells.square().mean((0, 2, 3)).unflatten(0, (groups, -1)).mean(1)
+
+
+def slow_down(pace: Tensor, best: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """Halve the pace (N,) of images whose mean square residual rose by over 5%: a step of theirs is too long for Eq. 5.
+
+    Returns the new pace and the residual to compare with next.
+    """
+    rose = residual > 1.05 * best
+    return torch.where(rose, pace / 2, pace), torch.where(rose, residual, torch.minimum(best, residual))
+
+
+def energy(a: Tensor, theta: Parameters) -> Tensor:
+    """U = -F of each image from its responses: (B, N*C, h, w) -> (B, N)."""
+    return -(theta.fc * a.relu()).unflatten(1, (theta.groups, -1)).sum((2, 3, 4))

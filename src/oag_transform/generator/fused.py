@@ -1,0 +1,377 @@
+"""The loop of :func:`.loop.alternate` as five fused CUDA kernels, for a chunk of images with a network each.
+
+Nothing is unfolded in memory: each product reads its tile of patches straight from the cells (:func:`_patches`). Operands are
+in ``compute_dtype`` (float32 is rounded to TF32), sums and state in float32. With P = h * w cells of an image, and D and C
+padded with zeros, which stay zero, to what the tensor cores take, the layout is
+
+    cells (N, h, w, D)    gates, fc (N, h, w, C)    weight (N, C, k, k, D)    bias (N, C)
+
+An image never meets another in a sum, sums have a fixed order, and its noise is Philox's at (its seed; pixel, number of the
+draw): results don't depend on the batch. Imported only where it is used, since it needs triton.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Generator, Tensor
+
+from . import energy, langevin
+from .energy import Parameters
+from .settings import Settings
+from .state import State
+
+CAPTURE = False  # record a step as a CUDA graph and replay it; benchmarks.gpu times both
+MIN_POSITIONS, MAX_SPLITS = 1024, 16  # cells in a partial sum of the weight gradient, and such sums for an image
+
+
+@triton.jit
+def _patches(cells, p, j, height, width, K: tl.constexpr, D: tl.constexpr):
+    """Tile of the matrix of patches: row p is the K x K window around cell p, column j = (tap, channel); zero outside."""
+    tap = j // D
+    y = p // width + tap // K - K // 2
+    x = p % width + tap % K - K // 2
+    inside = (tap < K * K) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    return tl.load(cells + (y * width + x) * D + j % D, mask=inside, other=0.0)
+
+
+@triton.jit
+def _weights(weight, c, j, K: tl.constexpr, D: tl.constexpr):
+    """Tile (j, c) of the filters of an image, as the right operand of patches @ filters."""
+    return tl.load(weight + c * (K * K * D) + j, mask=j < K * K * D, other=0.0)
+
+
+@triton.jit
+def _normal(seed, draw, index):
+    """N(0, 1) of pixel ``index``. Draws count from 1: PyTorch's own generators, keyed alike, use 0 there."""
+    zero = index * 0
+    a, b, _, _ = tl.philox(seed, index, zero + draw, zero, zero)
+    normal, _ = tl.pair_uniform_to_normal(tl.uint_to_uniform_float(a), tl.uint_to_uniform_float(b))
+    return normal
+
+
+@triton.jit
+def _gate_kernel(
+    cells, weight, bias, fc, gates, height, width,
+    K: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """Gates = v 1[a > 0], with the responses a = W * I + b."""
+    n = tl.program_id(1).to(tl.int64)
+    size = height * width
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
+    c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    a = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for start in range(0, K * K * D, BLOCK_J):
+        j = start + tl.arange(0, BLOCK_J)
+        patches = _patches(cells + n * size * D, p, j[None, :], height, width, K, D)
+        filters = _weights(weight + n * C * K * K * D, c, j[:, None], K, D)
+        a = tl.dot(patches, filters, a, input_precision="tf32")
+    a += tl.load(bias + n * C + c)
+    at = n * size * C + p * C + c
+    v = tl.load(fc + at, mask=p < size, other=0.0)
+    tl.store(gates + at, tl.where(a > 0, v, 0.0).to(gates.dtype.element_ty), mask=p < size)
+
+
+@triton.jit
+def _image_kernel(
+    gates, weight, image, image_low, reference, squares, seeds, draw, deviation,
+    decay, pull, std, height, width, pixel_rows, pixel_columns,
+    K: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, DEPTH: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """Eq. 3: I <- decay I + pull I* + std deviation N(0, 1), I* = conv_transpose(gates, W).
+
+    ``deviation`` (N,): of each image, the root of its temperature. ``squares``: the tile's sum of squared residuals.
+    """
+    n = tl.program_id(1).to(tl.int64)
+    size = height * width
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
+    d = tl.arange(0, D)[None, :]
+    mode = tl.zeros((BLOCK_P, D), tl.float32)
+    for start in range(0, K * K * C, BLOCK_J):
+        j = start + tl.arange(0, BLOCK_J)
+        patches = _patches(gates + n * size * C, p, j[None, :], height, width, K, C)
+        turned = K * K - 1 - start // C  # the transpose of a convolution is one with its kernels turned around
+        c = (j % C)[:, None]
+        filters = tl.load(weight + n * C * K * K * D + (c * (K * K) + turned) * D + d)
+        mode = tl.dot(patches, filters, mode, input_precision="tf32")
+
+    row = p // width * S + d // S % S
+    column = p % width * S + d % S
+    index = (d // (S * S) * pixel_rows + row) * pixel_columns + column
+    on_image = (d < DEPTH) & (row < pixel_rows) & (column < pixel_columns)  # no noise on what fills the last cells
+    normal = tl.load(deviation + n) * _normal(tl.load(seeds + n), tl.load(draw), index)
+    at = n * size * D + p * D + d
+    new = decay * tl.load(image + at, mask=p < size, other=0.0) + pull * mode + tl.where(on_image, std * normal, 0.0)
+    tl.store(image + at, new, mask=p < size)
+    tl.store(image_low + at, new.to(image_low.dtype.element_ty), mask=p < size)
+    residual = tl.where(p < size, new - tl.load(reference + at, mask=p < size, other=0.0), 0.0)
+    tl.store(squares + n * tl.num_programs(0) + tl.program_id(0), tl.sum(residual * residual))
+
+
+@triton.jit
+def _contrast_kernel(
+    reference, image, weight, bias, fc, least, pace, reference_gates, image_gates, held_gates, sums, fc_lr, height, width,
+    K: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """Both responses; v <- v + pace fc_lr (relu(a_z) - relu(a_s)); gates by the old v (the image's negated), and by the new.
+
+    Brackets of at most ``least`` (N, C) are left out.
+    ``sums`` (N, tiles, 2, C): over the tile, of the reference's gates and of the difference of gates.
+    """
+    n = tl.program_id(1).to(tl.int64)
+    size = height * width
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
+    c = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    a_z = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    a_s = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for start in range(0, K * K * D, BLOCK_J):
+        j = start + tl.arange(0, BLOCK_J)
+        filters = _weights(weight + n * C * K * K * D, c, j[:, None], K, D)
+        patches_z = _patches(reference + n * size * D, p, j[None, :], height, width, K, D)
+        patches_s = _patches(image + n * size * D, p, j[None, :], height, width, K, D)
+        a_z = tl.dot(patches_z, filters, a_z, input_precision="tf32")
+        a_s = tl.dot(patches_s, filters, a_s, input_precision="tf32")
+    b = tl.load(bias + n * C + c)
+    a_z += b
+    a_s += b
+
+    at = n * size * C + p * C + c
+    v = tl.load(fc + at, mask=p < size, other=0.0)
+    bracket = tl.where(a_z <= 0, 0.0, a_z) - tl.where(a_s <= 0, 0.0, a_s)  # keeps NaN, as the next line does
+    bracket = tl.where(tl.abs(bracket) <= tl.load(least + n * C + c), 0.0, bracket)
+    new = v + tl.load(pace + n) * fc_lr * bracket
+    gates_z = tl.where(a_z > 0, v, 0.0).to(reference_gates.dtype.element_ty)
+    gates_s = tl.where(a_s > 0, -v, 0.0).to(image_gates.dtype.element_ty)
+    tl.store(fc + at, new, mask=p < size)
+    tl.store(reference_gates + at, gates_z, mask=p < size)
+    tl.store(image_gates + at, gates_s, mask=p < size)
+    tl.store(held_gates + at, tl.where(a_s > 0, new, 0.0).to(held_gates.dtype.element_ty), mask=p < size)
+    sums += (n * tl.num_programs(0) + tl.program_id(0)) * 2 * C + c
+    total_z = tl.sum(gates_z.to(tl.float32), 0, keep_dims=True)
+    tl.store(sums, total_z)
+    tl.store(sums + C, total_z + tl.sum(gates_s.to(tl.float32), 0, keep_dims=True))
+
+
+@triton.jit
+def _gradient_kernel(
+    reference, image, reference_gates, image_gates, partial, height, width,
+    K: tl.constexpr, C: tl.constexpr, D: tl.constexpr, POSITIONS: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
+):  # fmt: skip
+    """``partial`` (N, splits, C, k * k * D): sum over ``POSITIONS`` cells of gates times patches, for both images."""
+    n = tl.program_id(1).to(tl.int64)
+    split = tl.program_id(2)
+    size = height * width
+    columns: tl.constexpr = (K * K * D + BLOCK_J - 1) // BLOCK_J
+    j = tl.program_id(0) % columns * BLOCK_J + tl.arange(0, BLOCK_J)[None, :]
+    c = tl.program_id(0) // columns * BLOCK_C
+    over_p = c + tl.arange(0, BLOCK_C)[None, :]
+    gradient = tl.zeros((BLOCK_C, BLOCK_J), tl.float32)
+    for start in range(0, POSITIONS, BLOCK_P):
+        p = split * POSITIONS + start + tl.arange(0, BLOCK_P)[:, None]
+        at = n * size * C + p * C + over_p
+        gates_z = tl.load(reference_gates + at, mask=p < size, other=0.0)
+        gates_s = tl.load(image_gates + at, mask=p < size, other=0.0)
+        patches_z = _patches(reference + n * size * D, p, j, height, width, K, D)
+        patches_s = _patches(image + n * size * D, p, j, height, width, K, D)
+        gradient = tl.dot(tl.trans(gates_z), patches_z, gradient, input_precision="tf32")
+        gradient = tl.dot(tl.trans(gates_s), patches_s, gradient, input_precision="tf32")
+    over_c = c + tl.arange(0, BLOCK_C)[:, None]
+    at = ((n * tl.num_programs(2) + split) * C + over_c) * (K * K * D) + j
+    tl.store(partial + at, gradient, mask=j < K * K * D)
+
+
+@triton.jit
+def _weight_kernel(
+    partial, taps, rate, weight, weight_low,
+    SPLITS: tl.constexpr, C: tl.constexpr, KKD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Eq. 5: W <- W + rate * taps * (sum of the splits)."""
+    n = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = i < C * KKD
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in range(SPLITS):
+        total += tl.load(partial + (n * SPLITS + split) * C * KKD + i, mask=there, other=0.0)
+    at = n * C * KKD + i
+    step = tl.load(rate + n) * tl.load(taps + i % KKD, mask=there, other=0.0)
+    new = tl.load(weight + at, mask=there, other=0.0) + step * total
+    tl.store(weight + at, new, mask=there)
+    tl.store(weight_low + at, new.to(weight_low.dtype.element_ty), mask=there)
+
+
+class Chunk:
+    """The state of Algorithm 1 for N images in the layout of the kernels, and its three moves.
+
+    ``start`` is left alone.
+    """
+
+    def __init__(self, start: State, settings: Settings, generators: Sequence[Generator], strength: Tensor) -> None:
+        self.start, self.settings = start, settings
+        pair, theta, shape, s = start.pair, start.theta, start.shape, settings
+        self.strength, self.deviation = strength, strength.sqrt()
+        self.count, self.pixels = shape[0], shape[-2:]
+        self.depth, self.k = theta.weight.shape[1], theta.weight.shape[-1]
+        self.grid = theta.fc.shape[-2:]
+        self.size = self.grid[0] * self.grid[1]
+        self.D = max(16, triton.next_power_of_2(self.depth))
+        self.block_c = min(64, max(16, triton.next_power_of_2(s.filters)))
+        self.C = triton.cdiv(s.filters, self.block_c) * self.block_c
+        self.dims = {"K": self.k, "C": self.C, "D": self.D}
+        low = s.compute_dtype or torch.float32
+        # tiles of 128 bytes a row: their stages fit the 99 KB of shared memory of the smallest supported GPUs
+        self.block_p, self.block_j = 128, 128 // low.itemsize
+        self.tiles = triton.cdiv(self.size, self.block_p)
+        self.positions = triton.next_power_of_2(max(min(self.size, MIN_POSITIONS), triton.cdiv(self.size, MAX_SPLITS)))
+        self.splits = triton.cdiv(self.size, self.positions)
+
+        grouped = (self.count, -1)
+        self.reference, self.image = _pack(pair.unflatten(1, grouped), self.D).unbind()
+        self.reference_low, self.image_low = self.reference.to(low), self.image.to(low)
+        self.fc = _pack(theta.fc[0].unflatten(0, grouped), self.C)
+        missing = self.C - s.filters
+        self.weight = F.pad(_pack(theta.weight.unflatten(0, grouped), self.D), (0,) * 7 + (missing,))
+        self.weight_low = self.weight.to(low)
+        self.bias = F.pad(theta.bias.unflatten(0, grouped), (0, missing))
+        taps = energy.kernel_to_cells(pair.new_ones(shape[1], s.kernel_size, s.kernel_size), s.stride)
+        self.taps = _pack(taps, self.D)
+
+        new = pair.new_empty
+        self.held_gates, self.reference_gates, self.image_gates = (torch.empty_like(self.fc, dtype=low) for _ in range(3))
+        self.squares, self.sums = new(self.count, self.tiles), new(self.count, self.tiles, 2, self.C)
+        self.partial = new(self.count, self.splits, self.C, self.k**2 * self.D)
+        self.pace, self.best = pair.new_ones(self.count), pair.new_full((self.count,), torch.inf)
+        self.seeds = torch.tensor([generator.initial_seed() for generator in generators], device=pair.device)
+        self.draw = torch.zeros((), dtype=torch.int32, device=pair.device)
+
+    def respond(self) -> None:
+        """Gates of the synthesised image by its own responses."""
+        _gate_kernel[self.tiles, self.count, self.C // self.block_c](
+            self.image_low, self.weight_low, self.bias, self.fc, self.held_gates, *self.grid,
+            **self.dims, BLOCK_P=self.block_p, BLOCK_C=self.block_c, BLOCK_J=self.block_j, num_warps=4, num_stages=3,
+        )  # fmt: skip
+
+    def image_step(self, decay: float, std: float) -> None:
+        """Eq. 3 with the gates held; see :func:`.langevin.step`."""
+        self.draw += 1
+        _image_kernel[self.tiles, self.count](
+            self.held_gates, self.weight_low, self.image, self.image_low, self.reference,
+            self.squares, self.seeds, self.draw, self.deviation, decay, 1 - decay, std, *self.grid, *self.pixels,
+            **self.dims, S=self.settings.stride, DEPTH=self.depth, BLOCK_P=self.block_p,
+            BLOCK_J=min(self.block_j, self.block_c), num_warps=4 if self.D < 64 else 8, num_stages=3,
+        )  # fmt: skip
+
+    def network_step(self) -> None:
+        """Eq. 5, with the rates of ``adaptive_lr``; leaves the image's gates by the new v and the mask of the old network."""
+        s = self.settings
+        if s.adaptive_lr:
+            residual = self.squares.sum(1)  # a sum does for the mean: it is compared with itself
+            for kept, new in zip((self.pace, self.best), energy.slow_down(self.pace, self.best, residual), strict=True):
+                kept.copy_(new)
+        least = s.threshold * self.strength[:, None] * energy.noise_response(self.weight_low)
+        _contrast_kernel[self.tiles, self.count, self.C // self.block_c](
+            self.reference_low, self.image_low, self.weight_low, self.bias, self.fc, least, self.pace,
+            self.reference_gates, self.image_gates, self.held_gates, self.sums, s.fc_lr, *self.grid,
+            **self.dims, BLOCK_P=self.block_p, BLOCK_C=self.block_c, BLOCK_J=self.block_j, num_warps=8, num_stages=3,
+        )  # fmt: skip
+        block_j = 2 * self.block_j
+        columns = triton.cdiv(self.k**2 * self.D, block_j)
+        _gradient_kernel[columns * (self.C // self.block_c), self.count, self.splits](
+            self.reference_low, self.image_low, self.reference_gates, self.image_gates, self.partial, *self.grid,
+            **self.dims, POSITIONS=self.positions,
+            BLOCK_P=self.block_j, BLOCK_C=self.block_c, BLOCK_J=block_j, num_warps=4, num_stages=3,
+        )  # fmt: skip
+        sums = self.sums.sum(1)
+        rate = self.pace * s.conv_lr
+        if s.adaptive_lr:
+            curvature = self.k**2 * (sums[:, 0] / self.size).square().sum(1)
+            rate = self.pace * (energy.STABLE / curvature).clamp(max=s.conv_lr)
+        rate = rate / self.size
+        self.bias.addcmul_(sums[:, 1], rate[:, None])
+        block = 1024
+        _weight_kernel[triton.cdiv(self.weight[0].numel(), block), self.count](
+            self.partial, self.taps, rate, self.weight, self.weight_low,
+            SPLITS=self.splits, C=self.C, KKD=self.k**2 * self.D, BLOCK=block, num_warps=4,
+        )  # fmt: skip
+
+    def snapshot(self, step: int) -> State:
+        """A copy of where the chunk stands."""
+        filters = self.settings.filters
+        theta = Parameters(
+            _unpack(self.weight[:, :filters], self.depth).flatten(0, 1),
+            self.bias[:, :filters].flatten(),
+            _unpack(self.fc, filters).flatten(0, 1)[None],
+            self.count,
+        )
+        pair = _unpack(torch.stack([self.reference, self.image]), self.depth).flatten(1, 2)
+        return self.start._replace(step=step, pair=pair, theta=theta.copy())
+
+
+def alternate(
+    start: State, settings: Settings, generators: Sequence[Generator], strength: Tensor, *, every: int
+) -> Iterator[State]:
+    """Algorithm 1 from ``start``; see :func:`.loop.alternate`."""
+    s = settings
+    chunk = Chunk(start, s, generators, strength)
+    rounds, held = (1, s.image_steps) if s.langevin == "closed_form" else (s.image_steps, 1)
+    decay, std = langevin.law(s.step_size, held)
+
+    def image_round() -> None:
+        if s.langevin == "exact":
+            chunk.respond()
+        chunk.image_step(decay, std)
+
+    with _on(chunk.image):
+        chunk.respond()
+    image_round, network_step = _replayed(image_round, chunk.image), _replayed(chunk.network_step, chunk.image)
+    for step in range(1, s.network_steps + 1):
+        for _ in range(rounds):
+            image_round()
+        if step % every == 0 or step == s.network_steps:
+            yield chunk.snapshot(step)
+        if step < s.network_steps:  # nothing uses the network after the last image
+            network_step()
+
+
+def _replayed(work: Callable[[], None], like: Tensor) -> Callable[[], None]:
+    """``work`` on the device of ``like``; with ``CAPTURE``, a CUDA graph of it from the second call on.
+
+    The first call compiles the kernels, which can't be captured.
+    """
+    graph: torch.cuda.CUDAGraph | None = None
+    calls = 0
+
+    def call() -> None:
+        nonlocal graph, calls
+        calls += 1
+        with _on(like):
+            if calls == 1 or not (CAPTURE and like.is_cuda):
+                work()
+                return
+            if graph is None:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    work()
+            graph.replay()
+
+    return call
+
+
+def _on(like: Tensor) -> contextlib.AbstractContextManager[object]:
+    return torch.cuda.device(like.device) if like.is_cuda else contextlib.nullcontext()
+
+
+def _pack(tensor: Tensor, channels: int) -> Tensor:
+    """(..., channels, rows, columns) -> (..., rows, columns, padded channels)."""
+    last = tensor.movedim(-3, -1)
+    return F.pad(last, (0, channels - last.shape[-1])).contiguous()
+
+
+def _unpack(packed: Tensor, channels: int) -> Tensor:
+    return packed[..., :channels].movedim(-1, -3)

@@ -1,0 +1,127 @@
+"""Algorithm 1 as plainly as can be: one image, a convolution, a linear layer, autograd and loops. No tricks.
+
+It is what the fast loops are compared with, the baseline of ``benchmarks/speed.py``, and, being differentiable in its input all
+the way through, what an attacker with exact gradients goes through. It shares nothing with the fast loops but the Gabor
+functions and the order in which random numbers are drawn.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from .. import noise_level, streams
+from ..images import to_model_units, to_pixels
+from .energy import gabor_kernels
+from .settings import Settings
+
+
+class Network(NamedTuple):
+    """theta of the paper for one image: W (C, channels, K, K), b (C,) and v (C, h, w)."""
+
+    weight: Tensor
+    bias: Tensor
+    fc: Tensor
+
+
+def purify(image: Tensor, settings: Settings, *, seed: int, index: int) -> Tensor:
+    """Purify one image (channels, H, W) in [0, 1] by random stream ``index`` of ``seed``, differentiably.
+
+    What :class:`~oag_transform.OnlineAlternateGenerator` returns for it, in the image's own precision, but that no image is
+    redone at smaller rates.
+    """
+    (generator,) = streams.generators(seed, [index], image.device)
+    strength = noise_level.matching_strength(image[None])[0] if settings.strength is None else settings.strength
+    for latest in alternate(to_model_units(image, settings.scale), settings, generator, strength):
+        synthesised = latest
+    return to_pixels(synthesised, settings.scale)
+
+
+def alternate(reference: Tensor, settings: Settings, generator: Generator, strength: Tensor | float) -> Iterator[Tensor]:
+    """Algorithm 1 for one reference (channels, H, W) in model units: the synthesised image after each round of image updates.
+
+    It is differentiable where ``reference`` requires a gradient. Masks, whether a weight is beyond the threshold and whether
+    the pace is halved are piecewise constant: they have none.
+    """
+    s = settings
+    if s.compute_dtype not in (None, reference.dtype):
+        raise ValueError(f"compute_dtype must be None: this loop works in the image's own dtype, got {s.compute_dtype}")
+    keep = reference.requires_grad and torch.is_grad_enabled()
+    height, width = reference.shape[1:]
+    rows, columns = math.ceil(height / s.stride), math.ceil(width / s.stride)
+    fill = (0, columns * s.stride - width, 0, rows * s.stride - height)  # with the mean colour, to whole strides
+    reference = F.pad(reference, fill)
+    before = math.ceil((s.kernel_size - s.stride) / 2)  # kernels are centred on their stride
+    after = s.kernel_size - s.stride - before
+    cell_taps = (2 * math.ceil(before / s.stride) + 1) ** 2 if before > 0 else 1  # strides that a kernel reaches into
+
+    def responses(image: Tensor, theta: Network) -> Tensor:
+        return F.conv2d(F.pad(image, (before, after, before, after))[None], theta.weight, theta.bias, s.stride)[0]
+
+    def f(image: Tensor, theta: Network) -> Tensor:
+        return (theta.fc * responses(image, theta).relu()).sum()
+
+    def held(image: Tensor, theta: Network, mask: Tensor) -> Tensor:
+        return (theta.fc * mask * responses(image, theta)).sum()  # F with the ReLU mask held: Eq. 7
+
+    theta = _random_network(reference, s, (rows, columns), generator)
+    image = torch.zeros_like(reference)
+    rho = 1 - s.step_size**2 / 2
+    jump = math.sqrt(sum(s.step_size**2 * rho ** (2 * k) for k in range(s.image_steps)))  # of T_I steps at once
+    pace, best = 1.0, math.inf
+    mask = (responses(image, theta) > 0).to(image.dtype)
+    for step in range(1, s.network_steps + 1):
+        for _ in range(s.image_steps if s.langevin == "exact" else 1):
+            normal = F.pad(torch.empty_like(image[:, :height, :width].contiguous()).normal_(generator=generator), fill)
+            noise = torch.as_tensor(strength, dtype=image.dtype).sqrt() * normal
+            if s.langevin == "exact":
+                (gradient,) = _gradients(lambda x, theta=theta: f(x, theta), [image], keep)
+                image = image - s.step_size**2 / 2 * (image - gradient) + s.step_size * noise  # Eq. 3
+            else:
+                (mode,) = _gradients(lambda x, theta=theta, mask=mask: held(x, theta, mask), [image], keep)  # Eq. 9
+                image = rho**s.image_steps * image + (1 - rho**s.image_steps) * mode + jump * noise
+        yield image[:, :height, :width]
+        if step == s.network_steps:
+            return
+
+        def contrast(*theta: Tensor, image: Tensor = image) -> Tensor:
+            return f(reference, Network(*theta)) - f(image, Network(*theta))
+
+        weight, bias, fc = _gradients(contrast, theta, keep)
+        least = strength * s.threshold * theta.weight.flatten(1).norm(dim=1)[:, None, None]
+        fc = fc * (fc.abs() > least) if s.threshold else fc
+        conv_lr = torch.as_tensor(s.conv_lr, dtype=image.dtype)
+        if s.adaptive_lr:
+            residual = float((reference - image).detach().square().mean())
+            rose = residual > 1.05 * best
+            pace, best = (pace / 2, residual) if rose else (pace, min(best, residual))
+            gates = theta.fc * (responses(reference, theta) > 0)
+            conv_lr = (0.5 / (cell_taps * gates.mean((1, 2)).square().sum())).clamp(max=s.conv_lr)
+        rate = pace * conv_lr / (rows * columns)  # of a sum over positions
+        mask = (responses(image, theta) > 0).to(image.dtype)
+        theta = Network(theta.weight + rate * weight, theta.bias + rate * bias, theta.fc + pace * s.fc_lr * fc)  # Eq. 5
+
+
+def _random_network(reference: Tensor, s: Settings, grid: tuple[int, int], generator: Generator) -> Network:
+    channels = len(reference)
+
+    def uniform(*shape: int, fan_in: int) -> Tensor:  # PyTorch's initialisation
+        return reference.new_empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+
+    taps = channels * s.kernel_size**2
+    if s.init == "gabor":
+        weight = gabor_kernels(generator, s.filters, channels, s.kernel_size, reference.dtype) / math.sqrt(3)
+    else:
+        weight = uniform(s.filters, channels, s.kernel_size, s.kernel_size, fan_in=taps)
+    return Network(weight, uniform(s.filters, fan_in=taps), uniform(s.filters, *grid, fan_in=s.filters * grid[0] * grid[1]))
+
+
+def _gradients(function: Callable[..., Tensor], at: Sequence[Tensor], keep: bool) -> tuple[Tensor, ...]:
+    """Partial derivatives of a scalar function at some tensors; ``keep``: they are differentiable again."""
+    with torch.enable_grad():
+        # a clone of each: what else the function uses may depend on them as well
+        points = [x.clone() if x.requires_grad else x.detach().requires_grad_() for x in at]
+        return torch.autograd.grad(function(*points), points, create_graph=keep)

@@ -1,0 +1,158 @@
+"""From pixels to pixels: strength, model units, one choice of loop, and a second try for what diverges."""
+
+import dataclasses
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from .. import noise_level, streams
+from ..images import to_model_units, to_pixels
+from . import langevin, loop
+from .settings import Settings
+from .state import State, begin
+from .tiles import fade, tiles
+
+logger = logging.getLogger(__name__)
+
+AUTO = False  # "auto" takes the kernels once benchmarks.gpu has shown them right, and faster, on a GPU
+MAX_FUSED_STRIDE = 6  # the kernels hold all channels * stride^2 channels of a cell at once: up to 108, padded to 128
+TICK = 5  # network steps between two moves of a progress bar, each of which takes a snapshot
+
+
+class Loop(Protocol):
+    """Algorithm 1 from a start to its last snapshot: see :func:`.loop.alternate`."""
+
+    def __call__(
+        self, start: State, settings: Settings, generators: Sequence[Generator], strength: Tensor, *, every: int
+    ) -> Iterator[State]:
+        """Snapshots after each ``every`` network steps, and after the last."""
+
+
+def choose_loop(settings: Settings, device: torch.device, dtype: torch.dtype) -> Loop:
+    """The loop for images of this device and dtype (as they are worked on): PyTorch operators, or the fused CUDA kernels.
+
+    Raises:
+        RuntimeError: ``backend="triton"``, and the kernels can't run there; the message says why.
+    """
+    reason = _obstacle(settings, device, dtype)
+    if reason is not None and settings.backend == "triton":
+        raise RuntimeError(f"backend='triton' can't work on these images: {reason}; use backend='auto' or 'torch'")
+    if reason is not None or settings.backend == "torch" or (settings.backend == "auto" and not AUTO):
+        return loop.alternate
+    from . import fused  # it needs triton
+
+    return fused.alternate
+
+
+def alternate(
+    pixels: Tensor, settings: Settings, chosen: Loop, seed: int, indices: Sequence[int], *, every: int
+) -> Iterator[State]:
+    """Algorithm 1 for images (N, channels, H, W) in [0, 1], image i by random stream ``indices[i]`` of ``seed``."""
+    generators = streams.generators(seed, indices, pixels.device)
+    start = begin(to_model_units(pixels, settings.scale), settings, generators)
+    return chosen(start, settings, generators, strength_of(pixels, settings), every=every)
+
+
+def purify(
+    pixels: Tensor,
+    settings: Settings,
+    chosen: Loop,
+    seed: int,
+    indices: Sequence[int],
+    advance: Callable[[int], object] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Purify images of shape (N, channels, H, W) in [0, 1]; image i uses random stream ``indices[i]`` of ``seed``.
+
+    ``advance(n)`` is called after n more steps of one tile of one image. Returns the new images and a boolean mask (N,) of
+    those that diverged, both at these rates and at a quarter of them.
+    """
+    strength = strength_of(pixels, settings)
+    height, width = pixels.shape[-2:]
+    places = tiles(height, width, settings.tile_size, settings.stride)
+    if len(places) == 1:
+        return _purify(pixels, strength, settings, chosen, seed, indices, 0, advance)
+    made, kept = torch.zeros_like(pixels), pixels.new_zeros(height, width)
+    failed = torch.zeros_like(strength, dtype=torch.bool)
+    for number, place in enumerate(places):
+        part, bad = _purify(place.of(pixels), strength, settings, chosen, seed, indices, number, advance)
+        share = fade(place, height, width, like=pixels)
+        place.of(made).add_(part.mul_(share))
+        place.of(kept).add_(share.square())
+        failed |= bad
+    # where tiles fade into each other, independent noise has less of its variance: what is missing is drawn anew
+    variance = langevin.stationary_variance(settings.step_size) * strength[:, None, None, None] * (1 - kept)
+    generators = streams.tile_generators(seed, indices, len(places), pixels.device)
+    made += settings.scale / 255 * variance.clamp_(min=0).sqrt_() * streams.fill_normal(torch.empty_like(made), generators)
+    return made.clamp_(0, 1), failed
+
+
+def _purify(
+    pixels: Tensor,
+    strength: Tensor,
+    settings: Settings,
+    chosen: Loop,
+    seed: int,
+    indices: Sequence[int],
+    tile: int,
+    advance: Callable[[int], object] | None,
+) -> tuple[Tensor, Tensor]:
+    """One tile of images, which may be all of them; see :func:`purify`."""
+
+    def states(rows: list[int], settings: Settings, every: int) -> Iterator[State]:
+        own = [indices[row] for row in rows]
+        generators = streams.generators(seed, own, pixels.device)
+        start = begin(to_model_units(pixels[rows], settings.scale), settings, generators)
+        if tile > 0:  # the networks of all tiles begin alike; noise is each tile's own
+            generators = streams.tile_generators(seed, own, tile, pixels.device)
+        return chosen(start, settings, generators, strength[rows], every=every)
+
+    done = 0
+    for state in states(list(range(len(pixels))), settings, TICK if advance else settings.network_steps):
+        if advance is not None:
+            advance(len(pixels) * (state.step - done))
+        done = state.step
+    images, failed = state.images, diverged(state, settings)
+    if failed.any():
+        again = failed.nonzero().flatten().tolist()
+        logger.info("images %s diverged and are redone at a quarter of the rates", [indices[row] for row in again])
+        slower = dataclasses.replace(settings, conv_lr=settings.conv_lr / 4, fc_lr=settings.fc_lr / 4)
+        (state,) = states(again, slower, settings.network_steps)
+        images[again], failed[again] = state.images, diverged(state, settings)
+    return to_pixels(images, settings.scale), failed
+
+
+def strength_of(pixels: Tensor, settings: Settings) -> Tensor:
+    """``strength`` for each image of ``pixels`` (N, channels, H, W) in [0, 1]: (N,)."""
+    if settings.strength is None:
+        return noise_level.matching_strength(pixels)
+    return pixels.new_full((len(pixels),), settings.strength)
+
+
+def diverged(state: State, settings: Settings) -> Tensor:
+    """Mask (N,) of images that are not finite, or further from the reference than an image without any content is."""
+    residual = (state.images - state.reference).square().mean((1, 2, 3))
+    # the noise of full strength: less of it moves this limit by little
+    limit = 2 * (state.reference.square().mean((1, 2, 3)) + langevin.stationary_variance(settings.step_size))
+    return ~(residual <= limit)  # so that NaN counts
+
+
+def _obstacle(settings: Settings, device: torch.device, dtype: torch.dtype) -> str | None:
+    if dtype != torch.float32:
+        return f"its state is float32, got {str(dtype).removeprefix('torch.')}"
+    if settings.stride > MAX_FUSED_STRIDE:
+        return f"it supports strides up to {MAX_FUSED_STRIDE}, got {settings.stride}"
+    interpreted = settings.backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"  # on the CPU, for tests
+    if not interpreted:
+        if device.type != "cuda" or torch.version.cuda is None:
+            return f"it needs an NVIDIA GPU, got a tensor on {device}{' (ROCm)' if device.type == 'cuda' else ''}"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 0):
+            return f"it needs compute capability 8.0 or higher, got {capability[0]}.{capability[1]}"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (it comes with PyTorch for CUDA on Linux)"
+    return None

@@ -1,0 +1,51 @@
+"""The gradient of a defense that has none: the identity, in every mode of differentiation (BPDA, Athalye et al. 2018)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import _checks
+
+
+def straight_through(images: Tensor, defense: Callable[[Tensor], Tensor]) -> Tensor:
+    """``defense(images)`` with the derivative of the identity, in reverse and forward mode and under ``torch.func``.
+
+    Where the defense returns images (N, C, H', W') of another size, the derivative is that of a bilinear resize to it.
+
+    Raises:
+        RuntimeError: under ``torch.vmap``, which a defense that works on whole batches can't see through.
+    """
+    return _StraightThrough.apply(images, defense)
+
+
+class _StraightThrough(torch.autograd.Function):
+    # the defense runs in here because forward() gets plain tensors, under torch.func as well
+    @staticmethod
+    def forward(images: Tensor, defense: Callable[[Tensor], Tensor]) -> Tensor:
+        result = defense(images.detach())
+        return result.view_as(result)  # one that returns its input must not hand on the same tensor
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.source, ctx.target, ctx.dtype = inputs[0].shape, output.shape, output.dtype
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (gradient,) = gradients
+        if ctx.source != ctx.target:
+            gradient = torch.ops.aten.upsample_bilinear2d_backward(gradient, ctx.target[-2:], ctx.source, False)
+        return gradient, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        tangent = tangents[0]
+        if ctx.source != ctx.target:
+            tangent = F.interpolate(tangent, ctx.target[-2:], mode="bilinear", align_corners=False)
+        return tangent.to(ctx.dtype, copy=True)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        raise RuntimeError(_checks.NOT_VMAPPED)

@@ -1,0 +1,29 @@
+"""Networks to make targets of."""
+
+import pytest
+import torch
+
+from oag_transform.evaluation.backbones import EFFICIENTNET_LITE_SIZES, build, efficientnet_lite
+from oag_transform.evaluation.targets import load_target
+from tests.test_targets import names
+
+
+def test_the_three_sizes_of_efficientnet_lite() -> None:
+    for variant, size in enumerate(EFFICIENTNET_LITE_SIZES):
+        preprocessing = load_target(f"efficientnet-lite{variant}", classes=names(1000)).preprocessing
+        assert (preprocessing.resize, preprocessing.crop) == (size + 32, size)
+    with pytest.raises(ValueError, match=r"variant must be one of \(0, 1, 2\), got 3"):
+        efficientnet_lite(3)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v2", "densenet121", "vgg11", "efficientnet-lite0"])
+def test_the_last_layer_is_replaced(backbone: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        model, _ = build(backbone, None, 7)
+    with torch.no_grad():
+        assert torch.equal(model.eval()(torch.rand(1, 3, 64, 64)), torch.zeros(1, 7))  # the new layer starts at zero
+
+
+def test_a_backbone_without_a_linear_layer_is_named() -> None:
+    with torch.random.fork_rng(devices=[]), pytest.raises(ValueError, match="squeezenet1_0 has no linear layer"):
+        build("squeezenet1_0", None, 3)

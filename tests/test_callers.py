@@ -1,0 +1,115 @@
+"""Who calls: torch.compile, exporters and tracers, and the libraries that people put a defense into."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import Normalize
+
+from oag_transform import DefendedModel, OnlineAlternateGenerator
+from oag_transform.defended import shifted
+
+
+def make_target() -> nn.Sequential:
+    target = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 5)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in target.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 4
+    return target
+
+
+def defense(**overrides: Any) -> OnlineAlternateGenerator:
+    return OnlineAlternateGenerator(**{"network_steps": 2, "filters": 4, "seed": 0} | overrides)
+
+
+def images() -> Tensor:
+    return torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compile_compiles_the_target_and_leaves_the_defense_alone() -> None:
+    graphs: list[list[str]] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    torch.compiler.reset()
+    model = DefendedModel(make_target(), defense())
+    compiled = torch.compile(model, backend=backend)
+    torch.testing.assert_close(compiled(images()), model(images()))
+    assert len(graphs) == 1
+    assert sum("conv2d" in name for name in graphs[0]) == 4  # of the target in four views
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [defense, lambda: DefendedModel(make_target(), defense())], ids=["transform", "model"])
+@pytest.mark.parametrize("kind", ["export", "fx", "trace", "vmap"])
+def test_exporters_and_tracers_are_told_in_one_sentence(make: Callable[[], nn.Module], kind: str) -> None:
+    module = make()
+    calls: dict[str, Callable[[], object]] = {
+        "export": lambda: torch.export.export(module, (images(),)),
+        "fx": lambda: torch.fx.symbolic_trace(module),
+        "trace": lambda: torch.jit.trace(module, images()),
+        "vmap": lambda: torch.vmap(module)(images()[None]),
+    }
+    with pytest.raises(RuntimeError, match=r"a defense can't be (vmapped|exported or traced): it") as caught:
+        calls[kind]()
+    assert len(str(caught.value)) < 200
+
+
+def test_art_predicts_and_attacks_through_the_preprocessor() -> None:
+    pytest.importorskip("art")
+    from art.attacks.evasion import FastGradientMethod
+    from art.estimators.classification import PyTorchClassifier
+
+    from oag_transform.art import DefensePreprocessor
+
+    target, loss = make_target(), nn.CrossEntropyLoss()
+    classifier = PyTorchClassifier(
+        target, loss, (3, 32, 32), 5, clip_values=(0, 1), preprocessing_defences=[DefensePreprocessor(defense())]
+    )
+    batch = images()
+    expected = DefendedModel(target, defense(), shift=0)
+    np.testing.assert_allclose(classifier.predict(batch.numpy()), expected(batch).detach().numpy(), rtol=1e-5, atol=1e-6)
+    labels = expected(batch).argmax(1)
+    point = batch.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(expected(point), labels) * len(batch), point)
+    theirs = classifier.loss_gradient(batch.numpy(), nn.functional.one_hot(labels, 5).numpy())
+    np.testing.assert_allclose(theirs / np.abs(theirs).max(), (gradient / gradient.abs().max()).numpy(), rtol=1e-4, atol=1e-6)
+    attacked = torch.from_numpy(FastGradientMethod(classifier, eps=4 / 255).generate(batch.numpy(), labels.numpy()))
+    assert loss(expected(attacked), labels) > loss(expected(batch), labels)
+    assert (attacked - batch).abs().max() <= 4 / 255 + 1e-6
+
+
+def test_a_classifier_of_timm_has_its_data_configs_normalisation() -> None:
+    timm = pytest.importorskip("timm")
+    name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    with torch.random.fork_rng():
+        model = DefendedModel.from_timm(name, nn.Identity(), pretrained=False, shift=0, samples=1)
+    config = timm.data.resolve_model_data_config(timm.create_model(name, pretrained=False))
+    assert isinstance(model.normalize, Normalize)
+    assert (tuple(model.normalize.mean), tuple(model.normalize.std)) == (config["mean"], config["std"]) == ((0.5,) * 3,) * 2
+    batch = torch.rand(1, *config["input_size"], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(batch), model.target(2 * batch - 1))
+    assert not model.target.training
+    with pytest.raises(ValueError, match="expected a model of timm such as 'resnet50', got 'resnet5000'"):
+        DefendedModel.from_timm("resnet5000")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_classifier_of_hugging_face() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=7)
+    with torch.random.fork_rng():
+        target = transformers.ResNetForImageClassification(config).eval()
+    normalize = Normalize([0.5] * 3, [0.5] * 3)
+    model = DefendedModel(target, defense(), normalize=normalize)
+    batch = images()
+    with torch.no_grad():
+        views = [target(normalize(view)).logits.softmax(-1) for view in shifted(defense()(batch), 5)]
+        torch.testing.assert_close(model(batch).softmax(-1), torch.stack(views).mean(0))

@@ -1,0 +1,148 @@
+"""The default, so that nobody changes it unseen: a golden test, and each constant that it rests on by what it is there for.
+
+The golden figures are of two photographs that come with scikit-image; ``pytest tests/test_default.py`` prints what differs.
+``python -m benchmarks.detail`` shows what the same quantities are on photographs of one's own.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum, get_model
+
+from oag_transform import DefendedModel, OnlineAlternateGenerator, noise_level, streams
+from oag_transform.generator import energy, reference
+from oag_transform.generator.run import alternate, choose_loop, diverged
+from oag_transform.generator.state import State, begin
+from oag_transform.images import to_model_units, to_pixels
+from tests.photographs import photographs, picture
+
+PSNR = (33.41, 33.74)  # of the mode, which has no Langevin noise, to the photograph, in dB
+FULL_PSNR = (31.42, 30.81)  # with strength=1
+SHARE = (0.050, 0.057)  # of white noise of 6 grey levels that comes through
+STRENGTH = (0.493, 0.366)
+GREY_ESTIMATE = (0.772, 0.541)  # of the photographs in grey, in grey levels
+
+
+def noise() -> Tensor:
+    return 6 / 255 * torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+
+
+def modes(images: Tensor, purify: OnlineAlternateGenerator) -> Tensor:
+    """The modes of the synthesised images, (N, 3, H, W) in [0, 1]."""
+    s, found = purify.settings, []
+    for i, image in enumerate(images.split(1)):
+        (state,) = alternate(image, s, choose_loop(s, image.device, image.dtype), 0, [i], every=s.network_steps)
+        found.append(to_pixels(state.mode, s.scale))
+    return torch.cat(found)
+
+
+def psnr(one: Tensor, other: Tensor) -> list[float]:
+    return (-10 * (one - other).square().mean((1, 2, 3)).log10()).tolist()
+
+
+def test_golden_what_the_default_keeps_and_what_it_lets_through() -> None:
+    clean, purify = photographs(), OnlineAlternateGenerator()
+    kept = modes(clean, purify)
+    assert psnr(kept, clean) == pytest.approx(PSNR, abs=0.05)
+    assert psnr(modes(clean, OnlineAlternateGenerator(strength=1)), clean) == pytest.approx(FULL_PSNR, abs=0.05)
+    through = modes((clean + noise()).clamp(0, 1), purify) - kept
+    share = (through * noise()).sum((1, 2, 3)) / noise().square().sum((1, 2, 3))
+    assert share.tolist() == pytest.approx(SHARE, abs=0.002)
+
+
+def test_golden_strength_and_estimate() -> None:
+    assert noise_level.matching_strength(photographs()).tolist() == pytest.approx(STRENGTH, abs=0.002)
+    grey = photographs().mean(1, keepdim=True)
+    assert noise_level.estimate(grey).tolist() == pytest.approx(GREY_ESTIMATE, abs=0.002)
+
+
+def test_an_image_without_noise_gets_a_quarter_and_full_strength_begins_at_2_6_grey_levels() -> None:
+    flat = torch.full((1, 3, 192, 192), 0.5, dtype=torch.float64)
+    normal = torch.randn(1, 3, 192, 192, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    levels = {0.0: 0.25, 1.3: 0.5, 2.6: 1.0, 5.2: 1.0}
+    for level, expected in levels.items():
+        assert noise_level.matching_strength(flat + level / 255 * normal).item() == pytest.approx(expected, rel=0.03)
+    assert noise_level.matching_strength(flat + 2.0 / 255 * normal).item() < 0.85
+
+
+def test_noise_in_brightness_counts_a_third_of_its_smoothest_tenth_of_blocks() -> None:
+    """Blocks of 16 x 16 pixels with more and more noise: the estimate is a third of the square root of the tenth percentile."""
+    blocks, generator = 20, torch.Generator().manual_seed(0)
+    levels = torch.linspace(2, 22, blocks**2, dtype=torch.float64)  # in order: a block's neighbours reach into it
+    spread = levels.view(blocks, blocks).repeat_interleave(16, 0).repeat_interleave(16, 1)
+    normal = torch.randn(1, 1, 16 * blocks, 16 * blocks, generator=generator, dtype=torch.float64)
+    expected = math.sqrt(3) * (2 + 20 * 0.1) / 3
+    assert noise_level.estimate(0.5 + spread / 255 * normal).item() == pytest.approx(expected, rel=0.05)
+
+
+def test_gabor_functions_are_half_as_fine_in_hue_and_as_wide_as_half_their_period() -> None:
+    """Frequency from the zero crossings' spacing and width from the envelope, of long kernels with room for both."""
+    size, filters = 31, 400
+    generator = torch.Generator().manual_seed(0)
+    kernels = energy.gabor_kernels(generator, filters, 3, size, torch.float64)[filters // 10 :]
+    spectrum = torch.fft.fftshift(torch.fft.fft2(kernels, s=(128, 128)).abs().square().sum(1), dim=(-2, -1))
+    axis = torch.arange(-64, 64, dtype=torch.float64) / 128
+    radius = (axis[:, None].square() + axis.square()).sqrt()
+    power = spectrum / spectrum.sum((-2, -1), keepdim=True)
+    frequency = (power * radius).sum((-2, -1))
+    grey = kernels.sum(1).square().sum((-2, -1)) > 0.5 * kernels.square().sum((1, 2, 3))
+    # the logarithm is uniform from 1 / K to 0.45 cycles a pixel, or half of both: the medians are half an octave apart each way
+    middle = math.exp((math.log(1 / size) + math.log(0.45)) / 2)
+    assert frequency[grey].median().item() == pytest.approx(middle, rel=0.2)
+    assert frequency[~grey].median().item() == pytest.approx(middle / 2, rel=0.35)
+    assert frequency[~grey].max() < 0.27
+    place = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    away = place[:, None].square() + place.square()
+    weight = kernels.square().sum(1)
+    width = (
+        (weight * away).sum((-2, -1)) / weight.sum((-2, -1))
+    ).sqrt()  # sigma of the Gaussian, squared and in two dimensions
+    fine = (frequency > 0.15) & grey  # those whose window is not cut off
+    assert (width[fine] * frequency[fine]).median().item() == pytest.approx(0.5, rel=0.1)
+
+
+def test_an_image_diverges_beyond_twice_what_one_without_content_is_off() -> None:
+    purify = OnlineAlternateGenerator(filters=4)
+    reference_image = to_model_units(picture(3, 30, 30)[None], purify.scale)
+    generators = streams.generators(0, [0], torch.device("cpu"))
+    start = begin(reference_image, purify.settings, generators)
+    limit = 2 * (reference_image.square().mean() + 1 / (1 - purify.step_size**2 / 4))
+
+    def off_by(mean_square: Tensor) -> State:
+        pair = start.pair.clone()
+        pair[1:] = pair[:1] + mean_square.sqrt()
+        return start._replace(pair=pair)
+
+    assert not diverged(off_by(0.98 * limit), purify.settings).any()
+    assert diverged(off_by(1.02 * limit), purify.settings).all()
+
+
+def test_the_rate_of_w_is_half_of_what_the_curvature_allows() -> None:
+    """A rate that is always held, against the plain reference, which has a half of its own."""
+    image, purify = picture(3, 24, 27), OnlineAlternateGenerator(filters=16, conv_lr=1.0, seed=0)
+    assert energy.STABLE == 0.5
+    torch.testing.assert_close(purify(image), reference.purify(image, purify.settings, seed=0, index=0), rtol=0, atol=1e-9)
+
+
+def test_noise_on_images_is_not_what_a_defense_of_the_same_seed_draws() -> None:
+    cpu = torch.device("cpu")
+    drawn = [
+        streams.fill_normal(torch.empty(3, 1000, dtype=torch.float64), make(7, range(3), cpu))
+        for make in (streams.generators, streams.noise_generators)
+    ]
+    for one, other in zip(*drawn, strict=True):
+        assert not torch.equal(one, other)
+        assert abs(float(np.corrcoef(one, other)[0, 1])) < 5 / math.sqrt(1000)
+
+
+def test_from_torchvision_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def random_weights(*_: object, **__: object) -> dict[str, Tensor]:
+        return get_model("squeezenet1_1", weights=None).state_dict()
+
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", random_weights)
+    defense = nn.Identity()
+    model = DefendedModel.from_torchvision("squeezenet1_1", defense, samples=3, shift=7, gradient="own")
+    assert (model.defense, model.samples, model.shift, model.gradient) == (defense, 3, 7, "own")

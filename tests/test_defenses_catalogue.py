@@ -1,0 +1,115 @@
+"""The catalogue of defenses: light to import, and each entry makes what it says."""
+
+import dataclasses
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from oag_transform import OnlineAlternateGenerator
+from oag_transform.defenses import catalogue, denoisers, filters, per_image
+from oag_transform.defenses.catalogue import DEFENSES, OURS, Defense, Needs, by_key, chosen
+from oag_transform.defenses.filters import JPEG, MeanFilter
+from oag_transform.defenses.pixeldefend import PixelCNN
+
+every = pytest.mark.parametrize("defense", DEFENSES, ids=lambda defense: defense.key)
+NEEDS = Needs(pixelcnn=PixelCNN(radius=1, hidden=4, layers=1, components=1), compute_dtype=torch.bfloat16)
+NAMES = {**vars(filters), **vars(denoisers), **vars(per_image), "OnlineAlternateGenerator": OnlineAlternateGenerator}
+
+
+def made(defense: Defense, setting: float, seed: int = 3) -> nn.Module:
+    if defense.key == "bm3d":
+        pytest.importorskip("bm3d")
+    return defense.make(setting, seed, NEEDS)
+
+
+def image() -> Tensor:
+    return torch.rand(1, 3, 18, 20, generator=Generator().manual_seed(0))
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    program = "import sys, oag_transform.defenses.catalogue; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.split())
+    assert "oag_transform" in loaded
+    assert not loaded & {"torch", "torchvision", "numpy", "PIL", "scipy", "skimage", "tqdm", "bm3d"}
+
+
+def test_names_are_unique_and_ours_stands_last() -> None:
+    for names in ([d.key for d in DEFENSES], [d.label for d in DEFENSES]):
+        assert len(set(names)) == len(names)
+    assert [d.key for d in DEFENSES if d.label.startswith(OURS)] == [d.key for d in DEFENSES[-4:]]
+    assert by_key("oag").label == OURS
+
+
+@every
+def test_settings_are_different_and_the_chosen_one_can_be_made(defense: Defense) -> None:
+    assert len(set(defense.settings)) == len(defense.settings)
+    for setting in {defense.published, defense.tuned, *defense.settings}:
+        module = made(defense, setting)
+        if defense.key != "pixeldefend":  # its model is shown by a hash
+            assert repr(eval(repr(module), NAMES)) == repr(module)
+        assert defense.describe(setting).startswith(f"{defense.label}, {defense.knob} ")
+
+
+@every
+def test_each_makes_an_image_of_an_image(defense: Defense) -> None:
+    module = made(defense, defense.settings[-1]) if defense.key != "oag-paper" else made(defense, 2)
+    if defense.key == "dip":
+        module.steps = 2  # type: ignore[assignment]
+    result = module(image().requires_grad_(), index=[5])
+    assert result.shape == image().shape or defense.key == "randomization"
+    assert ((result >= 0) & (result <= 1)).all()
+    assert result.requires_grad == (defense.differentiable or defense.label.startswith(OURS))  # ours: straight through
+
+
+@pytest.mark.parametrize(
+    "key", ["mean", "median", "bit-depth", "jpeg", "jpeg-noise", "noise", "tv", "nlm", "wavelets", "deflection"]
+)
+def test_settings_go_from_weak_to_strong(key: str) -> None:
+    """Stronger ones leave less of the difference of a photograph's noise, or add more of their own."""
+    defense = by_key(key)
+    y, x = torch.linspace(0, 3, 64)[:, None], torch.linspace(0, 3, 64)
+    clean = (0.5 + 0.3 * torch.stack([torch.sin(x + y), torch.cos(x - y), torch.sin(x * y)]))[None]
+    noisy = clean + 5 / 255 * torch.randn(clean.shape, generator=Generator().manual_seed(1))
+    moved = [(made(defense, setting)(noisy) - noisy).square().mean().item() for setting in defense.settings]
+    assert moved == sorted(moved)
+
+
+def test_what_is_made() -> None:
+    ours = by_key("oag").make(9, 4, NEEDS)
+    assert isinstance(ours, OnlineAlternateGenerator)
+    assert (ours.network_steps, ours.seed, ours.compute_dtype, ours.strength) == (9, 4, torch.bfloat16, None)
+    full: Any = by_key("oag-full-4-views").make(9, 4, Needs())
+    assert (full.network_steps, full.strength, full.compute_dtype) == (9, 1.0, None)
+    paper: Any = by_key("oag-paper").make(300, 4, Needs())
+    assert repr(paper) == repr(OnlineAlternateGenerator.paper(langevin="closed_form", seed=4))
+    follow: Any = by_key("jpeg-noise-follow-4-views").make(15, 4, Needs())
+    assert (follow.quality, follow.std, follow.follow_noise, follow.seed) == (15, 8, True, 4)
+    assert repr(by_key("mean").make(5, 0, Needs())) == repr(MeanFilter(5))
+    assert repr(by_key("jpeg-4-views").make(15, 0, Needs())) == repr(JPEG(15))
+
+
+def test_those_in_views_say_so() -> None:
+    assert {d.key for d in DEFENSES if d.in_views} == {d.key for d in DEFENSES if d.key.endswith("-4-views")}
+    assert all(d.label.endswith(catalogue.VIEWS) == d.in_views for d in DEFENSES)
+
+
+def test_what_is_missing_is_told() -> None:
+    with pytest.raises(ValueError, match="needs a PixelCNN"):
+        by_key("pixeldefend").make(16, 0, Needs())
+
+
+def test_defenses_are_chosen_by_key() -> None:
+    assert [d.key for d in chosen(["oag", "jpeg"])] == ["oag", "jpeg"]
+    with pytest.raises(ValueError, match=r"no defense 'jpg'; expected some of mean, median, .*, oag, oag-4-views"):
+        chosen(["oag", "jpg"])
+
+
+def test_setting_and_label_are_described() -> None:
+    assert by_key("jpeg").describe(75) == "JPEG, quality 75"
+    assert by_key("randomization").describe(331 / 299) == "Randomization, ratio 1.107"
+    assert dataclasses.replace(by_key("oag"), knob="T").describe(12) == f"{OURS}, T 12"

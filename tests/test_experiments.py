@@ -1,0 +1,248 @@
+"""Tables and curves against plain computations on two classifiers that differ, and what the figures are drawn from."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from oag_transform import OnlineAlternateGenerator
+from oag_transform.defenses.catalogue import Defense, Needs, chosen
+from oag_transform.evaluation.attacks import Attack, fgsm, igsm, mifgsm
+from oag_transform.evaluation.catalogue import EXPERIMENTS, experiment
+from oag_transform.evaluation.experiments import curves, photographs, tables
+from oag_transform.evaluation.experiments.plan import Plan
+from oag_transform.evaluation.results import Cell, Cost, Iterations, Lines, Residuals, Row, Tradeoff
+from tests.tiny import brightness, left_half, make_subject, write_photographs
+
+STEPS = 3
+bright, left = brightness().eval(), left_half().eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photographs(tmp_path_factory.mktemp("photographs"))
+
+
+def make_plan(folder: Path, cache: Path, *, attacks: tuple[Attack, ...] = (fgsm(3),), families: Any = ()) -> Plan:
+    subject, other = (make_subject(folder, cache, model=name) for name in ("brightness", "left_half"))
+    return Plan(subject, (other,), tuple(families), attacks, 2, 0.1, STEPS, Needs(), {"seed": 0})
+
+
+def bits(right: Tensor) -> str:
+    return "".join("1" if value else "0" for value in right)
+
+
+def right_of(row: Row) -> list[str]:
+    assert row.error == ""
+    return [cell.right for cell in row.cells if cell is not None]
+
+
+def test_the_list_is_what_there_is() -> None:
+    homes = {"tables": tables, "curves": curves, "photographs": photographs}
+    listed = {(entry.module, entry.key) for entry in EXPERIMENTS}
+    public = {
+        (name, function)
+        for name, module in homes.items()
+        for function in vars(module)
+        if getattr(vars(module)[function], "__module__", "") == module.__name__ and not function.startswith("_")
+    }
+    assert listed == public
+    with pytest.raises(ValueError, match="no experiment 'table12'; expected some of table1, table2"):
+        experiment("table12")
+
+
+def test_table2_is_transfer_between_two_targets(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(folder, tmp_path, attacks=(mifgsm(4),))
+    one, other = plan.subject, plan.others[0]
+    images, labels = one.images.float() / 255, one.labels
+    models: list[nn.Module] = [bright, left]
+    both = torch.stack([model(images).argmax(1) == labels for model in models]).all(0)
+    images, labels = images[both], labels[both]
+    assert len(images) > 0
+    expected = []
+    for attacker in models:
+        changed = mifgsm(4)(attacker, images, labels, classes=2, seed=0)
+        purified = OnlineAlternateGenerator(network_steps=STEPS, seed=0)(changed)
+        expected.append([bits(victim(each).argmax(1) == labels) for victim in models for each in (changed, purified)])
+    assert expected[0] != expected[1]  # or swapped rows would pass
+    assert [row[0] for row in expected] != [row[2] for row in expected]  # or swapped columns
+    result = tables.table2(plan)
+    assert [right_of(row) for row in result.rows] == expected
+    assert [row.name for row in result.rows] == [one.target.name, other.target.name]
+    assert result.columns == tuple(f"{name}{end}" for name in (one.target.name, other.target.name) for end in ("", " + ours"))
+    assert result.facts["n"] == len(images)
+
+
+def test_table3_has_a_column_for_each_target_on_images_of_its_own(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(folder, tmp_path, attacks=(igsm(4, targeted=False),), families=chosen(["mean"]))
+    mean = chosen(["mean"])[0]
+    expected: dict[str, list[str]] = {"None": [], mean.describe(mean.tuned): []}
+    for subject, model in zip((plan.subject, *plan.others), (bright, left), strict=True):
+        images = subject.images.float() / 255
+        changed = igsm(4, targeted=False)(model, images, subject.labels, classes=2)
+        filtered = mean.make(mean.tuned, 0, Needs())(changed)
+        for name, each in zip(expected, (changed, filtered), strict=True):
+            expected[name].append(bits(model(each).argmax(1) == subject.labels))
+    assert expected["None"][0] != expected["None"][1]  # or swapped columns would pass
+    result = tables.table3(plan)
+    assert {row.name: right_of(row) for row in result.rows if row.name in expected} == expected
+    names = [f"{subject.target.name} (n = {len(subject.images)})" for subject in (plan.subject, *plan.others)]
+    assert list(result.columns) == names
+
+
+def test_table1_pools_the_attacks_and_says_what_to_take(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(folder, tmp_path, attacks=(fgsm(3), igsm(5)), families=chosen(["mean", "jpeg", "oag"]))
+    result = tables.table1(plan)
+    assert result.columns == ("Clean", "FGSM 3/255", "IGSM 5/255", "Mean attacked")
+    for row in result.rows:
+        _, first, second, mean = row.cells
+        assert first is not None
+        assert second is not None
+        assert mean == Cell(first.right + second.right, 2)
+    assert [row.defense for row in result.rows] == ["", "", "mean", "mean", "jpeg", "jpeg", "oag"]
+    (cost,) = result.figures
+    assert cost == Cost("cost.svg", cost.caption, (2, 3, 4, 5, 6), 3)
+    assert "highest mean accuracy under attack" in result.facts["recommendation"]
+
+
+def test_slow_defenses_meet_fewer_images_and_a_row_may_fail(folder: Path, tmp_path: Path) -> None:
+    slow = dataclasses.replace(chosen(["mean"])[0], slow=True, settings=(3,))
+
+    def refuse(*_: Any) -> nn.Module:
+        raise ValueError("no luck")
+
+    broken = dataclasses.replace(chosen(["jpeg"])[0], make=refuse)
+    plan = make_plan(folder, tmp_path, families=(slow, broken))
+    rows = {row.name: row for row in tables.table1(plan).rows}
+    assert [cell.n for cell in rows[slow.describe(7)].cells if cell] == [2, 2, 2]
+    assert rows["JPEG, quality 75"].error == "ValueError: no luck"
+    assert rows["JPEG, quality 75"].cells == (None,) * 3
+    result = curves.tradeoff(plan)
+    (figure,) = result.figures
+    assert isinstance(figure, Tradeoff)
+    assert [(curve.name, curve.rows) for curve in figure.curves] == [("Mean filter", (0,))]
+
+
+def test_tables_4_and_5_vary_one_setting(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Recording(OnlineAlternateGenerator):
+        def __init__(self, **settings: Any) -> None:
+            made.append(settings)
+            super().__init__(**settings)
+
+    monkeypatch.setattr("oag_transform.evaluation.experiments.plan.OnlineAlternateGenerator", Recording)
+    plan = make_plan(folder, tmp_path)
+    common = {"network_steps": STEPS, "compute_dtype": None, "seed": 0}
+    assert [row.name for row in tables.table4(plan).rows] == ["T_I = 10", "T_I = 20", "T_I = 30", "T_I = 40"]
+    assert made == [common | {"image_steps": steps} for steps in (10, 20, 30, 40)]
+    made.clear()
+    assert [row.name for row in tables.table5(plan).rows] == ["7 x 7", "11 x 11", "15 x 15", "21 x 21"]
+    assert made == [common | {"kernel_size": side} for side in (7, 11, 15, 21)]
+
+
+def test_fig3_has_a_line_for_each_row_that_was_measured(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(folder, tmp_path, families=chosen(["mean"]))
+    result = curves.fig3(plan)
+    (lines,) = result.figures
+    assert isinstance(lines, Lines)
+    assert lines.x == curves.EPSILONS
+    assert lines.rows == (0, 1, 2)
+    none = right_of(result.rows[0])
+    for eps, right in zip(curves.EPSILONS, none, strict=True):
+        images = plan.subject.images.float() / 255
+        changed = images if eps == 0 else igsm(eps)(bright, images, plan.subject.labels, classes=2)
+        assert right == bits(bright(changed).argmax(1) == plan.subject.labels)
+    assert none[0] != none[-1]
+
+
+def test_fig4_chooses_the_first_step_that_is_flat_under_noise(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = {step: min(step, 42) // 6 - (step == 54) for step in curves.TRACE_STEPS}  # of 7; one less at 54
+
+    def measured(*_: Any) -> list[Cell]:
+        return [Cell("1" * right[step] + "0" * (7 - right[step])) for step in curves.TRACE_STEPS]
+
+    monkeypatch.setattr(curves, "along", measured)
+    result = curves.fig4(make_plan(folder, tmp_path))
+    assert result.facts["chosen T_N"] == 42
+    (lines,) = result.figures
+    assert isinstance(lines, Lines)
+    assert (lines.x, lines.rows, lines.mark, lines.mark_label) == (curves.TRACE_STEPS, (0, 1, 2), 42, "T_N = 42")
+    assert [row.name for row in result.rows] == ["Gaussian noise, std 0.1", "FGSM 3/255", "IGSM 6/255"]
+
+
+def test_one_run_gives_every_setting_of_ours(folder: Path, tmp_path: Path) -> None:
+    ours = dataclasses.replace(chosen(["oag"])[0], settings=(4, 2, 1))
+    plan = make_plan(folder, tmp_path, families=(ours,))
+    rows = curves.tradeoff(plan).rows
+    changed = fgsm(3)(bright, plan.subject.images.float() / 255, plan.subject.labels, classes=2)
+    for row, steps in zip(rows, (4, 2, 1), strict=True):
+        assert (row.name, row.setting) == (ours.describe(steps), steps)
+        purified = OnlineAlternateGenerator(network_steps=steps, seed=0)(changed)
+        assert right_of(row)[1] == bits(bright(purified).argmax(1) == plan.subject.labels)
+
+
+def test_tuning_takes_the_strongest_within_five_points(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = {75: 20, 50: 18, 35: 19, 25: 19, 15: 17, 10: 5}  # of 20, clean and noisy together
+
+    def measured(_: Any, candidate: Any, __: Any) -> Row:
+        count = right[candidate.setting]
+        noisy = Cell("1" * (count - 10) + "0" * (20 - count)) if count > 10 else Cell("0" * 10)
+        return Row(candidate.label, (Cell("1" * 10), noisy))
+
+    monkeypatch.setattr(curves, "measure", measured)
+    assert curves.tune(make_plan(folder, tmp_path, families=chosen(["jpeg"]))).facts["chosen"] == {"jpeg": 25}
+
+
+def test_fig1_hands_over_its_photographs(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(folder, tmp_path, attacks=(igsm(5),))
+    result = photographs.fig1(plan)
+    (figure,) = result.figures
+    assert isinstance(figure, Residuals)
+    images = plan.subject.images.float() / 255
+    changed = igsm(5)(bright, images, plan.subject.labels, classes=2)
+    purify = OnlineAlternateGenerator(network_steps=STEPS, seed=0)
+    kinds = [images, changed, purify(images), purify(changed)]
+    truth = torch.arange(6), plan.subject.labels
+    for column, kind in zip(figure.columns, kinds, strict=True):
+        for file, image in zip(column.files, kind, strict=False):
+            assert torch.equal(
+                torch.from_numpy(result.photographs[file]).permute(2, 0, 1), (255 * image).round().to(torch.uint8)
+            )
+        assert list(column.notes) == [f"right label: {p:.3f}" for p in bright(kind).softmax(1)[truth][:4].tolist()]
+    assert len(result.pairs) == 6
+    for i, pair in enumerate(result.pairs):
+        for file, kind in ((pair.original, kinds[0]), (pair.attacked, kinds[1]), (pair.purified, kinds[3])):
+            assert torch.equal(torch.from_numpy(result.photographs[file]).permute(2, 0, 1), (255 * kind[i]).round().byte())
+        assert pair.name == plan.subject.classes[int(plan.subject.labels[i])] == pair.classes[0]
+
+
+def test_fig5_shows_moments_of_one_run(folder: Path, tmp_path: Path) -> None:
+    plan = dataclasses.replace(make_plan(folder, tmp_path, attacks=(igsm(5),)), network_steps=8)
+    result = photographs.fig5(plan)
+    (figure,) = result.figures
+    assert isinstance(figure, Iterations)
+    assert [column.heading for column in figure.columns] == ["original", "attacked", "step 1", "step 2", "step 4", "step 8"]
+    subject = plan.subject.first(3)
+    changed = igsm(5)(bright, subject.images.float() / 255, subject.labels, classes=2)
+    for column, steps in zip(figure.columns[2:], (1, 2, 4, 8), strict=True):
+        purified = OnlineAlternateGenerator(network_steps=steps, seed=0)(changed)
+        for file, image in zip(column.files, purified, strict=True):
+            assert torch.equal(torch.from_numpy(result.photographs[file]).permute(2, 0, 1), (255 * image).round().byte())
+
+
+def test_a_second_target_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="table2 needs a second target"):
+        tables.table2(dataclasses.replace(make_plan(folder, tmp_path), others=()))
+
+
+def test_the_auto_encoder_and_ours_meet_the_same_images(folder: Path, tmp_path: Path) -> None:
+    families: tuple[Defense, ...] = chosen(["jpeg", "oag"])
+    result = tables.autoencoder(make_plan(folder, tmp_path, families=families))
+    assert [row.defense for row in result.rows] == ["", "", "oag"]
+    assert {cell.n for row in result.rows for cell in row.cells if cell} == {2}

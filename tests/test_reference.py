@@ -1,0 +1,94 @@
+"""The fast loop against Algorithm 1 as plain autograd in float64, setting by setting; and the reference's own derivative."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from oag_transform import OnlineAlternateGenerator, streams
+from oag_transform.generator import reference
+from oag_transform.images import to_model_units
+from tests.photographs import picture
+
+CASES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "full strength": {"strength": 1.0},
+    "half strength": {"strength": 0.5, "threshold": 3.0},
+    "exact": {"langevin": "exact", "network_steps": 4},
+    "halved pace": {"fc_lr": 3.0},
+    "held rate": {"conv_lr": 1.0},
+    "fixed rates": {"adaptive_lr": False, "conv_lr": 0.01},
+    "uniform": {"init": "uniform", "threshold": 0.0, "fc_lr": 0.01},
+    "stride 1": {"stride": 1, "kernel_size": 7},
+    "stride 2": {"stride": 2, "kernel_size": 7},
+    "stride 5": {"stride": 5, "kernel_size": 16},
+    "kernel as wide as the stride": {"kernel_size": 3},
+    "other noise": {"step_size": 0.6, "image_steps": 3, "scale": 4.0},
+    "no noise": {"step_size": 0.0},
+}
+PAPER: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "paper, stride 1": {"network_steps": 7, "stride": 1, "kernel_size": 7},
+    "paper, stride 5": {"network_steps": 7, "stride": 5},
+    "paper, kernel 11": {"network_steps": 7, "kernel_size": 11},
+}
+
+
+@pytest.mark.parametrize(
+    "purify",
+    [OnlineAlternateGenerator(seed=3, filters=16, **case) for case in CASES.values()]
+    + [OnlineAlternateGenerator.paper(seed=3, filters=16, **case) for case in PAPER.values()],
+    ids=[*CASES, *PAPER],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_loop_is_the_reference(purify: OnlineAlternateGenerator, channels: int) -> None:
+    image = picture(channels, 26, 31)
+    expected = reference.purify(image, purify.settings, seed=3, index=5)
+    torch.testing.assert_close(purify(image, index=5), expected, rtol=0, atol=1e-9)
+
+
+def normal(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_it_makes_a_picture() -> None:
+    """So that a failure shared by both loops shows."""
+    image = picture(3, 60, 60)
+    made = reference.purify(image, OnlineAlternateGenerator().settings, seed=0, index=0)
+    assert (made - image).square().mean() < 0.25 * (image - image.mean((1, 2), keepdim=True)).square().mean()
+
+
+@pytest.mark.parametrize("case", ["default", "full strength", "exact", "halved pace", "held rate", "uniform", "stride 2"])
+def test_the_reference_is_differentiable(case: str) -> None:
+    """Its derivative along a random direction, by central differences over a step that no mask changes in."""
+    settings = OnlineAlternateGenerator(**{"filters": 6, "network_steps": 4, "image_steps": 12} | CASES[case]).settings
+    image, direction, weights = picture(3, 18, 21), normal(3, 18, 21, seed=1), normal(3, 18, 21, seed=2)
+    image = image.clamp(0.2, 0.8)
+
+    def f(x: Tensor) -> Tensor:
+        return (weights * reference.purify(x, settings, seed=0, index=1)).sum()
+
+    point = image.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(f(point), point)
+    step = 1e-9
+    expected = (f(image + step * direction) - f(image - step * direction)) / (2 * step)
+    assert abs(expected) > 1e-3
+    torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rounds_are_what_the_trace_shows() -> None:
+    image, purify = picture(3, 20, 22), OnlineAlternateGenerator(filters=6, network_steps=4, seed=0, strength=1.0)
+    (generator,) = streams.generators(0, [2], torch.device("cpu"))
+    rounds = list(reference.alternate(to_model_units(image, 6.5), purify.settings, generator, 1.0))
+    moments = list(purify.trace(image, index=2))
+    assert [moment.step for moment in moments] == [1, 2, 3, 4]
+    for made, moment in zip(rounds, moments, strict=True):
+        residual = purify.scale * (made - to_model_units(image, 6.5)).square().mean().sqrt()
+        assert moment.residual.item() == pytest.approx(residual.item(), rel=1e-9)
+
+
+def test_operands_of_another_precision_are_refused() -> None:
+    settings = OnlineAlternateGenerator(compute_dtype=torch.bfloat16).settings
+    with pytest.raises(ValueError, match=r"compute_dtype must be None.*got torch\.bfloat16"):
+        reference.purify(picture(3, 20, 20), settings, seed=0, index=0)

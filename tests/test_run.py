@@ -1,0 +1,188 @@
+"""A whole run: what the paper's setting is, what a trace shows, and what happens when an image diverges."""
+
+import dataclasses
+import itertools
+import logging
+import os
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+from oag_transform import DivergenceError, OnlineAlternateGenerator
+from oag_transform.generator.energy import slow_down
+from oag_transform.generator.run import alternate, choose_loop
+from oag_transform.images import IMAGENET_MEAN, to_pixels
+from tests.photographs import photographs, picture
+
+
+def test_paper_holds_the_papers_values() -> None:
+    settings = OnlineAlternateGenerator.paper().settings
+    assert (settings.network_steps, settings.image_steps, settings.kernel_size) == (300, 20, 15)
+    assert (settings.init, settings.langevin, settings.threshold, settings.strength) == ("uniform", "exact", 0, 1)
+    assert OnlineAlternateGenerator.paper(network_steps=600).settings == dataclasses.replace(settings, network_steps=600)
+
+
+@pytest.mark.parametrize(("std", "scale", "threshold"), [(0.05, 5.0, 5.7375), (0.25, 14.0, 10.2455), (0.5, 14.0, 20.4911)])
+def test_for_noise_sets_what_follows_from_it(std: float, scale: float, threshold: float) -> None:
+    """A contrast of 2.25 standard deviations of the noise, in units of ``scale``."""
+    purify = OnlineAlternateGenerator.for_noise(std, seed=3)
+    assert (purify.strength, purify.scale, purify.seed) == (1.0, pytest.approx(scale), 3)
+    assert purify.threshold == pytest.approx(threshold, abs=1e-4)
+    assert purify.network_steps == OnlineAlternateGenerator().network_steps
+    with pytest.raises(ValueError, match="std must be a finite number > 0, got 0"):
+        OnlineAlternateGenerator.for_noise(0)
+
+
+def test_for_noise_takes_most_of_the_noise_away() -> None:
+    clean = photographs()[:1]
+    noisy = (clean + 0.25 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    denoised = OnlineAlternateGenerator.for_noise(0.25, seed=0)(noisy)
+    assert (denoised - clean).square().mean() < 0.3 * (noisy - clean).square().mean()
+
+
+def small(**overrides: object) -> OnlineAlternateGenerator:
+    arguments = {"network_steps": 12, "filters": 16, "seed": 0} | overrides
+    return OnlineAlternateGenerator(**arguments)  # type: ignore[arg-type]
+
+
+def test_more_network_steps_come_closer_to_the_reference() -> None:
+    image = picture(3, 60, 60).float()
+    residuals = [moment.residual.item() for moment in small(network_steps=20).trace(image, every=4)]
+    assert residuals == sorted(residuals, reverse=True)
+    assert residuals[-1] < 0.6 * residuals[0]
+
+
+def test_diverging_image_is_redone_at_smaller_rates(caplog: pytest.LogCaptureFixture) -> None:
+    image = picture(3, 40, 40).float()
+    rates = small().settings
+    factor = next(f for f in (2**k for k in range(1, 30)) if _diverges(image, rates.conv_lr * f, rates.fc_lr * f))
+    with caplog.at_level(logging.INFO, logger="oag_transform"):
+        redone = small(conv_lr=rates.conv_lr * factor, fc_lr=rates.fc_lr * factor)(image)
+    assert "diverged" in caplog.text
+    at_a_quarter = small(conv_lr=rates.conv_lr * factor / 4, fc_lr=rates.fc_lr * factor / 4)(image)
+    assert torch.equal(redone, at_a_quarter)
+
+
+def _diverges(image: Tensor, conv_lr: float, fc_lr: float) -> bool:
+    try:
+        for _ in small(conv_lr=conv_lr, fc_lr=fc_lr).trace(image, every=12):
+            pass
+    except DivergenceError:
+        return True
+    return False
+
+
+def test_hopeless_rates_raise_and_name_the_image_or_return_the_input() -> None:
+    images = torch.stack([picture(3, 30, 30).float(), torch.tensor(IMAGENET_MEAN)[:, None, None].expand(3, 30, 30) / 255])
+    hopeless = {"conv_lr": 1e6, "fc_lr": 1e6, "chunk_size": 2}
+    with pytest.raises(DivergenceError, match=r"image\(s\) \[0, 1\]"):
+        small(**hopeless)(images)
+    with pytest.warns(UserWarning, match="returning the input unpurified"):
+        returned = small(**hopeless, on_failure="return_input")(images)
+    assert torch.equal(returned, images)
+
+
+def test_one_diverging_image_leaves_the_others_alone() -> None:
+    """A striped image at a rate that only a quiet one stands: the quiet one is what it is alone, the striped one is named."""
+    quiet = 0.47 + 0.01 * picture(3, 30, 30).float()
+    striped = (torch.arange(30) % 6 < 3).float().expand(3, 30, 30)
+    high = {"fc_lr": 0.3, "conv_lr": 0.01, "adaptive_lr": False, "strength": 1.0, "threshold": 0.0, "chunk_size": 2}
+    images = torch.stack([quiet, striped])
+    with pytest.warns(UserWarning, match=r"image\(s\) \[1\] of the batch"):
+        together = small(**high, on_failure="return_input")(images)
+    assert torch.equal(together[1], striped)
+    alone = small(**high)(quiet)
+    assert not torch.equal(alone, quiet)
+    torch.testing.assert_close(together[0], alone, rtol=0, atol=1e-4)
+    with pytest.raises(DivergenceError) as caught:
+        small(**high)(images)
+    assert caught.value.indices == [1]
+    assert pickle.loads(pickle.dumps(caught.value)).indices == [1]
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_snapshot_is_a_snapshot(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("on CUDA")
+    purify = small(network_steps=3, backend=backend)
+    pixels = picture(1, 3, 20, 20).float()
+    states = list(
+        alternate(pixels, purify.settings, choose_loop(purify.settings, pixels.device, pixels.dtype), 0, [0], every=1)
+    )
+    assert [state.step for state in states] == [1, 2, 3]
+    for one, other in itertools.pairwise(states):
+        assert not torch.equal(one.images, other.images)
+        assert not torch.equal(one.theta.fc, other.theta.fc)
+        assert not torch.equal(one.theta.weight, other.theta.weight)
+        assert torch.equal(one.reference, other.reference)
+    for state, moment in zip(states, purify.trace(pixels), strict=True):
+        torch.testing.assert_close(to_pixels(state.images, purify.scale), moment.images)
+
+
+def test_trace_ends_with_what_forward_returns() -> None:
+    images = picture(2, 3, 30, 33).float()
+    transform = small()
+    trace = list(transform.trace(images, every=5, index=4))
+    assert [moment.step for moment in trace] == [5, 10, 12]
+    assert torch.equal(trace[-1].images, transform(images, index=4))
+    residual = 255 * (trace[-1].images - images).square().mean((1, 2, 3)).sqrt()
+    torch.testing.assert_close(trace[-1].residual, residual, rtol=0.05, atol=0)  # pixels are held to [0, 1], the residual isn't
+    assert trace[0].energy.shape == trace[0].reference_energy.shape == (2,)
+    # Eq. 5 lowers the energy of the reference relative to the synthesised image's
+    assert (trace[-1].reference_energy < trace[-1].energy).all()
+
+
+def test_trace_leaves_the_callers_modes_alone() -> None:
+    for _ in small(network_steps=2).trace(picture(3, 20, 20)):
+        assert torch.is_grad_enabled()
+        assert not torch.is_autocast_enabled("cpu")
+
+
+def test_bfloat16_operands_make_the_same_image_but_for_their_rounding() -> None:
+    image = picture(3, 60, 66).float()
+    full, half = (list(small(compute_dtype=dtype).trace(image, every=6)) for dtype in (None, torch.bfloat16))
+    assert torch.equal(full[-1].images, small(compute_dtype=torch.float32)(image))
+    assert half[-1].images.dtype == torch.float32
+    for a, b in zip(full, half, strict=True):
+        difference = 255 * (a.images - b.images).square().mean().sqrt()
+        assert 0 < difference < 0.1 * a.residual.item()
+
+
+def test_slow_down_halves_the_pace_of_those_whose_residual_rose() -> None:
+    pace, best = torch.ones(3), torch.full((3,), torch.inf)
+    for residual, expected_pace, expected_best in [
+        ([4.0, 4.0, 4.0], [1, 1, 1], [4, 4, 4]),
+        ([3.0, 4.1, 4.3], [1, 1, 0.5], [3, 4, 4.3]),  # 2.5% up is noise, 7.5% isn't
+        ([3.2, 4.1, 4.4], [0.5, 1, 0.5], [3.2, 4, 4.3]),
+    ]:
+        pace, best = slow_down(pace, best, torch.tensor(residual))
+        torch.testing.assert_close(pace, torch.tensor(expected_pace, dtype=torch.float32))
+        torch.testing.assert_close(best, torch.tensor(expected_best, dtype=torch.float32))
+
+
+def extremes(size: int = 96) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    return {
+        "black": torch.zeros(3, size, size),
+        "white": torch.ones(3, size, size),
+        "mean colour": torch.tensor(IMAGENET_MEAN)[:, None, None].expand(3, size, size) / 255,
+        "checkerboard": ((rows // 12 + columns // 12) % 2).float().expand(3, -1, -1),
+        "fine checkerboard": ((rows + columns) % 2).float().expand(3, -1, -1),
+        "edge": (columns > size // 2).float().expand(3, -1, -1),
+        "noise": torch.rand(3, size, size, generator=generator),
+        "binary noise": torch.rand(3, size, size, generator=generator).round(),
+        "red": torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(3, size, size),
+    }
+
+
+@pytest.mark.parametrize("name", extremes())
+def test_default_rates_hold_on_extreme_images(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    image = extremes()[name]
+    with caplog.at_level(logging.INFO, logger="oag_transform"):
+        residuals = [moment.residual.item() for moment in OnlineAlternateGenerator(seed=0).trace(image, every=4)]
+        OnlineAlternateGenerator(seed=0)(image)
+    assert "diverged" not in caplog.text
+    assert residuals[-1] <= 1.1 * min(residuals)

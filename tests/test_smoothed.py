@@ -1,0 +1,219 @@
+"""Randomized smoothing: against a classifier whose margin is known, the binomial distribution itself, and its own rules."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+from torch import Tensor, nn
+
+from oag_transform import ABSTAIN, DefendedModel, OnlineAlternateGenerator, SmoothedModel
+from oag_transform.smoothed import COUNTING, LOOKS, SELECTION, Tally, certificate, lower_bound
+
+SIDE = 6
+
+
+class Halfspace(nn.Module):
+    """Class 1 where w . (x - 1/2) is above an offset: the true radius of an image is its distance to that plane."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.w = nn.Parameter(nn.functional.normalize(torch.randn(3 * SIDE * SIDE, generator=generator), dim=0))
+        self.offset = offset
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = (images.flatten(1) - 0.5) @ self.w - self.offset
+        return torch.stack([-score, score], 1)
+
+
+class Coin(nn.Module):
+    """Class 0 with a probability that doesn't depend on the image, by randomness of its own; it records what it was asked."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+        self.asked: list[int] = []
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        self.asked += index
+        draws = torch.tensor([torch.rand((), generator=torch.Generator().manual_seed(i % 2**60)) for i in index])
+        first = (draws < self.probability).float()
+        return torch.stack([first, 1 - first, torch.full_like(first, -1.0)], 1)
+
+
+def grey(count: int = 1) -> Tensor:
+    return torch.full((count, 3, SIDE, SIDE), 0.5)
+
+
+@pytest.mark.parametrize("margin", [0.02, 0.06])
+def test_the_radius_never_exceeds_the_true_one_and_comes_closer_with_n(margin: float) -> None:
+    model = SmoothedModel(Halfspace(-margin), 0.05, seed=0, batch_size=500)
+    radii = [model.certify(grey(), n=n)[0].radius for n in (100, 1000, 20_000)]
+    assert all(radius <= margin for radius in radii)
+    assert radii[-1] > 0.93 * margin
+    assert radii == sorted(radii)
+
+
+def test_a_thousand_certificates_exceed_the_true_radius_no_more_often_than_alpha() -> None:
+    alpha, margin = 0.05, 0.03
+    model = SmoothedModel(Halfspace(-margin), 0.05, seed=1, batch_size=4000)
+    found = model.certify(grey(1000), n0=10, n=60, alpha=alpha)
+    wrong = sum(c.radius > margin or c.label == 0 for c in found)
+    assert wrong <= binom.ppf(0.999, 1000, alpha)
+    assert wrong > 0  # the bound is not loose either
+
+
+@settings(deadline=None, max_examples=30)
+@given(p=st.floats(0.5, 0.999), n=st.integers(1, 200), alpha=st.sampled_from([0.001, 0.05]))
+def test_the_bound_covers(p: float, n: int, alpha: float) -> None:
+    """By the binomial distribution itself: the counts whose bound exceeds p have less than alpha between them."""
+    exceeding = sum(float(binom.pmf(k, n, p)) for k in range(n + 1) if lower_bound(k, n, alpha) > p)
+    assert exceeding <= alpha + 1e-12
+
+
+def test_a_constant_classifier_and_a_coin() -> None:
+    (certain,) = SmoothedModel(Coin(1.0), 0.25, seed=0).certify(grey(), n=200, alpha=0.001)
+    assert (certain.label, certain.count, certain.n) == (0, 200, 200)
+    assert certain.radius == pytest.approx(0.25 * _quantile(0.001 ** (1 / 200)))
+    coin = SmoothedModel(Coin(0.5), 0.25, seed=0)
+    assert [c.label for c in coin.certify(grey(5), n=200)] == [ABSTAIN] * 5
+    assert coin.predict(grey(5), n=200).tolist() == [ABSTAIN] * 5
+    assert SmoothedModel(Coin(0.9), 0.25, seed=0).predict(grey(3), n=200).tolist() == [0, 0, 0]
+
+
+def _quantile(p: float) -> float:
+    return math.sqrt(2) * torch.special.erfinv(torch.tensor(2 * p - 1, dtype=torch.float64)).item()
+
+
+def test_every_draw_has_streams_of_its_own() -> None:
+    """No stream is used twice: not between draws, images, choosing and counting, nor by forward."""
+    coin = Coin(0.9)
+    model = SmoothedModel(coin, 0.25, seed=0, samples=5, batch_size=7)
+    model.certify(grey(3), n0=20, n=50)
+    model(grey(3))
+    assert len(coin.asked) == 3 * (20 + 50 + 5)
+    assert len(set(coin.asked)) == len(coin.asked)
+
+
+def test_noise_is_fresh_in_each_draw_and_of_the_standard_deviation_asked_for() -> None:
+    seen: list[Tensor] = []
+
+    class Spy(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images.clone())
+            return images.new_zeros(len(images), 2)
+
+    SmoothedModel(Spy(), 0.1, seed=0).certify(grey(2), n0=20, n=40)
+    noise = torch.cat(seen).flatten(1) - 0.5
+    assert noise.std().item() == pytest.approx(0.1, rel=5 / (2 * noise.numel()) ** 0.5)
+    correlation = torch.corrcoef(noise) - torch.eye(len(noise))
+    assert correlation.abs().max() < 6 / noise.shape[1] ** 0.5
+
+
+def test_an_images_result_does_not_depend_on_its_batch() -> None:
+    model = SmoothedModel(Halfspace(-0.02), 0.05, seed=3, batch_size=11)
+    images = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    together = model.certify(images, n0=20, n=100, index=[5, 9, 2])
+    for image, index, expected in zip(images, (5, 9, 2), together, strict=True):
+        assert SmoothedModel(Halfspace(-0.02), 0.05, seed=3).certify(image[None], n0=20, n=100, index=index) == [expected]
+
+
+def test_a_purifiers_randomness_is_fresh_even_where_it_has_a_seed() -> None:
+    target = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 4))
+    seen: list[Tensor] = []
+    target.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].clone()))
+    purify = OnlineAlternateGenerator(network_steps=1, filters=4, fc_lr=0.0, strength=1.0, seed=0)  # nothing but its noise
+    SmoothedModel(DefendedModel(target, purify, shift=0), 0.25, seed=0).certify(torch.full((1, 3, 12, 12), 0.5), n0=3, n=5)
+    noise = torch.cat(seen).flatten(1)
+    assert len({tuple(row.tolist()) for row in noise}) == 8
+
+
+def test_an_interrupted_certification_goes_on() -> None:
+    images = grey(2)
+    whole = SmoothedModel(Halfspace(-0.02), 0.05, seed=3).certify(images, n0=30, n=300)
+
+    class Interrupted(Halfspace):
+        calls = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls == 7:
+                raise KeyboardInterrupt
+            return super().forward(images)
+
+    tallies = [Tally(), Tally()]
+    model = SmoothedModel(Interrupted(-0.02), 0.05, seed=3)
+    with pytest.raises(KeyboardInterrupt):
+        model.certify(images, n0=30, n=300, tallies=tallies)
+    assert 0 < tallies[0].draws(SELECTION) + tallies[0].draws(COUNTING) < 330
+    assert model.certify(images, n0=30, n=300, tallies=tallies) == whole
+    with pytest.raises(ValueError, match="a tally for each of 2 images, got 1"):
+        model.certify(images, tallies=tallies[:1])
+
+
+def test_counts_give_other_alphas_for_nothing() -> None:
+    (loose,) = SmoothedModel(Halfspace(-0.02), 0.05, seed=3).certify(grey(), n=300, alpha=0.1)
+    (strict,) = SmoothedModel(Halfspace(-0.02), 0.05, seed=3).certify(grey(), n=300, alpha=0.001)
+    assert loose.at(0.001) == strict
+    assert strict.radius < loose.radius
+
+
+def test_it_stops_when_the_wanted_radius_is_proven_or_out_of_reach_and_pays_for_looking() -> None:
+    easy, hopeless, near = (
+        SmoothedModel(Coin(p), 0.25, seed=0).certify(grey(), n=2000, radius=0.1)[0] for p in (0.999, 0.5, 0.66)
+    )
+    assert easy.radius >= 0.1
+    assert easy.n == round(LOOKS[0] * 2000)
+    assert (hopeless.label, hopeless.radius) == (ABSTAIN, 0)
+    assert hopeless.n < 2000
+    assert near.n == 2000
+    assert easy.looks == len(LOOKS)
+    assert easy.radius == pytest.approx(0.25 * _quantile(lower_bound(easy.count, easy.n, 0.001 / len(LOOKS))))
+    assert easy == certificate(easy.tally, 0.25, 0.001, len(LOOKS))
+
+
+def test_forward_averages_probabilities_and_has_their_gradient() -> None:
+    target = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 3)).double()
+    model = SmoothedModel(target, 0.05, samples=4, seed=0)
+    images = torch.full((2, 3, SIDE, SIDE), 0.5, dtype=torch.float64, requires_grad=True)
+    log_probabilities = model(images)
+    torch.testing.assert_close(log_probabilities.exp().sum(-1), torch.ones(2, dtype=torch.float64))
+    torch.autograd.gradcheck(lambda x: model(x).square().sum(), images, fast_mode=True)
+    assert not torch.equal(log_probabilities[0], log_probabilities[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"noise_std": 0}, r"noise_std must be a finite number > 0, got 0"),
+        ({"samples": 0}, "samples must be an integer >= 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"seed": -1}, "seed must be"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {"model": Halfspace(0.0), "noise_std": 0.1}
+    with pytest.raises(ValueError, match=message):
+        SmoothedModel(**good | arguments)
+
+
+def test_bad_calls() -> None:
+    model = SmoothedModel(Halfspace(0.0), 0.1)
+    for call, message in (
+        (lambda: model.certify(grey() * 3), r"values in \[0, 1\]"),
+        (lambda: model.certify(grey(), alpha=1.0), r"alpha must be a finite number > 0 and < 1"),
+        (lambda: model.certify(grey(), n=0), "n must be an integer >= 1"),
+        (lambda: model.certify(grey(), radius=-1), "radius must be"),
+        (lambda: model.predict(grey(), n=0), "n must be"),
+        (lambda: certificate(Tally(), 0.1, 0.01), "expected a tally with draws"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(TypeError, match=r"got torch\.uint8"):
+        model.predict(grey().byte())
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
+        SmoothedModel(len, 0.1)  # type: ignore[arg-type]

@@ -1,0 +1,75 @@
+"""Large images in tiles: how they lie and fade, and that nothing shows where they meet."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from oag_transform import OnlineAlternateGenerator
+from oag_transform.generator.tiles import OVERLAP, fade, tiles
+from tests.photographs import picture
+
+
+@settings(deadline=None, max_examples=40)
+@given(height=st.integers(9, 1500), width=st.integers(9, 1500), size=st.integers(128, 900), stride=st.integers(1, 6))
+def test_shares_add_up_to_one_and_tiles_keep_to_the_size_and_the_grid(height: int, width: int, size: int, stride: int) -> None:
+    total = torch.zeros(height, width, dtype=torch.float64)
+    places = tiles(height, width, size, stride)
+    for place in places:
+        assert place.top % stride == place.left % stride == 0
+        assert 9 <= place.bottom - place.top <= max(size + stride, min(height, size))
+        assert 9 <= place.right - place.left <= max(size + stride, min(width, size))
+        share = fade(place, height, width, like=total)
+        assert (share > 0).all()
+        place.of(total).add_(share)
+    torch.testing.assert_close(total, torch.ones_like(total))
+    assert (len(places) == 1) == (max(height, width) <= size)
+
+
+def columns(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each column, over channels and rows."""
+    return images.mean((0, 1)), images.std((0, 1))
+
+
+def test_nothing_shows_where_tiles_meet() -> None:
+    """The residual in the overlap is as strong as elsewhere, without a step in its mean; 5 standard errors."""
+    image = picture(3, 120, 330).float()
+    purify = OnlineAlternateGenerator(filters=24, network_steps=8, strength=1.0, tile_size=None, seed=0)
+    tiled = OnlineAlternateGenerator(filters=24, network_steps=8, strength=1.0, tile_size=189, seed=0)
+    first, second = tiles(120, 330, 189, 3)
+    whole, parts = (255 * (t(image) - image) for t in (purify, tiled))
+    assert not torch.equal(whole[..., :100], parts[..., :100])  # the network is trained on its tile
+    overlap = slice(second.left, first.right)
+    assert first.right - second.left == OVERLAP
+    inside = parts[..., overlap].std() / parts.std()
+    expected = whole[..., overlap].std() / whole.std()
+    assert inside.item() == pytest.approx(expected.item(), rel=5 / (2 * 3 * 120 * OVERLAP) ** 0.5 + 0.02)
+    mean, spread = columns(parts)
+    steps = (mean[1:] - mean[:-1])[second.left - 3 : first.right + 3]
+    assert steps.abs().max() < 5 * spread.max() * (2 / 360) ** 0.5
+
+
+def test_a_row_of_a_tiled_batch_is_the_image_alone_and_tiles_draw_noise_of_their_own() -> None:
+    images = torch.full((2, 3, 140, 300), 0.4)
+    purify = OnlineAlternateGenerator(filters=4, network_steps=2, strength=1.0, tile_size=150, seed=3, progress=False)
+    together = purify(images, index=4)
+    torch.testing.assert_close(together[1], purify(images[1], index=5), rtol=0, atol=1e-5)
+    left, right = (part - part.mean((1, 2), keepdim=True) for part in (together[0, :, :90, :90], together[0, :, :90, 210:300]))
+    correlation = torch.corrcoef(torch.stack([left.flatten(), right.flatten()]))[0, 1]
+    assert abs(correlation.item()) < 5 / left.numel() ** 0.5
+
+
+def test_strength_is_that_of_the_whole_image() -> None:
+    """Noise in one half only: the quiet half gets as much as the noisy one."""
+    image = torch.full((3, 130, 400), 0.5)
+    image[..., :200] += 4 / 255 * torch.randn(3, 130, 200, generator=torch.Generator().manual_seed(0))
+    quiet = image[..., 240:]
+    purify = OnlineAlternateGenerator(filters=4, network_steps=2, seed=0, tile_size=224)
+    alone = OnlineAlternateGenerator(filters=4, network_steps=2, seed=0)(quiet).std((1, 2))
+    assert (purify(image)[..., 240:].std((1, 2)) > 1.5 * alone).all()  # a quarter of the temperature is half of the noise
+
+
+def test_small_tiles_are_refused() -> None:
+    with pytest.raises(ValueError, match="tile_size must be an integer >= 128, got 64"):
+        OnlineAlternateGenerator(tile_size=64)
