@@ -50,12 +50,26 @@ def choose_loop(settings: Settings, device: torch.device, dtype: torch.dtype) ->
 
 
 def alternate(
-    pixels: Tensor, settings: Settings, chosen: Loop, seed: int, indices: Sequence[int], *, every: int
+    pixels: Tensor,
+    settings: Settings,
+    chosen: Loop,
+    seed: int,
+    indices: Sequence[int],
+    *,
+    every: int,
+    strength: Tensor | None = None,
+    tile: int = 0,
 ) -> Iterator[State]:
-    """Algorithm 1 for images (N, channels, H, W) in [0, 1], image i by random stream ``indices[i]`` of ``seed``."""
+    """Algorithm 1 for images (N, channels, H, W) in [0, 1], image i by random stream ``indices[i]`` of ``seed``.
+
+    ``strength`` (N,) and ``tile``: of larger images, where these pixels are tile number ``tile`` of each.
+    """
+    strength = strength_of(pixels, settings) if strength is None else strength
     generators = streams.generators(seed, indices, pixels.device)
     start = begin(to_model_units(pixels, settings.scale), settings, generators)
-    return chosen(start, settings, generators, strength_of(pixels, settings), every=every)
+    if tile > 0:  # the networks of all tiles begin alike; noise is each tile's own
+        generators = streams.tile_generators(seed, indices, tile, pixels.device)
+    return chosen(start, settings, generators, strength, every=every)
 
 
 def purify(
@@ -105,11 +119,7 @@ def _purify(
 
     def states(rows: list[int], settings: Settings, every: int) -> Iterator[State]:
         own = [indices[row] for row in rows]
-        generators = streams.generators(seed, own, pixels.device)
-        start = begin(to_model_units(pixels[rows], settings.scale), settings, generators)
-        if tile > 0:  # the networks of all tiles begin alike; noise is each tile's own
-            generators = streams.tile_generators(seed, own, tile, pixels.device)
-        return chosen(start, settings, generators, strength[rows], every=every)
+        return alternate(pixels[rows], settings, chosen, seed, own, every=every, strength=strength[rows], tile=tile)
 
     done = 0
     for state in states(list(range(len(pixels))), settings, TICK if advance else settings.network_steps):
