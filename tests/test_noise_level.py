@@ -74,6 +74,15 @@ def test_structure_in_brightness_counts_only_where_it_is_everywhere() -> None:
     assert estimate(smooth() + 20 / 255 * normal(1, 1, 96, 96)).item() > 8
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 67, 53), (2, 1, 40, 31), (1, 3, 33, 20), (1, 3, 16, 9)])
+def test_bands_change_nothing(shape: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    images = 0.5 + 0.02 * normal(*shape) + 0.1 * normal(shape[0], shape[1], 1, 1, seed=1)
+    images[..., : shape[2] // 3, :] = 0.4  # a flat part
+    whole = estimate(images)
+    monkeypatch.setattr("oag_transform.noise_level.BAND", 1)
+    assert torch.equal(estimate(images), whole)
+
+
 @given(gain=st.floats(0.05, 1), offset=st.floats(0, 0.1))
 def test_estimate_scales_with_contrast_and_ignores_colour(gain: float, offset: float) -> None:
     images = smooth() + 0.02 * normal(1, 3, 96, 96)

@@ -19,8 +19,15 @@ def to_batch(images: PIL.Image.Image | Tensor) -> Tensor:
     tensor = F.pil_to_tensor(images) if isinstance(images, PIL.Image.Image) else images.detach().as_subclass(Tensor)
     tensor = tensor.reshape(-1, *tensor.shape[-3:]) if tensor.numel() else tensor.new_empty(0, *tensor.shape[-3:])
     if tensor.dtype == torch.uint8:
-        return tensor.float() / 255
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+        return tensor.float().div_(255)
+    return tensor.to(work_type(images)[1])
+
+
+def work_type(images: PIL.Image.Image | Tensor) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of what :func:`to_batch` makes of images."""
+    if isinstance(images, PIL.Image.Image):
+        return torch.device("cpu"), torch.float32
+    return images.device, torch.float64 if images.dtype == torch.float64 else torch.float32
 
 
 def like(batch: Tensor, original: ImageLike) -> ImageLike:
@@ -33,7 +40,7 @@ def like(batch: Tensor, original: ImageLike) -> ImageLike:
 
 
 def _to_uint8(batch: Tensor) -> Tensor:
-    return (255 * batch).round().to(torch.uint8)
+    return (255 * batch).round_().to(torch.uint8)
 
 
 def to_model_units(batch: Tensor, scale: float) -> Tensor:

@@ -1,5 +1,7 @@
 """How noisy an image is, and how strong a purification that calls for: clean photographs need little of it."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,7 @@ LEAST = 0.25  # strength for an image without noise; docs/quality.md has the alt
 FULL = 2.6  # noise level in grey levels from which on the strength is 1: what FGSM 4/255 leaves, the usual bound on ImageNet
 BLOCK = 16  # side in pixels of the areas among which smooth ones are looked for
 TEXTURE = 3.0  # photographs have about so many times the fine structure in brightness that they have in hue
+BAND = 2**18  # pixels that are looked at together, so that memory stays bounded
 FLAT = 0.01  # grey levels; less is rounding: letterboxes and clipped areas say nothing about noise
 
 
@@ -33,15 +36,21 @@ def estimate(images: Tensor) -> Tensor:
         TypeError, ValueError: not such images.
     """
     _checks.batch(images)
-    colours = _opponent(images)
-    fine = _without_picture(colours)
-    brightness = _at(*_blocks(fine[:, :1]), 0.1).sqrt() / TEXTURE
-    if images.shape[1] == 1:
-        return brightness
-    hues = [_hue(fine)]
-    if min(images.shape[-2:]) > 1:
-        hues.append(_hue(_without_picture(F.avg_pool2d(colours, 2))))
-    return torch.stack([*hues, brightness]).amax(0)
+    full, half, blocks = [], [], []
+    for first, last in _bands(*images.shape[-2:]):
+        top = max(first - 2, 0)  # what the masks reach into, at half resolution too
+        colours = _opponent(images[..., top : last + 2, :])
+        fine = _without_picture(colours)[..., first - top : last - top, :]
+        blocks.append(_blocks(fine[:, :1]))
+        if images.shape[1] == 3:
+            full.append(_hues(fine))
+        if images.shape[1] == 3 and min(images.shape[-2:]) > 1:
+            coarse = _without_picture(F.avg_pool2d(colours, 2))
+            half.append(_hues(coarse[..., (first - top) // 2 : (last - top) // 2, :]))
+    energy = torch.cat(blocks, 1)
+    found = [_at(energy, energy < FLAT**2, 0.1).sqrt() / TEXTURE]
+    found += [_hue(hues) for hues in (full, half) if hues]
+    return torch.stack(found).amax(0)
 
 
 def matching_strength(images: Tensor) -> Tensor:
@@ -66,21 +75,33 @@ def _without_picture(colours: Tensor) -> Tensor:
     return F.conv2d(F.pad(colours, (1, 1, 1, 1), mode="replicate"), mask.expand(count, 1, 3, 3), groups=count)
 
 
-def _hue(fine: Tensor) -> Tensor:
-    flat = (fine.abs().amax(1) < FLAT).flatten(1)
-    return torch.stack([_at(fine[:, axis].abs().flatten(1), flat, 0.5) for axis in (1, 2)]).mean(0) / 0.6745  # of |N(0, 1)|
+def _bands(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """Rows that are looked at together, from the first to the one after the last: whole blocks."""
+    rows = max(BAND // width // BLOCK, 1) * BLOCK
+    firsts = [first for first in range(0, height, rows) if first == 0 or height - first >= BLOCK]
+    yield from zip(firsts, [*firsts[1:], height], strict=True)
 
 
-def _blocks(fine: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean square of each block, and which blocks are flat: (N, blocks) each."""
-    energy = F.avg_pool2d(fine.square(), [min(BLOCK, side) for side in fine.shape[-2:]]).flatten(1)
-    return energy, energy < FLAT**2
+def _hues(fine: Tensor) -> Tensor:
+    """What is left of the two directions of hue, NaN where it is flat: (N, 2, P)."""
+    left = fine.abs()
+    return left[:, 1:].masked_fill(left.amax(1, keepdim=True) < FLAT, torch.nan).flatten(2)
+
+
+def _hue(bands: Sequence[Tensor]) -> Tensor:
+    axes = (torch.cat([left[:, axis] for left in bands], 1) for axis in (0, 1))
+    return torch.stack([_at(values, values.isnan(), 0.5) for values in axes]).mean(0) / 0.6745  # of |N(0, 1)|
+
+
+def _blocks(fine: Tensor) -> Tensor:
+    """Mean square of each block: (N, blocks)."""
+    return F.avg_pool2d(fine.square(), [min(BLOCK, side) for side in fine.shape[-2:]]).flatten(1)
 
 
 def _at(values: Tensor, skipped: Tensor, share: float) -> Tensor:
     """The value (N,) below which a share of values (N, K) lies, but for the skipped ones; 0 where all are."""
     # a sort, as torch.median isn't deterministic on CUDA and torch.quantile has a limit of its size
-    ordered = values.masked_fill(skipped, torch.inf).sort(1).values
+    ordered = values.masked_fill_(skipped, torch.inf).sort(1).values
     count = (~skipped).sum(1, keepdim=True)
     found = ordered.gather(1, ((count - 1).clamp(min=0) * share).long())
     return torch.where(count > 0, found, 0.0)[:, 0]

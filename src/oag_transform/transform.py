@@ -19,7 +19,7 @@ from .generator import energy
 from .generator.run import Loop, alternate, choose_loop, diverged, purify
 from .generator.settings import PAPER, RENAMED, Settings, argument, for_noise, meanings, one_of
 from .generator.state import State
-from .images import ImageLike, like, to_batch, to_pixels
+from .images import ImageLike, like, to_batch, to_pixels, work_type
 from .straight_through import straight_through
 
 Gradient = Literal["straight_through", "none"]
@@ -225,10 +225,10 @@ class OnlineAlternateGenerator(nn.Module):
         return pytree.tree_unflatten(leaves, structure)
 
     def _image(self, images: ImageLike, index: Any) -> ImageLike:
-        batch, indices, loop = self._checked(images, index)
+        indices, loop = self._checked(images, index)
 
         def purified(plain: Any) -> Any:
-            with _plain_mode(batch.device):
+            with _plain_mode(work_type(images)[0]):
                 return like(self._purify(to_batch(plain), indices, loop), plain)
 
         if not isinstance(images, Tensor) or not images.is_floating_point() or self.settings.gradient == "none":
@@ -236,12 +236,10 @@ class OnlineAlternateGenerator(nn.Module):
         result = straight_through(images.as_subclass(Tensor), purified)
         return tv_tensors.wrap(result, like=images) if isinstance(images, tv_tensors.TVTensor) else result
 
-    def _checked(self, images: ImageLike, index: Any) -> tuple[Tensor, list[int], Loop]:
+    def _checked(self, images: ImageLike, index: Any) -> tuple[list[int], Loop]:
         """All that can be wrong with a call is found here, before any work."""
         _checks.images(images, minimum_size=self.settings.kernel_size)
-        indices = _checks.indices(index, _count(images))
-        batch = to_batch(images)
-        return batch, indices, choose_loop(self.settings, batch.device, batch.dtype)
+        return _checks.indices(index, _count(images)), choose_loop(self.settings, *work_type(images))
 
     def _purify(self, batch: Tensor, indices: list[int], loop: Loop) -> Tensor:
         s = self.settings
@@ -252,6 +250,8 @@ class OnlineAlternateGenerator(nn.Module):
                 part, failed = purify(batch[rows], s, loop, seed, [indices[row] for row in rows], advance)
                 if failed.any():
                     part = self._handle_failure(part, failed, batch[rows], rows)
+                if len(part) == len(batch):
+                    return part
                 purified[rows] = part
         return purified
 
@@ -275,8 +275,8 @@ class OnlineAlternateGenerator(nn.Module):
         every = _checks.integer("every", every, at_least=1)
         return self._trace(*self._checked(images, index), images, every)
 
-    def _trace(self, batch: Tensor, indices: list[int], loop: Loop, images: ImageLike, every: int) -> Iterator[TraceStep]:
-        s = self.settings
+    def _trace(self, indices: list[int], loop: Loop, images: ImageLike, every: int) -> Iterator[TraceStep]:
+        s, batch = self.settings, to_batch(images)
         seed = streams.fresh_seed() if s.seed is None else s.seed
         with _plain_mode(batch.device):
             chunks = [(batch[rows], [indices[row] for row in rows]) for rows in self.chunks(batch)]

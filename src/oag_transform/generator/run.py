@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 AUTO = False  # "auto" takes the kernels once benchmarks.gpu has shown them right, and faster, on a GPU
 MAX_FUSED_STRIDE = 6  # the kernels hold all channels * stride^2 channels of a cell at once: up to 108, padded to 128
+ROWS = 256  # of a large image whose noise is drawn together
 TICK = 5  # network steps between two moves of a progress bar, each of which takes a snapshot
 
 
@@ -99,10 +100,12 @@ def purify(
         place.of(kept).add_(share.square())
         failed |= bad
     # where tiles fade into each other, independent noise has less of its variance: what is missing is drawn anew
-    variance = langevin.stationary_variance(settings.step_size) * strength[:, None, None, None] * (1 - kept)
+    deviation = (strength * langevin.stationary_variance(settings.step_size)).sqrt()[:, None, None, None] * settings.scale / 255
     generators = streams.tile_generators(seed, indices, len(places), pixels.device)
-    made += settings.scale / 255 * variance.clamp_(min=0).sqrt_() * streams.fill_normal(torch.empty_like(made), generators)
-    return made.clamp_(0, 1), failed
+    for rows, share in zip(made.split(ROWS, -2), kept.split(ROWS, -2), strict=True):
+        noise = streams.fill_normal(torch.empty_like(rows, memory_format=torch.contiguous_format), generators)
+        rows.add_(noise.mul_((1 - share).clamp_(min=0).sqrt_()).mul_(deviation)).clamp_(0, 1)
+    return made, failed
 
 
 def _purify(

@@ -143,7 +143,7 @@ class Settings:
         lambda name, value: _checks.choice(name, value, (None, torch.float32, torch.bfloat16)),
     )
     tile_size: int | None = argument(
-        768,
+        512,
         """larger images are worked on in tiles of at most so many pixels a side, which overlap and are faded into each other:
         memory stays bounded. Their networks begin alike and see the same strength. At least 128; ``None``: never.""",
         lambda name, value: None if value is None else _checks.integer(name, value, at_least=128),

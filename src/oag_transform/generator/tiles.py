@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-OVERLAP = 48
+OVERLAP = 32
 """Pixels that two tiles share: a kernel's reach on both sides of the fade from one to the other."""
 
 
