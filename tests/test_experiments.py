@@ -12,7 +12,7 @@ from oag_transform import OnlineAlternateGenerator
 from oag_transform.defenses.catalogue import Defense, Needs, chosen
 from oag_transform.evaluation.attacks import Attack, fgsm, igsm, mifgsm
 from oag_transform.evaluation.catalogue import EXPERIMENTS, experiment
-from oag_transform.evaluation.experiments import curves, photographs, tables
+from oag_transform.evaluation.experiments import curves, knows, photographs, tables
 from oag_transform.evaluation.experiments.plan import Plan
 from oag_transform.evaluation.results import Cell, Cost, Iterations, Lines, Residuals, Row, Tradeoff
 from tests.tiny import brightness, left_half, make_subject, write_photographs
@@ -41,7 +41,7 @@ def right_of(row: Row) -> list[str]:
 
 
 def test_the_list_is_what_there_is() -> None:
-    homes = {"tables": tables, "curves": curves, "photographs": photographs}
+    homes = {"tables": tables, "curves": curves, "photographs": photographs, "knows": knows}
     listed = {(entry.module, entry.key) for entry in EXPERIMENTS}
     public = {
         (name, function)
@@ -246,3 +246,31 @@ def test_the_auto_encoder_and_ours_meet_the_same_images(folder: Path, tmp_path: 
     result = tables.autoencoder(make_plan(folder, tmp_path, families=families))
     assert [row.defense for row in result.rows] == ["", "", "oag"]
     assert {cell.n for row in result.rows for cell in row.cells if cell} == {2}
+
+
+def test_adaptive_attacks_each_row_through_its_own_defense(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defense that turns the image negative fools the transferred attack, and not the one that goes through it."""
+
+    class Negative(nn.Module):
+        def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+            return (images - images.mean((1, 2, 3), keepdim=True)).sign().mul(0.1).add(images)  # contrast, and no gradient
+
+    monkeypatch.setattr(knows, "STEPS", 12)
+    monkeypatch.setattr(knows, "DRAWS", 1)
+    family = Defense("contrast", "Contrast", "by", lambda *_: Negative(), 1, 1, (1,))
+    plan = dataclasses.replace(make_plan(folder, tmp_path, families=(family,)), slow_count=4)
+    result = knows.adaptive(plan)
+    assert result.columns == (
+        "Clean",
+        *(f"{kind}, L-infinity {bound}/255" for kind in ("transfer", "through it") for bound in (1, 4)),
+        "through it, seed known, L-infinity 4/255",
+    )
+    none, views, contrast = result.rows
+    assert [cell.n for cell in none.cells if cell is not None] == [4] * 6
+    assert right_of(none) == ["1111", "1111", "0000", "1111", "0000", "0000"]  # margins are of 3.8 grey levels
+    assert right_of(none)[1:3] == right_of(none)[3:5]
+    assert right_of(contrast)[4] == "0000"
+    assert not contrast.error
+    assert views.cells[2] is not None

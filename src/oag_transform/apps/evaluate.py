@@ -212,7 +212,7 @@ def run(options: argparse.Namespace) -> int:
 def _all() -> str:
     left_out = [entry.key for entry in EXPERIMENTS if not entry.in_all]
     with_other = [entry.key for entry in EXPERIMENTS if entry.needs_other]
-    return f"all but {', '.join(left_out)}, which wants images of its own; {' and '.join(with_other)} with --other"
+    return f"all but {' and '.join(left_out)}, which want time or images of their own; {' and '.join(with_other)} with --other"
 
 
 def _plan(options: EvaluateOptions) -> "Plan":

@@ -82,6 +82,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("fig4", "Fig. 4: accuracy against network steps", "curves"),
     Experiment("fig5", "Fig. 5: images along the iterations", "photographs"),
     Experiment("tradeoff", "Clean against attacked accuracy as the setting of each defense varies", "curves"),
+    Experiment("adaptive", "Under attack by someone who knows the defense", "knows", in_all=False),
     Experiment("tune", "Settings, tuned on clean and Gaussian-noised images", "curves", in_all=False),
 )
 
