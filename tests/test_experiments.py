@@ -257,19 +257,20 @@ def test_adaptive_attacks_each_row_through_its_own_defense(
         def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
             return (images - images.mean((1, 2, 3), keepdim=True)).sign().mul(0.1).add(images)  # contrast, and no gradient
 
-    monkeypatch.setattr(knows, "STEPS", 12)
+    monkeypatch.setattr(knows, "BOUNDS", (1, 6))
+    monkeypatch.setattr(knows, "STEPS", 8)
     monkeypatch.setattr(knows, "DRAWS", 1)
     family = Defense("contrast", "Contrast", "by", lambda *_: Negative(), 1, 1, (1,))
     plan = dataclasses.replace(make_plan(folder, tmp_path, families=(family,)), slow_count=4)
     result = knows.adaptive(plan)
     assert result.columns == (
         "Clean",
-        *(f"{kind}, L-infinity {bound}/255" for kind in ("transfer", "through it") for bound in (1, 4)),
-        "through it, seed known, L-infinity 4/255",
+        *(f"{kind}, L-infinity {bound}/255" for kind in ("transfer", "through it") for bound in (1, 6)),
+        "through it, seed known, L-infinity 6/255",
     )
     none, views, contrast = result.rows
     assert [cell.n for cell in none.cells if cell is not None] == [4] * 6
-    assert right_of(none) == ["1111", "1111", "0000", "1111", "0000", "0000"]  # margins are of 3.8 grey levels
+    assert right_of(none) == ["1111", "1111", "0000", "1111", "0000", "0000"]  # margins are of 4 grey levels
     assert right_of(none)[1:3] == right_of(none)[3:5]
     assert right_of(contrast)[4] == "0000"
     assert not contrast.error
