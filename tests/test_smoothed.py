@@ -176,6 +176,13 @@ def test_it_stops_when_the_wanted_radius_is_proven_or_out_of_reach_and_pays_for_
     assert easy == certificate(easy.tally, 0.25, 0.001, len(LOOKS))
 
 
+def test_an_interrupted_certification_is_looked_at_where_it_would_have_been() -> None:
+    """A tally that stopped between two looks, with all draws right, goes on to the next one before anything is decided."""
+    tally = Tally(torch.tensor([30, 0, 0]), torch.tensor([25, 0, 0]))
+    (found,) = SmoothedModel(Coin(1.0), 0.25, seed=0).certify(grey(), n0=30, n=2000, radius=0.1, tallies=[tally])
+    assert found.n == round(LOOKS[0] * 2000)
+
+
 def test_forward_averages_probabilities_and_has_their_gradient() -> None:
     target = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 3)).double()
     model = SmoothedModel(target, 0.05, samples=4, seed=0)

@@ -213,10 +213,12 @@ class SmoothedModel(nn.Module):
         self._count(images, tallies, SELECTION, [n0] * len(images), indices)
         looks = [n] if radius is None else sorted({max(1, round(share * n)) for share in LOOKS})
         for look in looks:
-            wanted = [
-                look if radius is None or self._open(tally, radius, alpha, len(looks)) else tally.draws(COUNTING)
+            # an interrupted tally is looked at where it would have been, and nowhere else: alpha pays for no more
+            done = [
+                radius is not None and tally.draws(COUNTING) in looks and not self._open(tally, radius, alpha, len(looks))
                 for tally in tallies
             ]
+            wanted = [tally.draws(COUNTING) if stop else look for tally, stop in zip(tallies, done, strict=True)]
             self._count(images, tallies, COUNTING, wanted, indices)
         return [certificate(tally, self.noise_std, alpha, len(looks)) for tally in tallies]
 

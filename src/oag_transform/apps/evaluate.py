@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..defenses.catalogue import DEFENSES, Defense, Needs, chosen
+from ..defenses.catalogue import DEFENSES, OURS_KEY, Defense, Needs, chosen
 from ..evaluation.catalogue import ATTACKS, EXPERIMENTS, Experiment, attack, experiment
 from . import photographs
 
@@ -233,7 +233,7 @@ def _plan(options: EvaluateOptions) -> "Plan":
     dtype = None if options.compute_dtype is None else getattr(torch, options.compute_dtype)
     needs = Needs(_pixelcnn(options.pixelcnn), dtype)
     every = _tuned(options.tuned)
-    network_steps = next(int(family.tuned) for family in every if family.key == "oag")
+    network_steps = next(int(family.tuned) for family in every if family.key == OURS_KEY)
     families = _families(options, every, needs)
     targets = [
         load_target(name, weights, classes=listing.classes, device=device, resize=options.resize, crop=options.crop)

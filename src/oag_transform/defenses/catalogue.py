@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # a command line is parsed with this list, before anybody wai
     from torch import nn
 
 OURS = "Online alternate generator"
+OURS_KEY = "oag"
 NONE = "None"
 VIEWS = "4 views"
 

@@ -3,13 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 
-from ...defenses.catalogue import Defense
+from ...defenses.catalogue import OURS_KEY, Defense
 from ...stopping import smallest_flat_step
 from ...transform import DivergenceError
 from ..attacks import igsm
 from ..measure import Column, GrayBox, Noised, along, clean, measure
 from ..results import Curve, Lines, Result, Row, Tradeoff
-from .plan import OURS_KEY, Plan, goal, with_mean
+from .plan import Plan, goal, with_mean
 
 EPSILONS = (0, 1, 2, 3, 4, 5, 6, 8, 10)  # Fig. 3
 TRACE_STEPS = tuple(range(6, 121, 6))  # Fig. 4

@@ -10,14 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from ...defenses.catalogue import NONE, VIEWS, Defense, Needs
+from ...defenses.catalogue import NONE, OURS_KEY, VIEWS, Defense, Needs
 from ...transform import OnlineAlternateGenerator
 from .. import catalogue
 from ..attacks import Attack
 from ..measure import Candidate, Column, GrayBox, Subject, clean, hardware, measure
 from ..results import Figure, Pair, Pixels, Result, Row, paired, pooled
-
-OURS_KEY = "oag"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,12 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from ...defenses.catalogue import OURS_KEY
 from ..attacks import Attack
 from ..measure import NO_DEFENSE, Column, GrayBox, attacked, classify, measure, probabilities
 from ..recommend import recommend
 from ..results import Cost, Result, Row
-from .plan import OURS_KEY, Plan, against_peers, goal, with_mean
+from .plan import Plan, against_peers, goal, with_mean
 
 
 def table1(plan: Plan) -> Result:

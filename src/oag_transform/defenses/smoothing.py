@@ -1,0 +1,72 @@
+"""The list of denoisers before a classifier that is smoothed: ours and its controls, each set by the noise's known strength.
+
+How they were set is in docs/certificates.md: on noisy photographs, without an attack, and none on the images of its tables.
+Light to import, as :mod:`oag_transform.defenses.catalogue` is.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .catalogue import NONE, OURS, OURS_KEY
+
+if TYPE_CHECKING:  # a command line is parsed with this list, before anybody waits for torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A denoiser for Gaussian noise of a known standard deviation.
+
+    Attributes:
+        key: its name on a command line.
+        label: its name in tables.
+        make: (std on the [0, 1] scale, seed, dtype of our convolutions or None) -> transform of [0, 1] batches. Raises
+            ModuleNotFoundError where what it needs is missing.
+        by_default: it is compared where none is asked for by name.
+    """
+
+    key: str
+    label: str
+    make: "Callable[[float, int, Any], nn.Module]"
+    by_default: bool = True
+
+
+def denoisers(keys: Iterable[str] | None = None) -> tuple[Denoiser, ...]:
+    """Those of these keys, in the order of :data:`DENOISERS`; None for those that are compared by default.
+
+    Raises:
+        ValueError: there is none of a key; the message lists them.
+    """
+    if keys is None:
+        return tuple(denoiser for denoiser in DENOISERS if denoiser.by_default)
+    known, asked = [denoiser.key for denoiser in DENOISERS], list(keys)
+    for key in asked:
+        if key not in known:
+            raise ValueError(f"no denoiser {key!r}; expected some of {', '.join(known)}")
+    return tuple(denoiser for denoiser in DENOISERS if denoiser.key in asked)
+
+
+def _ours(std: float, seed: int, dtype: Any) -> "nn.Module":
+    make = importlib.import_module("..transform", __package__).OnlineAlternateGenerator
+    return make.for_noise(std, seed=seed, compute_dtype=dtype)
+
+
+def _none(*_: Any) -> "nn.Module":
+    return importlib.import_module("torch.nn").Identity()
+
+
+def _denoiser(name: str, *arguments: float, **settings: float) -> "nn.Module":
+    return getattr(importlib.import_module(".denoisers", __package__), name)(*arguments, **settings)
+
+
+DENOISERS: tuple[Denoiser, ...] = (
+    Denoiser(OURS_KEY, OURS, _ours),
+    Denoiser("none", NONE, _none),
+    # 50 iterations come within 2.5 grey levels (RMS) of the minimum, closer than the library's own early stop
+    Denoiser("tv", "Total variation", lambda std, *_: _denoiser("TotalVariation", 0.8 * std, iterations=50)),
+    Denoiser("nlm", "Non-local means", lambda std, *_: _denoiser("NonLocalMeans", 0.6 * 255 * std, sigma=255 * std)),
+    Denoiser("wavelets", "Wavelets", lambda std, *_: _denoiser("Wavelets", 255 * std)),
+    Denoiser("bm3d", "BM3D", lambda std, *_: _denoiser("BM3D", 255 * std), by_default=False),  # seconds a draw
+)
