@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from .. import __version__
-from . import certify, demo, evaluate, fit_pixelcnn, fit_target, purify
+from . import certify, demo, evaluate, fit_pixelcnn, fit_target, purify, serve
 
 
 class Command(Protocol):
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "purify": purify,
     "evaluate": evaluate,
     "certify": certify,
+    "serve": serve,
     "fit-target": fit_target,
     "fit-pixelcnn": fit_pixelcnn,
 }

@@ -1,0 +1,341 @@
+"""The routes: what is asked over HTTP, what is answered, and what is refused; nothing that is sent is kept."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import torch
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, exposition
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from torchvision.transforms.v2 import functional as F
+
+from ...transform import DivergenceError
+from . import upload
+from .batching import Batcher
+from .engine import (
+    ATTACK,
+    ATTACKS,
+    CLASSIFY,
+    LARGEST_EPS,
+    MAGNIFIED,
+    PURIFY,
+    Attacked,
+    Classified,
+    Engine,
+    Guess,
+    Work,
+    data_url,
+    difference,
+    png,
+)
+from .settings import Service
+from .upload import RefusedError
+
+HERE = Path(__file__).parent
+DRAINED = 4
+"""An upload that is refused is still read, up to so many times the limit: who sends sees no answer before all is sent."""
+SECONDS_DRAINED = 5
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+T = TypeVar("T")
+
+
+class Api:
+    """What the routes share: the engine behind a batcher, the count of requests, and the metrics."""
+
+    def __init__(self, engine: Engine, service: Service) -> None:
+        self.engine, self.service = engine, service
+        self.inside = 0
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter("oag_requests", "Requests answered.", ("path", "status"), registry=self.registry)
+        self.seconds = Histogram("oag_request_seconds", "From a request to its answer.", ("path",), registry=self.registry)
+        self.images = Counter("oag_images", "Images worked on.", ("work",), registry=self.registry)
+        self.sizes = Histogram("oag_batch_size", "Images of a batch.", registry=self.registry, buckets=(1, 2, 4, 8, 16, 32, 64))
+        inside = Gauge("oag_requests_inside", "Requests with an image that are being answered.", registry=self.registry)
+        inside.set_function(lambda: self.inside)
+        waiting = Gauge("oag_images_waiting", "Images that wait for their batch.", registry=self.registry)
+        waiting.set_function(lambda: len(self.batcher))
+        self.batcher: Batcher[Work, torch.Tensor, Any] = Batcher(
+            self._run, size=service.batch_size, wait=service.batch_wait, workers=service.workers
+        )
+        # as many images are decoded at a time, which bounds their memory
+        self.codecs = ThreadPoolExecutor(service.workers, "codec")
+
+    def close(self) -> None:
+        """End the threads."""
+        self.batcher.close()
+        self.codecs.shutdown(cancel_futures=True)
+
+    def _run(self, work: Work, images: Sequence[torch.Tensor]) -> Sequence[Any]:
+        results = self.engine.run(work, images)
+        self.sizes.observe(len(images))
+        self.images.labels(work.kind).inc(len(images))
+        return results
+
+    async def in_codec(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What a function returns that decodes or encodes, from a thread kept for that."""
+        return await asyncio.get_running_loop().run_in_executor(self.codecs, function, *arguments)
+
+    async def answer(self, request: Request, respond: "Callable[[bytes], Awaitable[Response]]") -> Response:
+        """What ``respond`` makes of a request's body, within the limits.
+
+        Raises:
+            RefusedError: 408, 413, 415 or 503; or what ``respond`` raises.
+        """
+        if self.inside >= self.service.queue:
+            await _drain(request, DRAINED * self.service.body)
+            raise RefusedError(503, f"The server is busy with {self.inside} images, as many as it takes; try again soon.")
+        self.inside += 1
+        seconds = self.service.timeout
+        body: bytes | None = None
+        try:
+            with anyio.fail_after(seconds):
+                body = await self._body(request)
+                return await respond(body)
+        except TimeoutError as error:
+            if body is None:
+                raise RefusedError(408, f"The image didn't arrive within {seconds:g} seconds; send it again.") from error
+            raise RefusedError(503, f"There was no answer within {seconds:g} seconds; try again soon.") from error
+        finally:
+            self.inside -= 1
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self.service.body
+        try:
+            upload.check_type(request.headers.get("content-type"))
+        except RefusedError:
+            await _drain(request, DRAINED * limit)
+            raise
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size <= limit:
+                parts.append(part)
+            else:
+                parts.clear()
+            if size > DRAINED * limit:
+                break
+        if size > limit:
+            raise RefusedError(413, f"The upload has more than {limit / 2**20:g} MiB, which is the most that is accepted.")
+        return b"".join(parts)
+
+    async def prepared(self, body: bytes) -> torch.Tensor:
+        """The upload as the classifier wants it."""
+        return await self.in_codec(lambda: self.engine.prepare(upload.decode(body, self.service.pixels)))
+
+    async def result(self, kind: str, image: torch.Tensor, attack: tuple[str, int] | None = None) -> Any:
+        """What the engine makes of an image, in a batch with others.
+
+        Raises:
+            RefusedError: 422, it can't be worked on.
+        """
+        try:
+            return await asyncio.wrap_future(self.batcher.submit(Work(kind, tuple(image.shape), attack), image))
+        except (DivergenceError, ValueError) as error:
+            raise RefusedError(422, f"This image can't be worked on: {' '.join(str(error).split())}.") from error
+
+    # the routes
+
+    async def classify(self, request: Request) -> Response:
+        """Top five of the bare and of the defended classifier; with ``?purified=true`` what the defense made of the image."""
+        want = _choice(request, "purified", ("false", "true"), "false") == "true"
+
+        async def respond(body: bytes) -> Response:
+            found: Classified = await self.result(CLASSIFY, await self.prepared(body))
+            content = {"model": self.engine.target.name, "bare": _guesses(found.bare), "defended": _guesses(found.defended)}
+            if want:
+                content["purified"] = await self.in_codec(data_url, found.purified)
+            return JSONResponse(content)
+
+        return await self.answer(request, respond)
+
+    async def purify(self, request: Request) -> Response:
+        """The image purified at its own size, as a PNG."""
+        pixels = min(self.service.pixels, self.service.purify_pixels)
+
+        async def respond(body: bytes) -> Response:
+            image = await self.in_codec(lambda: _tensor(upload.decode(body, pixels)))
+            return Response(await self.in_codec(png, await self.result(PURIFY, image)), media_type="image/png")
+
+        return await self.answer(request, respond)
+
+    async def attack(self, request: Request) -> Response:
+        """The image attacked, and the attacked image purified step by step."""
+        method = _choice(request, "method", ATTACKS, ATTACKS[0])
+        eps = int(_choice(request, "eps", tuple(str(eps) for eps in range(1, LARGEST_EPS + 1)), "6"))
+
+        async def respond(body: bytes) -> Response:
+            found: Attacked = await self.result(ATTACK, await self.prepared(body), (method, eps))
+            return await self.in_codec(lambda: JSONResponse(_shown(found)))
+
+        return await self.answer(request, respond)
+
+    async def health(self, _: Request) -> Response:
+        """Whether the server can work."""
+        alive = self.batcher.alive()
+        content = {"status": "ok" if alive else "a worker has ended", "model": self.engine.target.name, "inside": self.inside}
+        return JSONResponse(content, 200 if alive else 503)
+
+    async def metrics(self, _: Request) -> Response:
+        """Counts and times, for Prometheus."""
+        return Response(exposition.generate_latest(self.registry), headers={"Content-Type": exposition.CONTENT_TYPE_LATEST})
+
+    async def about(self, _: Request) -> Response:
+        """What the page says of the server."""
+        return JSONResponse(
+            {
+                "model": self.engine.target.name,
+                "classes": len(self.engine.classes),
+                "side": self.engine.target.preprocessing.crop,
+                "steps": self.engine.transform.network_steps,
+                "largest_eps": LARGEST_EPS,
+                "magnified": MAGNIFIED,
+                "body": self.service.body,
+                "samples": json.loads((HERE / "samples" / "samples.json").read_text(encoding="utf-8")),
+            }
+        )
+
+
+def make(engine: Engine, service: Service) -> ASGIApp:
+    """The application; its threads begin and end with its lifespan."""
+    api = Api(engine, service)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(api.close)
+
+    async def page(_: Request) -> Response:
+        return FileResponse(HERE / "page" / "index.html")
+
+    routes = [
+        Route("/", page),
+        Route("/classify", api.classify, methods=["POST"]),
+        Route("/purify", api.purify, methods=["POST"]),
+        Route("/attack", api.attack, methods=["POST"]),
+        Route("/about", api.about),
+        Route("/health", api.health),
+        Route("/metrics", api.metrics),
+        Mount("/page", StaticFiles(directory=HERE / "page")),
+        Mount("/samples", StaticFiles(directory=HERE / "samples")),
+    ]
+    paths = {route.path for route in routes if isinstance(route, Route)}
+    handlers = {RefusedError: _refused, HTTPException: _http_error, ClientDisconnect: _gone, Exception: _failed}
+    application = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
+    return _Outside(application, api, paths)  # and not a middleware, which would not see answers of 500
+
+
+class _Outside:
+    """Around every request: the headers of every answer, and the metrics."""
+
+    def __init__(self, app: ASGIApp, api: Api, paths: set[str]) -> None:
+        self.app, self.api, self.paths = app, api, paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = time.perf_counter()
+        path = scope["path"] if scope["path"] in self.paths else "other"  # a client can't make names of metrics
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                present = {name.lower() for name, _ in message["headers"]}
+                more = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+                message["headers"] = [*message["headers"], *(pair for pair in more if pair[0] not in present)]
+                self.api.requests.labels(path, message["status"]).inc()
+                self.api.seconds.labels(path).observe(time.perf_counter() - begun)
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+async def _drain(request: Request, most: int) -> None:
+    """Read and forget a body."""
+    size = 0
+    with contextlib.suppress(ClientDisconnect), anyio.move_on_after(SECONDS_DRAINED):
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                return
+
+
+def _choice(request: Request, name: str, choices: Sequence[str], default: str) -> str:
+    """A value of the URL's query."""
+    value = request.query_params.get(name, default)
+    if value not in choices:
+        shown = ", ".join(choices) if len(choices) < 5 else f"{choices[0]} to {choices[-1]}"
+        raise RefusedError(422, f"Of the query, {name} must be one of {shown}, got {value[:40]!r}.")
+    return value
+
+
+def _tensor(image: Any) -> torch.Tensor:
+    return F.pil_to_tensor(image)
+
+
+def _guesses(guesses: Sequence[Guess]) -> list[dict[str, Any]]:
+    return [guess._asdict() for guess in guesses]
+
+
+def _shown(found: Attacked) -> dict[str, Any]:
+    """What the page shows of an attack."""
+    purified = found.frames[-1].image
+    return {
+        "original": {"image": data_url(found.original), "guesses": _guesses(found.bare)},
+        "attacked": {
+            "image": data_url(found.attacked),
+            "difference": data_url(difference(found.attacked, found.original)),
+            "guesses": _guesses(found.bare_attacked),
+        },
+        "purified": {
+            "image": data_url(purified),
+            "difference": data_url(difference(purified, found.original)),
+            "guesses": _guesses(found.defended),
+        },
+        "frames": [
+            {"step": f.step, "image": data_url(f.image), "residual": f.residual, "guess": f.guess._asdict()}
+            for f in found.frames
+        ],
+    }
+
+
+def _error(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
+    more = {"Retry-After": "1"} if status == 503 else {}
+    return JSONResponse({"error": sentence}, status, headers={**(headers or {}), **more})
+
+
+async def _refused(_: Request, error: Any) -> Response:
+    return _error(error.status, error.sentence)
+
+
+async def _http_error(request: Request, error: Any) -> Response:
+    sentences = {404: f"There is nothing at {request.url.path[:80]}.", 405: f"{request.method} is not answered here."}
+    return _error(error.status_code, sentences.get(error.status_code, f"{error.detail}."), dict(error.headers or {}))
+
+
+async def _gone(*_: Any) -> Response:
+    return _error(400, "The client went away.")  # nobody reads it
+
+
+async def _failed(*_: Any) -> Response:
+    return _error(500, "The server failed on this request; what went wrong is in its log.")

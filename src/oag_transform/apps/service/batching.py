@@ -1,0 +1,128 @@
+"""Dynamic batching: work of the same kind and size that waits at the same time is done together."""
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(eq=False)
+class _Job(Generic[Item, Result]):
+    item: Item
+    future: "Future[Result]" = field(default_factory=Future)
+    since: float = field(default_factory=time.monotonic)
+
+
+class Batcher(Generic[Key, Item, Result]):
+    """Threads that do work in batches of equal keys.
+
+    A batch is begun when ``size`` items of its key are there, or when its first has waited for ``wait`` seconds; the one whose
+    first item is oldest goes first. Where a batch fails, each of its items is tried alone, so that a bad one fails alone.
+
+    Args:
+        work: (key, items) -> a result for each of them, called in a thread of the batcher.
+        size: items of a batch at most.
+        wait: seconds that an item waits for others.
+        workers: number of threads.
+    """
+
+    def __init__(
+        self, work: Callable[[Key, Sequence[Item]], Sequence[Result]], *, size: int, wait: float, workers: int
+    ) -> None:
+        self._work, self._size, self._wait = work, size, wait
+        self._waiting: dict[Key, list[_Job[Item, Result]]] = {}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._threads = [threading.Thread(target=self._run, name=f"work-{i}", daemon=True) for i in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def __len__(self) -> int:
+        """Number of items that wait."""
+        with self._changed:
+            return sum(map(len, self._waiting.values()))
+
+    def submit(self, key: Key, item: Item) -> "Future[Result]":
+        """The result to come; an item whose future is cancelled while it waits is never worked on.
+
+        Raises:
+            RuntimeError: the batcher is closed.
+        """
+        job: _Job[Item, Result] = _Job(item)
+        with self._changed:
+            if self._closing:
+                raise RuntimeError("the batcher is closed")
+            self._waiting.setdefault(key, []).append(job)
+            self._changed.notify()
+        job.future.add_done_callback(lambda future: self._forget(key, job) if future.cancelled() else None)
+        return job.future
+
+    def close(self) -> None:
+        """Cancel what waits and end the threads after what they are at."""
+        with self._changed:
+            self._closing = True
+            left = [job for jobs in self._waiting.values() for job in jobs]
+            self._waiting.clear()
+            self._changed.notify_all()
+        for job in left:
+            job.future.cancel()
+        for thread in self._threads:
+            thread.join()
+
+    def alive(self) -> bool:
+        """Whether every thread is there to work."""
+        return all(thread.is_alive() for thread in self._threads)
+
+    def _forget(self, key: Key, job: _Job[Item, Result]) -> None:
+        with self._changed:
+            if job in self._waiting.get(key, ()):
+                self._waiting[key].remove(job)
+                if not self._waiting[key]:
+                    del self._waiting[key]
+
+    def _run(self) -> None:
+        while (batch := self._take()) is not None:
+            key, jobs = batch
+            running = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+            if running:
+                self._answer(key, running)
+
+    def _take(self) -> tuple[Key, list[_Job[Item, Result]]] | None:
+        """The next batch, once there is one; None at the end."""
+        with self._changed:
+            while not self._closing:
+                now = time.monotonic()
+                due = {
+                    key: jobs[0].since if len(jobs) >= self._size else jobs[0].since + self._wait
+                    for key, jobs in self._waiting.items()
+                }
+                ripe = [key for key, moment in due.items() if moment <= now]
+                if not ripe:
+                    self._changed.wait(min(due.values()) - now if due else None)
+                    continue
+                key = min(ripe, key=lambda each: self._waiting[each][0].since)
+                jobs = self._waiting.pop(key)
+                if jobs[self._size :]:
+                    self._waiting[key] = jobs[self._size :]
+                    self._changed.notify()  # another thread may take those
+                return key, jobs[: self._size]
+        return None
+
+    def _answer(self, key: Key, jobs: Sequence[_Job[Item, Result]]) -> None:
+        try:
+            results = self._work(key, [job.item for job in jobs])
+        except Exception as error:  # whatever it is, whoever waits is told, and the thread goes on
+            if len(jobs) == 1:
+                jobs[0].future.set_exception(error)
+                return
+            for job in jobs:
+                self._answer(key, [job])
+            return
+        for job, result in zip(jobs, results, strict=True):
+            job.future.set_result(result)

@@ -1,0 +1,234 @@
+"""What the service computes: classes of an image with and without the defense, purified images, attacks and their undoing."""
+
+import base64
+import hashlib
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import PIL.Image
+import torch
+import torchvision
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from ... import streams
+from ...defended import DefendedModel
+from ...evaluation.catalogue import attack
+from ...evaluation.targets import Target
+from ...transform import OnlineAlternateGenerator
+
+CLASSIFY, PURIFY, ATTACK = "classify", "purify", "attack"
+ATTACKS = ("igsm", "mifgsm")
+LARGEST_EPS = 16  # grey levels
+TOP = 5
+FRAMES = 24
+"""Moments of the generation that are shown at most."""
+MAGNIFIED = 15
+"""Factor by which differences are shown."""
+
+
+class Work(NamedTuple):
+    """What is done with an image; images of equal work are done in one batch.
+
+    Attributes:
+        kind: :data:`CLASSIFY`, :data:`PURIFY` or :data:`ATTACK`.
+        shape: of the images.
+        attack: one of :data:`ATTACKS`, and its bound in grey levels.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    attack: tuple[str, int] | None = None
+
+
+class Guess(NamedTuple):
+    """A class that the classifier sees, by number and name, and how sure it is."""
+
+    label: int
+    name: str
+    probability: float
+
+
+class Classified(NamedTuple):
+    """The likeliest classes of an image as it is and behind the defense, and what the defense made of it, (C, H, W) uint8."""
+
+    bare: list[Guess]
+    defended: list[Guess]
+    purified: Tensor
+
+
+class Frame(NamedTuple):
+    """A moment of the generation.
+
+    Attributes:
+        step: network step.
+        image: (C, H, W) uint8.
+        residual: root-mean-square difference to the attacked image, in grey levels.
+        guess: the likeliest class, behind the views.
+    """
+
+    step: int
+    image: Tensor
+    residual: float
+    guess: Guess
+
+
+class Attacked(NamedTuple):
+    """An image, the image attacked, and the generation of a purified one from that; images (C, H, W) uint8."""
+
+    original: Tensor
+    attacked: Tensor
+    frames: list[Frame]
+    bare: list[Guess]
+    bare_attacked: list[Guess]
+    defended: list[Guess]
+
+
+class Engine:
+    """A classifier, the same behind the defense, and the names of its classes.
+
+    Args:
+        target: the classifier.
+        classes: the names.
+        transform: the defense.
+        samples: purifications of an image whose class probabilities are averaged.
+        device: where it is computed.
+    """
+
+    def __init__(
+        self, target: Target, classes: Sequence[str], transform: OnlineAlternateGenerator, samples: int, device: torch.device
+    ) -> None:
+        self.target, self.classes, self.transform, self.device = target, tuple(classes), transform, device
+        self.defended = DefendedModel(target.model, transform, samples=samples).eval()
+        self._once = DefendedModel(target.model, transform).eval()  # of the one generation that is shown step by step
+
+    def prepare(self, image: PIL.Image.Image) -> Tensor:
+        """(3, crop, crop) uint8, resized and cropped as the classifier wants it."""
+        resize, crop, interpolation = self.target.preprocessing
+        resized = F.resize(image, [resize], interpolation=interpolation)
+        return F.pil_to_tensor(F.center_crop(resized, [crop, crop]))
+
+    def run(self, work: Work, images: Sequence[Tensor]) -> Sequence[Any]:
+        """A :class:`Classified`, purified image (C, H, W) uint8 or :class:`Attacked` for each image (C, H, W) uint8.
+
+        Raises:
+            DivergenceError, ValueError: see :class:`~oag_transform.OnlineAlternateGenerator`.
+        """
+        batch = torch.stack(list(images)).to(self.device)
+        index = [_stream(image) for image in images]
+        if work.kind == CLASSIFY:
+            return self._classify(batch, index)
+        if work.kind == PURIFY:
+            return list(self.transform(batch, index=index).cpu())
+        if work.attack is None:
+            raise ValueError("an attack has a name and a bound")
+        return [self._attack(batch[i : i + 1], index[i], *work.attack) for i in range(len(batch))]
+
+    @torch.no_grad()
+    def _classify(self, batch: Tensor, index: list[int]) -> list[Classified]:
+        pixels = batch.float() / 255
+        bare = self._top(self.target.model(pixels))
+        purified = self.defended.purify(pixels, index=index)
+        defended = self._top(self.defended.classify(purified))
+        return [Classified(*each) for each in zip(bare, defended, _uint8(purified[:: self.defended.samples]), strict=True)]
+
+    def _attack(self, image: Tensor, index: int, name: str, eps: int) -> Attacked:
+        pixels = image.float() / 255
+        with torch.no_grad():
+            logits = self.target.model(pixels)
+        label = logits.argmax(1)  # what it says of the image now is what the attack leads away from
+        found = attack(name).make(eps, targeted=False)(self.target.model, pixels, label, classes=len(self.classes))
+        every = max(1, math.ceil(self.transform.network_steps / FRAMES))
+        steps = list(self.transform.trace(found, every=every, index=index))
+        with torch.no_grad():
+            bare_attacked = self.target.model(found)
+            guesses = [self._once.classify(step.images) for step in steps]  # one by one: the memory of one
+        frames = [
+            Frame(step.step, _uint8(step.images)[0], float(step.residual), self._top(guess)[0][0])
+            for step, guess in zip(steps, guesses, strict=True)
+        ]
+        return Attacked(
+            original=image[0].cpu(),
+            attacked=_uint8(found)[0],
+            frames=frames,
+            bare=self._top(logits)[0],
+            bare_attacked=self._top(bare_attacked)[0],
+            defended=self._top(guesses[-1])[0],
+        )
+
+    def _top(self, logits: Tensor) -> list[list[Guess]]:
+        """The likeliest classes of each row."""
+        found = logits.float().softmax(1).topk(min(TOP, len(self.classes)))
+        rows = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+        return [[Guess(i, self.classes[i], p) for i, p in zip(*row, strict=True)] for row in rows]
+
+
+def class_names(model: str, weights: str | None, labels: Path | None) -> tuple[str, ...]:
+    """Names of a classifier's classes: a file's lines, or those that come with the model.
+
+    Returns none where the model can't be loaded anyhow, which :func:`~oag_transform.evaluation.targets.load_target` tells.
+
+    Raises:
+        ValueError: the file has no or empty lines, or there is none and no names come with the model.
+    """
+    if labels is not None:
+        return _lines(labels)
+    if Path(model).suffix in (".pt", ".pth"):
+        return _fitted(Path(model))
+    if model.startswith("efficientnet-lite"):  # ImageNet's, too
+        return tuple(torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"])
+    if ":" in model or (weights is not None and Path(weights).suffix in (".pt", ".pth")):
+        raise ValueError(
+            f"no names of classes come with {model}: give --labels FILE, a name in each line, in the model's order"
+        )
+    if weights is None or model not in torchvision.models.list_models(module=torchvision.models):
+        return ()
+    every, name = torchvision.models.get_model_weights(model), weights.rpartition(".")[2]
+    return tuple(every[name].meta["categories"]) if name in every.__members__ else ()
+
+
+def png(image: Tensor) -> bytes:
+    """(C, H, W) uint8 as a PNG file."""
+    buffer = io.BytesIO()
+    F.to_pil_image(image).save(buffer, "PNG", compress_level=3)  # noise doesn't get smaller by more
+    return buffer.getvalue()
+
+
+def data_url(image: Tensor) -> str:
+    """(C, H, W) uint8 as a PNG in a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(png(image)).decode()}"
+
+
+def difference(image: Tensor, reference: Tensor) -> Tensor:
+    """:data:`MAGNIFIED` times the absolute difference of two images (C, H, W) uint8, held to 255."""
+    return (MAGNIFIED * (image.int() - reference.int()).abs()).clamp(max=255).to(torch.uint8)
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--labels {path} is no text in UTF-8") from error
+    if not names or not all(names):
+        raise ValueError(f"--labels {path} must have the name of a class in each line, got {names.count('')} empty ones")
+    return names
+
+
+def _fitted(path: Path) -> tuple[str, ...]:
+    """The classes in a file of fit-target; none where it isn't one."""
+    try:
+        return tuple(torch.load(path, map_location="cpu", weights_only=True)["classes"])
+    except Exception:  # torch.load raises many kinds; whoever loads the model tells them
+        return ()
+
+
+def _stream(image: Tensor) -> int:
+    """The random stream of an image's pixels: with a seed, an image's result doesn't depend on what else is asked."""
+    return streams.index_of(hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest())
+
+
+def _uint8(pixels: Tensor) -> Tensor:
+    return (255 * pixels).round().to(torch.uint8).cpu()

@@ -1,0 +1,110 @@
+"""What a client sends, checked before anything is worked on: type, bytes, pixels, shape; a refusal is one sentence."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import PIL.Image
+
+from ... import files
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+LONGEST_TO_SHORTEST = 16
+"""Ratio of an image's sides at most: where the short one is made as long as a classifier wants, the other grows with it."""
+SCANS = 100
+"""Scans of a JPEG at most: each takes the time of the whole picture, in a few bytes. A progressive file has about ten."""
+
+
+class RefusedError(Exception):
+    """What is answered in place of a result.
+
+    Attributes:
+        status: of HTTP.
+        sentence: what is wrong, and what to do about it.
+    """
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(status, sentence)
+        self.status, self.sentence = status, sentence
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is accepted.
+
+    Attributes:
+        body: bytes of an upload.
+        pixels: of an uploaded image.
+        purify_pixels: of an image that is purified at its own size, which takes time in proportion.
+    """
+
+    body: int
+    pixels: int
+    purify_pixels: int
+
+
+def check_type(content_type: str | None) -> None:
+    """Raise unless the type that a client names is one of :data:`TYPES`.
+
+    Raises:
+        RefusedError: 415.
+    """
+    named = (content_type or "").partition(";")[0].strip().lower()
+    if named not in TYPES:
+        got = f"got {named}" if named else "got none"
+        raise RefusedError(415, f"Send the image itself as the body, with a Content-Type of {_any_of(TYPES)}; {got}.")
+
+
+def decode(content: bytes, pixels: int) -> PIL.Image.Image:
+    """The RGB photograph in an upload, whose size is looked at before a pixel is decoded.
+
+    Args:
+        content: the upload.
+        pixels: that it may have.
+
+    Raises:
+        RefusedError: 413 for too many pixels, 415 for another format than :data:`FORMATS`, 422 for an image that is broken or
+            whose sides are too unequal.
+    """
+    if not content:
+        raise RefusedError(422, "The upload is empty; send an image as the body.")
+    if not content.startswith((b"\x89PNG", b"\xff\xd8\xff")) and (content[:4], content[8:12]) != (b"RIFF", b"WEBP"):
+        raise RefusedError(415, f"The upload is no image of a format that is accepted: {_any_of(FORMATS)}.")
+    width, height = _size(content)
+    if width * height > pixels:
+        raise RefusedError(413, f"The image has {width} x {height} pixels; at most {pixels / 1e6:g} megapixels are accepted.")
+    if max(width, height) > LONGEST_TO_SHORTEST * min(width, height):
+        raise RefusedError(
+            422, f"The image has {width} x {height} pixels; no side may be more than {LONGEST_TO_SHORTEST} times the other."
+        )
+    if (scans := content.count(b"\xff\xda")) > SCANS and content.startswith(b"\xff\xd8\xff"):
+        raise RefusedError(422, f"The JPEG has {scans} scans; at most {SCANS} are accepted.")
+    try:
+        return files.read_bytes(content, name="the upload", formats=FORMATS).convert("RGB")
+    except ValueError as error:
+        raise RefusedError(422, _sentence(str(error))) from error
+
+
+def _size(content: bytes) -> tuple[int, int]:
+    """Width and height, from the header alone."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # the caller has a limit of its own
+            with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as file:
+                return file.size
+    except PIL.Image.DecompressionBombError as error:
+        raise RefusedError(413, "The image has more pixels than are accepted.") from error
+    except PIL.UnidentifiedImageError as error:
+        raise RefusedError(422, "The upload is not an image that can be read: its header is broken.") from error
+    except files.UNREADABLE as error:
+        raise RefusedError(422, _sentence(f"the upload is not an image that can be read: {error}")) from error
+
+
+def _any_of(names: tuple[str, ...]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _sentence(text: str) -> str:
+    line = " ".join(text.split())
+    return line[:1].upper() + line[1:] + ("" if line.endswith(".") else ".")
