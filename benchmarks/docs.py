@@ -6,7 +6,7 @@ A block begins with an HTML comment that says what it is made of, and ends with 
 
 - ``<!-- table: data/x/table1.json -->``: the whole table, with what is needed to repeat it;
 - ``<!-- rows: data/x/table1.json data/y/table1.json | KEY [KEY ...] -->``: clean, mean and worst accuracy of some defenses in
-  several results side by side, each at its last setting there.
+  several results side by side, each at its published setting there.
 
 Paths are relative to docs.
 """
@@ -69,18 +69,18 @@ def _rows(found: list[Result], keys: list[str]) -> str:
     lines = [f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
     for key in keys:
         rows = [_row(result, key) for result in found]
-        cells = [f"{100 * value:.1f}" for row in rows for value in _three(row)]
-        lines.append(f"| {rows[0].name} | {' | '.join(cells)} |")
+        name = next((row.name for row in rows if row is not None), None)
+        if name is None:
+            raise ValueError(f"no row of {key!r} in {', '.join(result.key for result in found)}")
+        cells = [f"{100 * value:.1f}" if row else "" for row in rows for value in (_three(row) if row else (0, 0, 0))]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     n = ", ".join(f"{result.facts['n']} photographs of {name}" for result, name in zip(found, names, strict=True))
     return "\n".join([*lines, "", f"In percent of {n} that the target gets right without an attack."])
 
 
-def _row(result: Result, key: str) -> Row:
-    """The last row of a defense: its tuned setting, where that is another than the published one."""
-    matching = [row for row in result.rows if (row.name == "None" if key == "none" else row.defense == key)]
-    if not matching:
-        raise ValueError(f"no row of {key!r} in {result.key}")
-    return matching[-1]
+def _row(result: Result, key: str) -> Row | None:
+    """The first row of a defense, at its published setting; None where it was not measured."""
+    return next((row for row in result.rows if (row.name == "None" if key == "none" else row.defense == key)), None)
 
 
 def _three(row: Row) -> tuple[float, float, float]:
