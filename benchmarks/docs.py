@@ -5,8 +5,8 @@ python -m benchmarks.docs            (writes them anew where they differ; --chec
 A block begins with an HTML comment that says what it is made of, and ends with ``<!-- end -->``:
 
 - ``<!-- table: data/x/table1.json -->``: the whole table, with what is needed to repeat it;
-- ``<!-- rows: data/x/table1.json data/y/table1.json | KEY [KEY ...] -->``: clean, mean and worst accuracy of some defenses in
-  several results side by side, each at its published setting there.
+- ``<!-- rows: NAME=data/x/table1.json NAME=data/y/table1.json | KEY [KEY ...] -->``: clean, mean and worst accuracy of some
+  defenses in several results side by side, each at its published setting there.
 
 Paths are relative to docs.
 """
@@ -34,7 +34,8 @@ def made(text: str) -> str:
             content = tables.to_markdown(_result(of.strip())).split("\n", 2)[2]  # without its heading
         else:
             files, _, keys = of.partition("|")
-            content = _rows([_result(file) for file in files.split()], keys.split())
+            named = dict(file.split("=") for file in files.split())
+            content = _rows({name: _result(file) for name, file in named.items()}, keys.split())
         return f"{found.group(1)}{_without_figures(content).strip()}\n{found.group(5)}"
 
     return BLOCK.sub(block, text)
@@ -62,19 +63,18 @@ def _result(path: str) -> Result:
     return results.read(DOCS / path)
 
 
-def _rows(found: list[Result], keys: list[str]) -> str:
+def _rows(found: dict[str, Result], keys: list[str]) -> str:
     """Clean, mean and worst accuracy in percent of the defenses with these keys; ``none`` is no defense."""
-    names = [str(result.facts["data"]).partition(":")[0] for result in found]
-    heading = ["Defense"] + [f"{name}: {column}" for name in names for column in ("clean", "mean attacked", "worst attack")]
+    heading = ["Defense"] + [f"{name}: {column}" for name in found for column in ("clean", "mean attacked", "worst attack")]
     lines = [f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
     for key in keys:
-        rows = [_row(result, key) for result in found]
+        rows = [_row(result, key) for result in found.values()]
         name = next((row.name for row in rows if row is not None), None)
         if name is None:
-            raise ValueError(f"no row of {key!r} in {', '.join(result.key for result in found)}")
+            raise ValueError(f"no row of {key!r} in {', '.join(result.key for result in found.values())}")
         cells = [f"{100 * value:.1f}" if row else "" for row in rows for value in (_three(row) if row else (0, 0, 0))]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    n = ", ".join(f"{result.facts['n']} photographs of {name}" for result, name in zip(found, names, strict=True))
+    n = ", ".join(f"{result.facts['n']} photographs of {name}" for name, result in found.items())
     return "\n".join([*lines, "", f"In percent of {n} that the target gets right without an attack."])
 
 

@@ -30,9 +30,8 @@ def test_a_block_is_written_from_its_result(tmp_path: Path, monkeypatch: pytest.
     result = Result("table1", "Table I", "A caption.", "Defense", ("Clean", "A", "B", "Mean"), rows, facts)
     results.write(result, tmp_path)
     monkeypatch.setattr(docs, "DOCS", tmp_path)
-    page = (
-        "before\n<!-- rows: table1.json | none -->\nstale 12.3\n<!-- end -->\nafter <!-- table: table1.json -->\n<!-- end -->"
-    )
+    rows_block = "<!-- rows: flowers=table1.json | none -->\nstale 12.3\n<!-- end -->"
+    page = f"before\n{rows_block}\nafter <!-- table: table1.json -->\n<!-- end -->"
     text = docs.made(page)
     assert "stale" not in text
     assert "| None | 100.0 | 37.5 | 25.0 |" in text
