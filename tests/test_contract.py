@@ -452,7 +452,8 @@ def test_progress_bar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
 
     monkeypatch.setattr("tqdm.auto.tqdm", keep)
     small(progress=True)(rand(2, 3, 12, 12))
-    assert [(bar.n, bar.total) for bar in bars] == [(6, 6)]
+    small(progress=True, tile_size=128)(rand(2, 3, 12, 200))
+    assert [(bar.n, bar.total) for bar in bars] == [(6, 6), (12, 12)]
     assert "purify" in capfd.readouterr().err
     small()(rand(2, 3, 12, 12))
     captured = capfd.readouterr()

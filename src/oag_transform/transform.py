@@ -19,6 +19,7 @@ from .generator import energy
 from .generator.run import Loop, alternate, choose_loop, diverged, purify
 from .generator.settings import PAPER, RENAMED, Settings, argument, for_noise, meanings, one_of
 from .generator.state import State
+from .generator.tiles import tiles
 from .images import ImageLike, like, to_batch, to_pixels, work_type
 from .straight_through import straight_through
 
@@ -245,7 +246,9 @@ class OnlineAlternateGenerator(nn.Module):
         s = self.settings
         seed = streams.fresh_seed() if s.seed is None else s.seed
         purified = torch.empty_like(batch)
-        with _progress_bar(len(batch) * s.network_steps, s.progress) as advance:
+        height, width = batch.shape[-2:]
+        steps = len(batch) * s.network_steps * len(tiles(height, width, s.tile_size, s.stride))
+        with _progress_bar(steps, s.progress) as advance:
             for rows in self.chunks(batch):
                 part, failed = purify(batch[rows], s, loop, seed, [indices[row] for row in rows], advance)
                 if failed.any():
@@ -266,8 +269,8 @@ class OnlineAlternateGenerator(nn.Module):
     def trace(self, images: ImageLike, *, every: int = 1, index: Any = 0) -> Iterator[TraceStep]:
         """Iterate over Algorithm 1: a :class:`TraceStep` after each ``every`` network steps, and after the last one.
 
-        The last step's images are what :meth:`forward` returns. All images of the batch advance together, so memory grows
-        with the batch. There is no gradient and no second try.
+        The last step's images are what :meth:`forward` returns, where it works without tiles. All images of the batch advance
+        together and in one piece, so memory grows with the batch. There is no gradient and no second try.
 
         Raises:
             DivergenceError: the images have diverged; what was yielded before is finite.
