@@ -35,8 +35,9 @@ def test_every_experiment_writes_its_result_and_the_report(
 ) -> None:
     monkeypatch.setattr("oag_transform.evaluation.experiments.curves.TRACE_STEPS", (2, 4))  # for time
     monkeypatch.setattr("oag_transform.evaluation.experiments.curves.EPSILONS", (0, 6))
+    monkeypatch.setattr("oag_transform.evaluation.experiments.knows.STEPS", 2)
     other = ["--other", "tests.tiny:left_half"]
-    assert main(arguments(folder, tmp_path, "all", "tune", *other, "--defenses", *FAST)) == 0
+    assert main(arguments(folder, tmp_path, "all", "tune", "adaptive", *other, "--defenses", *FAST)) == 0
     printed = capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
     figures = []
@@ -45,7 +46,7 @@ def test_every_experiment_writes_its_result_and_the_report(
         assert result.key == entry.key
         assert result.title == entry.title
         assert result.title in printed
-        assert result.facts["n"] == {"autoencoder": 1, "fig5": 3}.get(entry.key, 6)
+        assert result.facts["n"] == {"autoencoder": 1, "adaptive": 1, "fig5": 3}.get(entry.key, 6)
         assert (tmp_path / f"{entry.key}.csv").exists()
         assert not [line for line in result.rows if line.error], entry.key
         figures += [tmp_path / figure.file for figure in result.figures]
