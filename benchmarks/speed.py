@@ -8,11 +8,13 @@ The plain reference (oag_transform/generator/reference.py, Algorithm 1 by autogr
 
 import argparse
 import dataclasses
+import multiprocessing
 import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from torch import Tensor
@@ -47,6 +49,15 @@ def plain_settings(transform: OnlineAlternateGenerator, network_steps: int) -> S
     return dataclasses.replace(transform.settings, network_steps=network_steps, **plain)  # type: ignore[arg-type]
 
 
+def peak_memory(height: int, width: int) -> tuple[float, float]:
+    """GiB that a process has held at most before and after it purified one uint8 image: for a process of its own."""
+    image = torch.randint(0, 256, (3, height // 125, width // 125), dtype=torch.uint8)
+    image = image.repeat_interleave(125, 1).repeat_interleave(125, 2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    OnlineAlternateGenerator()(image)
+    return before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,6 +66,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="the median of so many runs is given")
     parser.add_argument("--plain-steps", type=int, default=2, help="network steps of the plain reference that are timed")
     parser.add_argument("--memory-batch", type=int, default=64, help="images in the batch whose peak memory is given; 0: none")
+    parser.add_argument("--large", type=int, nargs=2, default=(3000, 4000), help="height and width of a large image; 0 0: none")
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
 
@@ -86,6 +98,12 @@ def main() -> None:
         transform(photographs(options.memory_batch, options.size))
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(f"peak memory, batch of {options.memory_batch}: {after / 2**20:.2f} GiB (before it: {before / 2**20:.2f} GiB)")
+
+    if all(options.large):
+        height, width = options.large
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            low, high = pool.submit(peak_memory, height, width).result()
+        print(f"peak memory, one image of {width} x {height}: {high:.2f} GiB (before it: {low:.2f} GiB)")
 
 
 if __name__ == "__main__":
