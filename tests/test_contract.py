@@ -462,6 +462,7 @@ def test_progress_bar(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
 
 def test_progress_without_tqdm_goes_on_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    with pytest.warns(UserWarning, match="needs tqdm"):
+    with pytest.warns(UserWarning, match="needs tqdm") as caught:
         purified = small(progress=True)(rand(3, 12, 12))
+    assert caught[0].filename == __file__
     assert torch.equal(purified, small()(rand(3, 12, 12)))

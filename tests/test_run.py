@@ -79,9 +79,13 @@ def test_hopeless_rates_raise_and_name_the_image_or_return_the_input() -> None:
     hopeless = {"conv_lr": 1e6, "fc_lr": 1e6, "chunk_size": 2}
     with pytest.raises(DivergenceError, match=r"image\(s\) \[0, 1\]"):
         small(**hopeless)(images)
-    with pytest.warns(UserWarning, match="returning the input unpurified"):
+    with pytest.warns(UserWarning, match="returning the input unpurified") as caught:
         returned = small(**hopeless, on_failure="return_input")(images)
     assert torch.equal(returned, images)
+    assert caught[0].filename == __file__  # the line of whoever called it
+    with pytest.warns(UserWarning, match="returning the input unpurified") as caught:
+        small(**hopeless, on_failure="return_input")((255 * images).byte())
+    assert caught[0].filename == __file__
 
 
 def test_one_diverging_image_leaves_the_others_alone() -> None:

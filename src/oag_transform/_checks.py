@@ -26,6 +26,18 @@ def integer(name: str, value: Any, *, at_least: int = 0) -> int:
     return int(value)
 
 
+def odd(name: str, value: Any) -> int:
+    """``value`` as an int: an odd Python or NumPy integer of at least 1.
+
+    Raises:
+        ValueError: anything else.
+    """
+    found = integer(name, value, at_least=1)
+    if found % 2 == 0:
+        raise ValueError(f"{name} must be odd, got {found}")
+    return found
+
+
 def number(
     name: str, value: Any, *, above: float | None = None, at_least: float | None = None, below: float | None = None
 ) -> Any:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
+import itertools
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -213,21 +214,18 @@ class OnlineAlternateGenerator(nn.Module):
     @uncompiled
     def _sample(self, images: Any, others: tuple[Any, ...], index: Any) -> Any:
         if not others and not isinstance(images, (dict, list, tuple)):
-            return self._image(images, index)
+            return self._image(images, *self._checked(images, index))
         leaves, structure = pytree.tree_flatten((images, *others) if others else images)
         at = _images_among(leaves)
-        for place in at:
-            _checks.images(leaves[place], minimum_size=self.settings.kernel_size)
-        counts = [_count(leaves[place]) for place in at]
-        chosen = _checks.indices(index, sum(counts))
-        for place, count in zip(at, counts, strict=True):
-            leaves[place] = self._image(leaves[place], chosen[:count])
-            chosen = chosen[count:]
+        ends = list(itertools.accumulate(_count(leaves[place]) for place in at))
+        chosen = _checks.indices(index, ends[-1])
+        parts = [chosen[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        checked = [self._checked(leaves[place], part) for place, part in zip(at, parts, strict=True)]
+        for place, found in zip(at, checked, strict=True):
+            leaves[place] = self._image(leaves[place], *found)
         return pytree.tree_unflatten(leaves, structure)
 
-    def _image(self, images: ImageLike, index: Any) -> ImageLike:
-        indices, loop = self._checked(images, index)
-
+    def _image(self, images: ImageLike, indices: list[int], loop: Loop) -> ImageLike:
         def purified(plain: Any) -> Any:
             with _plain_mode(work_type(images)[0]):
                 return like(self._purify(to_batch(plain), indices, loop), plain)
@@ -263,7 +261,7 @@ class OnlineAlternateGenerator(nn.Module):
         message = f"the energy network diverged for image(s) {names} of the batch; lower conv_lr and fc_lr or raise scale"
         if self.settings.on_failure == "raise":
             raise DivergenceError(message, names)
-        warnings.warn(f"{message}; returning the input unpurified", stacklevel=7)
+        warnings.warn(f"{message}; returning the input unpurified", stacklevel=_callers_level())
         return torch.where(failed[:, None, None, None], originals, part)
 
     def trace(self, images: ImageLike, *, every: int = 1, index: Any = 0) -> Iterator[TraceStep]:
@@ -326,6 +324,14 @@ OnlineAlternateGenerator.__doc__ = (OnlineAlternateGenerator.__doc__ or "").repl
 _NAMES = tuple(field.name for field in dataclasses.fields(Arguments))
 
 
+def _callers_level() -> int:
+    """The ``stacklevel`` of a warning for whoever called the transform: the first frame that is neither ours nor PyTorch's."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in (__package__, "torch", "contextlib"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def _count(images: Any) -> int:
     """Number of images in an image or a batch of a checked kind."""
     return 1 if isinstance(images, PIL.Image.Image) else images.shape[:-3].numel()
@@ -358,7 +364,7 @@ def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int], object] | 
     try:
         from tqdm.auto import tqdm
     except ImportError:
-        warnings.warn("progress=True needs tqdm (pip install tqdm); going on without a bar", stacklevel=7)
+        warnings.warn("progress=True needs tqdm (pip install tqdm); going on without a bar", stacklevel=_callers_level())
         yield None
         return
     with tqdm(total=total, unit="step", desc="purify", leave=False) as bar:

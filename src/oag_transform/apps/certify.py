@@ -2,14 +2,12 @@
 
 import argparse
 import dataclasses
-import logging
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..defenses.smoothing import DENOISERS, Denoiser, denoisers
-from . import photographs
+from . import photographs, process
 
 HELP = "prove within which radius a smoothed classifier's answer can't change"
 EXTRA: str | None = "eval"
@@ -123,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
         ValueError: an argument is wrong; nothing was run.
     """
     asked = CertifyOptions.of(options)
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    process.log_to_stderr()
     # torch and what draws, for a command that runs
     import torch
 
@@ -131,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
     from ..evaluation.render import certified
     from ..evaluation.targets import load_target
 
-    sys.path.insert(0, os.getcwd())  # a target that is given as module:function may lie in the current folder
+    process.look_for_modules_here()
     device = photographs.find_device(asked.device)
     listing = asked.photographs.listing()
     target = load_target(

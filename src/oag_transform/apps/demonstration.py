@@ -87,11 +87,8 @@ def measure(seed: int = 0, count: int = 20, ours: Callable[..., Tensor] | None =
     _say("classification")
     with torch.no_grad():
         right = {
-            **{
-                row: {name: _right(models[row], models[row].purify(x), labels) for name, x in images.items()}
-                for row in (NONE, VIEWS, COMPRESSED)
-            },
-            NOISE: {name: _right(noisy(x, name), noisy(x, name).purify(x), labels) for name, x in images.items()},
+            **{row: {name: _behind(models[row], x, labels) for name, x in images.items()} for row in (NONE, VIEWS, COMPRESSED)},
+            NOISE: {name: _behind(noisy(x, name), x, labels) for name, x in images.items()},
             OURS: {name: _right(models[OURS], purified[name], labels) for name in images},
         }
     models[NOISE] = noisy(clean[:THROUGH], CLEAN)
@@ -99,7 +96,7 @@ def measure(seed: int = 0, count: int = 20, ours: Callable[..., Tensor] | None =
     for name, by_column in right.items():
         attacked = attack_through(models[name], clean[:THROUGH], labels[:THROUGH])
         with torch.no_grad():
-            by_column[ADAPTIVE] = _right(models[name], models[name].purify(attacked), labels[:THROUGH])
+            by_column[ADAPTIVE] = _behind(models[name], attacked, labels[:THROUGH])
     return Outcome(target, labels, images, purified, right, changes, seconds)
 
 
@@ -201,6 +198,10 @@ def _logits(classify: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 
 def _right(model: DefendedModel, purified: Tensor, labels: Tensor) -> Tensor:
     return _logits(model.classify, purified).argmax(1) == labels
+
+
+def _behind(model: DefendedModel, images: Tensor, labels: Tensor) -> Tensor:
+    return _right(model, model.purify(images), labels)
 
 
 def _say(step: str) -> None:

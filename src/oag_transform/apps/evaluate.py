@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import logging
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..defenses.catalogue import DEFENSES, OURS_KEY, Defense, Needs, chosen
 from ..evaluation.catalogue import ATTACKS, EXPERIMENTS, Experiment, attack, experiment
-from . import photographs
+from . import photographs, process
 
 if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are parsed
     from ..evaluation.attacks import Attack
@@ -173,7 +172,7 @@ def run(options: argparse.Namespace) -> int:
         ValueError: an argument is wrong; nothing was run.
     """
     asked = EvaluateOptions.of(options)
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    process.log_to_stderr()
     # torch and what draws, for a command that runs
     from ..evaluation import results
     from ..evaluation.render import render, tables
@@ -226,7 +225,7 @@ def _plan(options: EvaluateOptions) -> "Plan":
 
     if options.photographs is None or options.model is None:
         raise ValueError("--model and --data are needed")
-    sys.path.insert(0, os.getcwd())  # a target that is given as module:function may lie in the current folder
+    process.look_for_modules_here()
     device = photographs.find_device(options.device)
     listing, seed = options.photographs.listing(), options.photographs.seed
     attacks = _attacks(options)

@@ -1,12 +1,11 @@
 """``oag-transform fit-pixelcnn``: the model of photographs that PixelDefend needs."""
 
 import argparse
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import photographs
+from . import photographs, process
 
 HELP = "train the PixelCNN that PixelDefend needs"
 EXTRA: str | None = "eval"
@@ -53,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         ValueError: an argument is wrong; nothing was written.
     """
     asked = FitPixelcnnOptions.of(options)
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    process.log_to_stderr()
     # torch, for a command that runs
     from ..defenses.pixeldefend import bits_per_dim, fit_pixelcnn, save_pixelcnn
     from ..evaluation import data

@@ -1,12 +1,11 @@
 """``oag-transform fit-target``: a classifier of a folder of photographs, to evaluate defenses with."""
 
 import argparse
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import photographs
+from . import photographs, process
 
 HELP = "fit a classifier to a folder of images"
 EXTRA: str | None = "eval"
@@ -65,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
         ValueError: an argument is wrong; nothing was written.
     """
     asked = FitTargetOptions.of(options)
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    process.log_to_stderr()
     # torch, for a command that runs
     from ..evaluation.fitting import fit_target
     from ..evaluation.targets import save_target

@@ -1,4 +1,4 @@
-"""What ``evaluate``, ``fit-target`` and ``fit-pixelcnn`` ask alike: where the photographs are, how large, and which device."""
+"""What commands on photographs ask alike: where these are, how large, and which device."""
 
 import argparse
 from dataclasses import dataclass

@@ -2,14 +2,13 @@
 
 import argparse
 import dataclasses
-import os
 import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import photographs
+from . import photographs, process
 from .service.settings import MEGAPIXEL, MIB, Service
 
 if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are parsed
@@ -157,7 +156,7 @@ def _engine(options: ServeOptions) -> "Engine":
     from ..transform import OnlineAlternateGenerator
     from .service.engine import Engine, class_names
 
-    sys.path.insert(0, os.getcwd())  # a model that is given as module:function may lie in the current folder
+    process.look_for_modules_here()
     device = photographs.find_device(options.device)
     torch.set_num_threads(max(1, torch.get_num_threads() // options.workers))
     transform = OnlineAlternateGenerator(network_steps=options.network_steps, strength=options.strength, seed=options.seed)

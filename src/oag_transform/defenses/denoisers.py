@@ -153,9 +153,7 @@ class NonLocalMeans(nn.Module):
     def __init__(self, h: float = 4.0, *, patch_size: int = 5, patch_distance: int = 6, sigma: float = 0.0) -> None:
         super().__init__()
         self.h = _checks.number("h", h, above=0)
-        self.patch_size = _checks.integer("patch_size", patch_size, at_least=1)
-        if self.patch_size % 2 == 0:
-            raise ValueError(f"patch_size must be odd, got {patch_size!r}")
+        self.patch_size = _checks.odd("patch_size", patch_size)
         self.patch_distance = _checks.integer("patch_distance", patch_distance, at_least=1)
         self.sigma = _checks.number("sigma", sigma, at_least=0)
 

@@ -32,7 +32,7 @@ class MeanFilter(nn.Module):
 
     def __init__(self, size: int = 3) -> None:
         super().__init__()
-        self.size = _odd("size", size)
+        self.size = _checks.odd("size", size)
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """Filtered images; see the module for shapes and errors. ``index`` has no effect."""
@@ -55,7 +55,7 @@ class MedianFilter(nn.Module):
 
     def __init__(self, size: int = 3) -> None:
         super().__init__()
-        self.size = _odd("size", size)
+        self.size = _checks.odd("size", size)
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """Filtered images; see the module for shapes and errors. ``index`` has no effect."""
@@ -246,13 +246,6 @@ def _padded(batch: Tensor, size: int) -> Tensor:
 def _integer(low: int, high: int, generator: Generator) -> int:
     """Uniform in [low, high)."""
     return int(torch.randint(low, high, (), generator=generator))
-
-
-def _odd(name: str, value: Any) -> int:
-    value = _checks.integer(name, value, at_least=1)
-    if value % 2 == 0:
-        raise ValueError(f"{name} must be odd, got {value}")
-    return value
 
 
 def _quality(value: Any) -> int:

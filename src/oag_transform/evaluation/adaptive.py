@@ -25,8 +25,8 @@ from .. import _checks, streams
 from ..defended import DefendedModel, average, shifted
 from ..generator import reference
 from ..transform import OnlineAlternateGenerator
-from .measure import Candidate, Subject
-from .store import Array, fingerprint
+from .measure import Candidate, Subject, model_key
+from .store import Array
 
 Norm = Literal["linf", "l2"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -468,10 +468,7 @@ class ThroughDefense:
         key = {
             "what": "through",
             "attack": [type(self.attack).__name__, self.known, *map(_name, vars(self.attack).values())],
-            "versions": torch.__version__,
-            "model": fingerprint(model),
-            "arguments": repr(model),
-        }
+        } | model_key(part, model)
 
         def compute(rows: range) -> Array:
             attack = replace(self.attack, streams=lambda image, _: rows[image]) if self.known else self.attack

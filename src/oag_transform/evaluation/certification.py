@@ -9,13 +9,9 @@ import hashlib
 import json
 import logging
 import math
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import NormalDist, median
 from typing import Any
@@ -29,7 +25,7 @@ from ..defenses.catalogue import OURS_KEY
 from ..defenses.smoothing import Denoiser
 from ..smoothed import COUNTING, LOOKS, SELECTION, Certificate, SmoothedModel, Tally, certificate, lower_bound
 from .data import Listing, read_images, shuffled
-from .measure import Subject, hardware, in_code, model_key
+from .measure import Subject, in_code, model_key, provenance
 from .results import Cell, paired, put
 from .store import DAMAGED, Store, fingerprint, sources
 from .targets import Target
@@ -261,10 +257,7 @@ def certify(
         "data": f"{data}: {len(images)} images, right or wrong",
         "target": target.name,
         "compute_dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
-        "versions": ", ".join(f"{name} {version(name)}" for name in packages) + f", Python {platform.python_version()}",
-        "hardware": hardware(device),
-        "command": shlex.join(["oag-transform", *sys.argv[1:]]),
-    }
+    } | provenance(device, packages)
     channels, height, width = images.shape[1:]
     return Certification(rows, plan.alpha, plan.n0, plan.n, plan.looks, _clean(subject), (channels, height, width), facts)
 

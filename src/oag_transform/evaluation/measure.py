@@ -9,6 +9,8 @@ import logging
 import math
 import os
 import platform
+import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -331,6 +333,15 @@ def _versions(*packages: str) -> list[str]:
         except PackageNotFoundError:  # bm3d comes with an extra of its own
             found.append(f"no {package}")
     return found
+
+
+def provenance(device: torch.device, packages: Sequence[str]) -> dict[str, str]:
+    """What made a result, beside its data and settings: versions, hardware and command, as text."""
+    return {
+        "versions": ", ".join(f"{name} {version(name)}" for name in packages) + f", Python {platform.python_version()}",
+        "hardware": hardware(device),
+        "command": shlex.join(["oag-transform", *sys.argv[1:]]),
+    }
 
 
 def hardware(device: torch.device) -> str:

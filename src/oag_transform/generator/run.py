@@ -119,23 +119,20 @@ def _purify(
     advance: Callable[[int], object] | None,
 ) -> tuple[Tensor, Tensor]:
     """One tile of images, which may be all of them; see :func:`purify`."""
-
-    def states(rows: list[int], settings: Settings, every: int) -> Iterator[State]:
-        own = [indices[row] for row in rows]
-        return alternate(pixels[rows], settings, chosen, seed, own, every=every, strength=strength[rows], tile=tile)
-
-    done = 0
-    for state in states(list(range(len(pixels))), settings, TICK if advance else settings.network_steps):
+    done, every = 0, TICK if advance else settings.network_steps
+    for state in alternate(pixels, settings, chosen, seed, indices, every=every, strength=strength, tile=tile):
         if advance is not None:
             advance(len(pixels) * (state.step - done))
         done = state.step
     images, failed = state.images, diverged(state, settings)
     if failed.any():
-        again = failed.nonzero().flatten().tolist()
-        logger.info("images %s diverged and are redone at a quarter of the rates", [indices[row] for row in again])
+        rows = failed.nonzero().flatten().tolist()
+        again = [indices[row] for row in rows]
+        logger.info("images %s diverged and are redone at a quarter of the rates", again)
         slower = dataclasses.replace(settings, conv_lr=settings.conv_lr / 4, fc_lr=settings.fc_lr / 4)
-        (state,) = states(again, slower, settings.network_steps)
-        images[again], failed[again] = state.images, diverged(state, settings)
+        every = settings.network_steps
+        (state,) = alternate(pixels[rows], slower, chosen, seed, again, every=every, strength=strength[rows], tile=tile)
+        images[rows], failed[rows] = state.images, diverged(state, settings)
     return to_pixels(images, settings.scale), failed
 
 

@@ -1,11 +1,7 @@
 """What is measured, and on what: the one argument of every experiment, and how it makes rows, columns and results."""
 
 import dataclasses
-import platform
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from torch import nn
@@ -14,7 +10,7 @@ from ...defenses.catalogue import NONE, OURS_KEY, VIEWS, Defense, Needs
 from ...transform import OnlineAlternateGenerator
 from .. import catalogue
 from ..attacks import Attack
-from ..measure import Candidate, Column, GrayBox, Subject, clean, hardware, measure
+from ..measure import Candidate, Column, GrayBox, Subject, clean, measure, provenance
 from ..results import Figure, Pair, Pixels, Result, Row, paired, pooled
 
 
@@ -125,10 +121,7 @@ def common_facts(subject: Subject, data: str) -> dict[str, Any]:
         "seed": subject.seed,
         "data": f"{data}: {len(subject.images)} images that the target gets right, of {subject.looked_at} looked at",
         "target": subject.target.name,
-        "versions": ", ".join(f"{name} {version(name)}" for name in packages) + f", Python {platform.python_version()}",
-        "hardware": hardware(subject.device),
-        "command": shlex.join(["oag-transform", *sys.argv[1:]]),
-    }
+    } | provenance(subject.device, packages)
 
 
 def goal(attack: Attack) -> str:
