@@ -86,7 +86,7 @@ def test_what_is_made() -> None:
     full: Any = by_key("oag-full-4-views").make(9, 4, Needs())
     assert (full.network_steps, full.strength, full.compute_dtype) == (9, 1.0, None)
     paper: Any = by_key("oag-paper").make(300, 4, Needs())
-    assert repr(paper) == repr(OnlineAlternateGenerator.paper(langevin="closed_form", seed=4))
+    assert repr(paper) == repr(OnlineAlternateGenerator.paper(langevin="closed_form", seed=4, compute_dtype=None))
     follow: Any = by_key("jpeg-noise-follow-4-views").make(15, 4, Needs())
     assert (follow.quality, follow.std, follow.follow_noise, follow.seed) == (15, 8, True, 4)
     assert repr(by_key("mean").make(5, 0, Needs())) == repr(MeanFilter(5))

@@ -18,7 +18,7 @@ CASES: dict[str, dict[str, Any]] = {
     "exact": {"langevin": "exact", "network_steps": 4},
     "halved pace": {"fc_lr": 3.0},
     "held rate": {"conv_lr": 1.0},
-    "fixed rates": {"adaptive_lr": False, "conv_lr": 0.01},
+    "fixed rates": {"adaptive_lr": False, "conv_lr": 0.003},
     "uniform": {"init": "uniform", "threshold": 0.0, "fc_lr": 0.01},
     "stride 1": {"stride": 1, "kernel_size": 7},
     "stride 2": {"stride": 2, "kernel_size": 7},
@@ -38,7 +38,7 @@ PAPER: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     "purify",
     [OnlineAlternateGenerator(seed=3, filters=16, **case) for case in CASES.values()]
-    + [OnlineAlternateGenerator.paper(seed=3, filters=16, **case) for case in PAPER.values()],
+    + [OnlineAlternateGenerator.paper(seed=3, filters=16, compute_dtype=None, **case) for case in PAPER.values()],
     ids=[*CASES, *PAPER],
 )
 @pytest.mark.parametrize("channels", [1, 3])

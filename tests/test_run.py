@@ -5,12 +5,14 @@ import itertools
 import logging
 import os
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from oag_transform import DivergenceError, OnlineAlternateGenerator
+from oag_transform.generator import run
 from oag_transform.generator.energy import slow_down
 from oag_transform.generator.run import alternate, choose_loop
 from oag_transform.images import IMAGENET_MEAN, to_pixels
@@ -146,12 +148,39 @@ def test_trace_leaves_the_callers_modes_alone() -> None:
 
 def test_bfloat16_operands_make_the_same_image_but_for_their_rounding() -> None:
     image = picture(3, 60, 66).float()
-    full, half = (list(small(compute_dtype=dtype).trace(image, every=6)) for dtype in (None, torch.bfloat16))
-    assert torch.equal(full[-1].images, small(compute_dtype=torch.float32)(image))
+    full, half = (list(small(compute_dtype=dtype).trace(image, every=6)) for dtype in (torch.float32, torch.bfloat16))
     assert half[-1].images.dtype == torch.float32
     for a, b in zip(full, half, strict=True):
         difference = 255 * (a.images - b.images).square().mean().sqrt()
         assert 0 < difference < 0.1 * a.residual.item()
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_is_taken_where_the_cpu_multiplies_it_and_repr_says_so(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_multiplies_bfloat16", lambda: fast)
+    image = picture(3, 30, 33).float()
+    chosen, other = (torch.bfloat16, torch.float32) if fast else (torch.float32, torch.bfloat16)
+    purified = small()(image)
+    assert torch.equal(purified, small(compute_dtype=chosen)(image))
+    assert not torch.equal(purified, small(compute_dtype=other)(image))
+    assert f"# compute_dtype on this CPU: {chosen}" in repr(small())
+    assert repr(eval(repr(small()), {"OnlineAlternateGenerator": OnlineAlternateGenerator, "torch": torch})) == repr(small())
+    assert "on this CPU" not in repr(small(compute_dtype=chosen))
+    double = image.double()
+    assert torch.equal(small()(double), small(backend="torch")(double))
+    s = small().settings
+    assert run.operands(s, torch.device("cpu"), torch.float64) == torch.float64
+    assert run.operands(s, torch.device("cuda"), torch.float32) == torch.float32
+
+
+def test_what_the_cpu_multiplies_is_asked_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda there=there: {"avx512_bf16": there}, raising=False)
+        assert run._multiplies_bfloat16() is there
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)  # another architecture
+    assert run._multiplies_bfloat16() is False
+    monkeypatch.setattr(torch, "cpu", SimpleNamespace(_is_avx512_bf16_supported=lambda: 1))  # PyTorch 2.6
+    assert run._multiplies_bfloat16() is True
 
 
 def test_slow_down_halves_the_pace_of_those_whose_residual_rose() -> None:

@@ -100,8 +100,13 @@ def _blocks(fine: Tensor) -> Tensor:
 
 def _at(values: Tensor, skipped: Tensor, share: float) -> Tensor:
     """The value (N,) below which a share of values (N, K) lies, but for the skipped ones; 0 where all are."""
-    # a sort, as torch.median isn't deterministic on CUDA and torch.quantile has a limit of its size
-    ordered = values.masked_fill_(skipped, torch.inf).sort(1).values
-    count = (~skipped).sum(1, keepdim=True)
-    found = ordered.gather(1, ((count - 1).clamp(min=0) * share).long())
-    return torch.where(count > 0, found, 0.0)[:, 0]
+    values.masked_fill_(skipped, torch.inf)
+    count = (~skipped).sum(1)
+    place = ((count - 1).clamp(min=0) * share).long()
+    if values.device.type == "cpu":  # a fifth of a sort's time
+        found = values.new_empty(len(values))
+        for i, k in enumerate(place.tolist()):
+            found[i] = values[i].kthvalue(k + 1).values
+    else:  # kthvalue isn't deterministic on CUDA, and torch.quantile has a limit of its size
+        found = values.sort(1).values.gather(1, place[:, None])[:, 0]
+    return torch.where(count > 0, found, 0.0)

@@ -17,7 +17,7 @@ from torchvision import tv_tensors
 
 from . import _checks, streams
 from .generator import energy
-from .generator.run import Loop, alternate, choose_loop, diverged, purify
+from .generator.run import Loop, alternate, choose_loop, diverged, operands, purify
 from .generator.settings import PAPER, RENAMED, Settings, argument, for_noise, meanings, one_of
 from .generator.state import State
 from .generator.tiles import tiles
@@ -313,8 +313,12 @@ class OnlineAlternateGenerator(nn.Module):
         return [range(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
 
     def extra_repr(self) -> str:
-        """Every argument, so that ``repr`` rebuilds the transform."""
-        return ", ".join(f"{name}={getattr(self.settings, name)!r}" for name in _NAMES)
+        """Every argument, so that ``repr`` rebuilds the transform; and what ``compute_dtype=None`` is on this machine's CPU."""
+        arguments = ", ".join(f"{name}={getattr(self.settings, name)!r}" for name in _NAMES)
+        if self.settings.compute_dtype is not None:
+            return arguments
+        found = operands(self.settings, torch.device("cpu"), torch.float32)
+        return f"{arguments}\n# compute_dtype on this CPU: {found}"
 
 
 # written once, where they are declared; without docstrings (python -OO) there is nothing to fill in

@@ -23,6 +23,8 @@ from tqdm.auto import tqdm
 from ..defended import DefendedModel
 from ..defenses.catalogue import OURS_KEY
 from ..defenses.smoothing import Denoiser
+from ..generator.run import operands
+from ..generator.settings import Settings
 from ..smoothed import COUNTING, LOOKS, SELECTION, Certificate, SmoothedModel, Tally, certificate, lower_bound
 from .data import Listing, read_images, shuffled
 from .measure import Subject, in_code, model_key, provenance
@@ -256,7 +258,7 @@ def certify(
         "seed": plan.seed,
         "data": f"{data}: {len(images)} images, right or wrong",
         "target": target.name,
-        "compute_dtype": "float32" if dtype is None else str(dtype).removeprefix("torch."),
+        "compute_dtype": str(operands(Settings(compute_dtype=dtype), torch.device(device), torch.float32)),
     } | provenance(device, packages)
     channels, height, width = images.shape[1:]
     return Certification(rows, plan.alpha, plan.n0, plan.n, plan.looks, _clean(subject), (channels, height, width), facts)

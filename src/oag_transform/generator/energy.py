@@ -38,9 +38,30 @@ class Parameters(NamedTuple):
         """The parameters in ``dtype``, as operands of products (themselves where that is their dtype)."""
         return self._replace(weight=self.weight.to(dtype), bias=self.bias.to(dtype), fc=self.fc.to(dtype))
 
+    def follow(self, theta: "Parameters") -> None:
+        """Take over the values of ``theta``, of which this is a :meth:`cast`."""
+        for own, value in ((self.weight, theta.weight), (self.bias, theta.bias), (self.fc, theta.fc)):
+            if own is not value:
+                own.copy_(value)
+
     def copy(self) -> "Parameters":
         """The parameters in memory of their own, in the same layout."""
         return self._replace(weight=self.weight.clone(), bias=self.bias.clone(), fc=self.fc.clone())
+
+
+class Buffers(NamedTuple):
+    """Memory that :func:`contrast` works in: what is allocated anew in each step costs a page fault for every 4 KB."""
+
+    gates: Tensor
+    bracket: Tensor
+    above: Tensor
+
+    @classmethod
+    def of(cls, theta: Parameters) -> "Buffers":
+        """For networks of this size and dtype."""
+        fc = theta.fc
+        pair = fc.new_empty(2, *fc.shape[1:]).contiguous(memory_format=torch.channels_last)
+        return cls(pair, torch.empty_like(fc), torch.empty_like(fc))
 
 
 def kernel_cells(kernel_size: int, stride: int) -> int:
@@ -60,6 +81,12 @@ def from_cells(cells: Tensor, stride: int, shape: Sequence[int]) -> Tensor:
     """Inverse of :func:`to_cells` for images of ``shape`` (N, channels, H, W)."""
     grouped = cells.reshape(shape[0], -1, *cells.shape[-2:])
     return F.pixel_shuffle(grouped, stride)[..., : shape[-2], : shape[-1]]
+
+
+def beside(channels_last: Tensor) -> Tensor:
+    """Cells (N, h, w, D), each image's by themselves -> (1, N*D, h, w)."""
+    count, height, width, depth = channels_last.shape
+    return channels_last.permute(0, 3, 1, 2).reshape(1, count * depth, height, width)
 
 
 def kernel_to_cells(kernels: Tensor, stride: int) -> Tensor:
@@ -150,14 +177,11 @@ def responses(cells: Tensor, theta: Parameters) -> Tensor:
     return F.conv2d(cells, theta.weight, theta.bias, padding=theta.weight.shape[-1] // 2, groups=theta.groups)
 
 
-def gate(a: Tensor, theta: Parameters) -> Tensor:
+def gate(a: Tensor, theta: Parameters, out: Tensor | None = None) -> Tensor:
     """dF/da = v 1[a > 0]: the weight of each filter where it responds."""
-    return _above(a, 0).mul_(theta.fc)
-
-
-def _above(a: Tensor, least: Tensor | float) -> Tensor:
-    """1 where a > least, 0 elsewhere, in the dtype of ``a``: eight times as fast as torch.where."""
-    return torch.gt(a, least, out=torch.empty_like(a))
+    # the derivative of ReLU in one pass; torch.where takes eight times as long
+    out = torch.empty_like(a) if out is None else out
+    return torch.ops.aten.threshold_backward.grad_input(theta.fc.expand_as(a), a, 0, grad_input=out)
 
 
 def image_gradient(gates: Tensor, theta: Parameters) -> Tensor:
@@ -165,33 +189,40 @@ def image_gradient(gates: Tensor, theta: Parameters) -> Tensor:
     return F.conv_transpose2d(gates, theta.weight, padding=theta.weight.shape[-1] // 2, groups=theta.groups)
 
 
-def conv_gradient(cells: Tensor, gates: Tensor, theta: Parameters) -> tuple[Tensor, Tensor]:
-    """dF/dW = sum_p v 1[a > 0] patch_p(I) and dF/db = sum_p v 1[a > 0], summed over the first dimension as well."""
+def weight_gradient(cells: Tensor, gates: Tensor, theta: Parameters) -> Tensor:
+    """dF/dW = sum_p v 1[a > 0] patch_p(I), summed over the first dimension as well."""
     padding = theta.weight.shape[-1] // 2
-    weight = conv2d_weight(cells, theta.weight.shape, gates, padding=padding, groups=theta.groups)
-    return weight, gates.sum((0, 2, 3))
+    return conv2d_weight(cells, theta.weight.shape, gates, padding=padding, groups=theta.groups)
 
 
-def contrast(pair: Tensor, theta: Parameters, threshold: Tensor | None = None) -> tuple[Parameters, Tensor, Tensor]:
+def contrast(
+    pair: Tensor, theta: Parameters, threshold: Tensor | None = None, buffers: Buffers | None = None
+) -> tuple[Parameters, Tensor, Tensor]:
     """Bracket of Eq. 5, dF(I_z)/dtheta - dF(I_s)/dtheta, for ``pair`` = (I_z, I_s) of shape (2, N*D, h, w).
 
-    dF/dv = relu(a). Contrasts in it of at most ``threshold`` (N,) times :func:`noise_response` are left out: noise makes them.
-    Returns the gradients, relu(a) of I_s, which is above zero where its mask is on, and the curvature of
-    W (N,): a constant image c makes dF/dW = c sum_p gate(p) on each tap, and k^2 taps of a cell make an image of that again,
+    dF/dv = relu(a), dF/db = sum_p v 1[a > 0]. Contrasts in the former of at most ``threshold`` (N,) times
+    :func:`noise_response` are left out: noise makes them.
+
+    Returns the gradients (that of v in ``buffers``), relu(a) of I_s, which is above 0 where its mask is on, and the curvature
+    of W (N,): a constant image c makes dF/dW = c sum_p gate(p) on each tap, and k^2 taps of a cell make an image of that again,
     so a step of rate r for each position takes r k^2 sum_c mean_p(gate)^2 of a constant residual away.
     """
+    buffers = Buffers.of(theta) if buffers is None else buffers
     a = responses(pair, theta)
-    gates = gate(a, theta)
-    gates[1:].neg_()  # so that one product gives the difference
-    weight, bias = conv_gradient(pair, gates, theta)
+    gates = gate(a, theta, buffers.gates)
+    weight = weight_gradient(torch.cat([pair[:1], -pair[1:]]), gates, theta)  # one product gives the difference
+    # an operand's precision does: a rate times this is small beside b
+    sums = gates.sum((2, 3)).to(torch.promote_types(gates.dtype, torch.float32))
+    coherent = (sums[0] / gates[0, 0].numel()).square().unflatten(0, (theta.groups, -1)).sum(1)
     rectified = a.relu_()
-    coherent = gates[0].mean((1, 2), dtype=theta.fc.dtype).square().unflatten(0, (theta.groups, -1)).sum(1)
-    fc = rectified[:1] - rectified[1:]
+    fc = torch.sub(rectified[:1], rectified[1:], out=buffers.bracket)
     if threshold is not None:
         deviations = threshold.repeat_interleave(len(theta.bias) // theta.groups)
         least = (deviations * noise_response(theta.weight)).to(fc.dtype)[:, None, None]
-        fc.mul_(_above(fc.abs(), least))  # NaN stays NaN
-    return Parameters(weight, bias, fc, theta.groups), rectified[1:], theta.weight.shape[-1] ** 2 * coherent
+        size = torch.abs(fc, out=buffers.above)
+        fc.mul_(torch.gt(size, least, out=size))  # 1 or 0 in the dtype of both; NaN stays NaN
+    gradient = Parameters(weight, sums[0] - sums[1], fc, theta.groups)
+    return gradient, rectified[1:], theta.weight.shape[-1] ** 2 * coherent
 
 
 def noise_response(weight: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ def _weights(weight, c, j, K: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def _normal(seed, draw, index):
-    """N(0, 1) of pixel ``index``. Draws count from 1: PyTorch's own generators, keyed alike, use 0 there."""
+    """N(0, 1) of number ``index`` among an image's cells. Draws count from 1: PyTorch's own, keyed alike, use 0."""
     zero = index * 0
     a, b, _, _ = tl.philox(seed, index, zero + draw, zero, zero)
     normal, _ = tl.pair_uniform_to_normal(tl.uint_to_uniform_float(a), tl.uint_to_uniform_float(b))
@@ -78,9 +78,8 @@ def _gate_kernel(
 
 @triton.jit
 def _image_kernel(
-    gates, weight, image, image_low, reference, squares, seeds, draw, deviation,
-    decay, pull, std, height, width, pixel_rows, pixel_columns,
-    K: tl.constexpr, C: tl.constexpr, D: tl.constexpr, S: tl.constexpr, DEPTH: tl.constexpr,
+    gates, weight, image, image_low, reference, squares, seeds, draw, deviation, decay, pull, std, height, width,
+    K: tl.constexpr, C: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """Eq. 3: I <- decay I + pull I* + std deviation N(0, 1), I* = conv_transpose(gates, W).
@@ -100,13 +99,9 @@ def _image_kernel(
         filters = tl.load(weight + n * C * K * K * D + (c * (K * K) + turned) * D + d)
         mode = tl.dot(patches, filters, mode, input_precision="tf32")
 
-    row = p // width * S + d // S % S
-    column = p % width * S + d % S
-    index = (d // (S * S) * pixel_rows + row) * pixel_columns + column
-    on_image = (d < DEPTH) & (row < pixel_rows) & (column < pixel_columns)  # no noise on what fills the last cells
-    normal = tl.load(deviation + n) * _normal(tl.load(seeds + n), tl.load(draw), index)
+    normal = tl.load(deviation + n) * _normal(tl.load(seeds + n), tl.load(draw), p * DEPTH + d)
     at = n * size * D + p * D + d
-    new = decay * tl.load(image + at, mask=p < size, other=0.0) + pull * mode + tl.where(on_image, std * normal, 0.0)
+    new = decay * tl.load(image + at, mask=p < size, other=0.0) + pull * mode + tl.where(d < DEPTH, std * normal, 0.0)
     tl.store(image + at, new, mask=p < size)
     tl.store(image_low + at, new.to(image_low.dtype.element_ty), mask=p < size)
     residual = tl.where(p < size, new - tl.load(reference + at, mask=p < size, other=0.0), 0.0)
@@ -115,14 +110,15 @@ def _image_kernel(
 
 @triton.jit
 def _contrast_kernel(
-    reference, image, weight, bias, fc, least, pace, reference_gates, image_gates, held_gates, sums, fc_lr, height, width,
+    reference, image, weight, bias, fc, velocity, least, pace, reference_gates, image_gates, held_gates, sums,
+    fc_lr, momentum, height, width,
     K: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """Both responses; v <- v + pace fc_lr (relu(a_z) - relu(a_s)); gates by the old v (the image's negated), and by the new.
+    """Both responses; u <- relu(a_z) - relu(a_s) + momentum u; v <- v + pace fc_lr u; the gates.
 
-    Brackets of at most ``least`` (N, C) are left out.
-    ``sums`` (N, tiles, 2, C): over the tile, of the reference's gates and of the difference of gates.
+    Those of both by the old v (the image's negated), and the image's by the new one. Brackets of at most ``least`` (N, C) are
+    left out. ``sums`` (N, tiles, 2, C): over the tile, of the reference's gates and of the difference of gates.
     """
     n = tl.program_id(1).to(tl.int64)
     size = height * width
@@ -145,7 +141,9 @@ def _contrast_kernel(
     v = tl.load(fc + at, mask=p < size, other=0.0)
     bracket = tl.where(a_z <= 0, 0.0, a_z) - tl.where(a_s <= 0, 0.0, a_s)  # keeps NaN, as the next line does
     bracket = tl.where(tl.abs(bracket) <= tl.load(least + n * C + c), 0.0, bracket)
-    new = v + tl.load(pace + n) * fc_lr * bracket
+    moved = bracket + momentum * tl.load(velocity + at, mask=p < size, other=0.0).to(tl.float32)
+    new = v + tl.load(pace + n) * fc_lr * moved
+    tl.store(velocity + at, moved.to(velocity.dtype.element_ty), mask=p < size)
     gates_z = tl.where(a_z > 0, v, 0.0).to(reference_gates.dtype.element_ty)
     gates_s = tl.where(a_s > 0, -v, 0.0).to(image_gates.dtype.element_ty)
     tl.store(fc + at, new, mask=p < size)
@@ -216,7 +214,7 @@ class Chunk:
         self.start, self.settings = start, settings
         pair, theta, shape, s = start.pair, start.theta, start.shape, settings
         self.strength, self.deviation = strength, strength.sqrt()
-        self.count, self.pixels = shape[0], shape[-2:]
+        self.count = shape[0]
         self.depth, self.k = theta.weight.shape[1], theta.weight.shape[-1]
         self.grid = theta.fc.shape[-2:]
         self.size = self.grid[0] * self.grid[1]
@@ -244,6 +242,7 @@ class Chunk:
 
         new = pair.new_empty
         self.held_gates, self.reference_gates, self.image_gates = (torch.empty_like(self.fc, dtype=low) for _ in range(3))
+        self.velocity = torch.zeros_like(self.fc, dtype=low)
         self.squares, self.sums = new(self.count, self.tiles), new(self.count, self.tiles, 2, self.C)
         self.partial = new(self.count, self.splits, self.C, self.k**2 * self.D)
         self.pace, self.best = pair.new_ones(self.count), pair.new_full((self.count,), torch.inf)
@@ -262,8 +261,8 @@ class Chunk:
         self.draw += 1
         _image_kernel[self.tiles, self.count](
             self.held_gates, self.weight_low, self.image, self.image_low, self.reference,
-            self.squares, self.seeds, self.draw, self.deviation, decay, 1 - decay, std, *self.grid, *self.pixels,
-            **self.dims, S=self.settings.stride, DEPTH=self.depth, BLOCK_P=self.block_p,
+            self.squares, self.seeds, self.draw, self.deviation, decay, 1 - decay, std, *self.grid,
+            **self.dims, DEPTH=self.depth, BLOCK_P=self.block_p,
             BLOCK_J=min(self.block_j, self.block_c), num_warps=4 if self.D < 64 else 8, num_stages=3,
         )  # fmt: skip
 
@@ -276,8 +275,8 @@ class Chunk:
                 kept.copy_(new)
         least = s.threshold * self.strength[:, None] * energy.noise_response(self.weight_low)
         _contrast_kernel[self.tiles, self.count, self.C // self.block_c](
-            self.reference_low, self.image_low, self.weight_low, self.bias, self.fc, least, self.pace,
-            self.reference_gates, self.image_gates, self.held_gates, self.sums, s.fc_lr, *self.grid,
+            self.reference_low, self.image_low, self.weight_low, self.bias, self.fc, self.velocity, least, self.pace,
+            self.reference_gates, self.image_gates, self.held_gates, self.sums, s.fc_lr, s.momentum, *self.grid,
             **self.dims, BLOCK_P=self.block_p, BLOCK_C=self.block_c, BLOCK_J=self.block_j, num_warps=8, num_stages=3,
         )  # fmt: skip
         block_j = 2 * self.block_j

@@ -71,12 +71,14 @@ def alternate(reference: Tensor, settings: Settings, generator: Generator, stren
     image = torch.zeros_like(reference)
     rho = 1 - s.step_size**2 / 2
     jump = math.sqrt(sum(s.step_size**2 * rho ** (2 * k) for k in range(s.image_steps)))  # of T_I steps at once
-    pace, best = 1.0, math.inf
+    pace, best, velocity = 1.0, math.inf, torch.zeros_like(theta.fc)
     mask = (responses(image, theta) > 0).to(image.dtype)
     for step in range(1, s.network_steps + 1):
         for _ in range(s.image_steps if s.langevin == "exact" else 1):
-            normal = F.pad(torch.empty_like(image[:, :height, :width].contiguous()).normal_(generator=generator), fill)
-            noise = torch.as_tensor(strength, dtype=image.dtype).sqrt() * normal
+            normal = image.new_empty(rows, columns, len(image) * s.stride**2).normal_(
+                generator=generator
+            )  # as the loop draws it
+            noise = torch.as_tensor(strength, dtype=image.dtype).sqrt() * F.pixel_shuffle(normal.permute(2, 0, 1), s.stride)
             if s.langevin == "exact":
                 (gradient,) = _gradients(lambda x, theta=theta: f(x, theta), [image], keep)
                 image = image - s.step_size**2 / 2 * (image - gradient) + s.step_size * noise  # Eq. 3
@@ -102,7 +104,8 @@ def alternate(reference: Tensor, settings: Settings, generator: Generator, stren
             conv_lr = (0.5 / (cell_taps * gates.mean((1, 2)).square().sum())).clamp(max=s.conv_lr)
         rate = pace * conv_lr / (rows * columns)  # of a sum over positions
         mask = (responses(image, theta) > 0).to(image.dtype)
-        theta = Network(theta.weight + rate * weight, theta.bias + rate * bias, theta.fc + pace * s.fc_lr * fc)  # Eq. 5
+        velocity = fc + s.momentum * velocity
+        theta = Network(theta.weight + rate * weight, theta.bias + rate * bias, theta.fc + pace * s.fc_lr * velocity)  # Eq. 5
 
 
 def _random_network(reference: Tensor, s: Settings, grid: tuple[int, int], generator: Generator) -> Network:

@@ -50,6 +50,21 @@ def choose_loop(settings: Settings, device: torch.device, dtype: torch.dtype) ->
     return fused.alternate
 
 
+def operands(settings: Settings, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Precision of the convolutions' operands for images of this device and dtype (as they are worked on)."""
+    if settings.compute_dtype is not None:
+        return settings.compute_dtype
+    fast = device.type == "cpu" and dtype == torch.float32 and settings.backend != "triton" and _multiplies_bfloat16()
+    return torch.bfloat16 if fast else dtype
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this CPU has AVX512-BF16, as all with AMX do."""
+    if hasattr(torch.cpu, "get_capabilities"):  # newer than PyTorch 2.6
+        return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
 def alternate(
     pixels: Tensor,
     settings: Settings,
@@ -65,6 +80,8 @@ def alternate(
 
     ``strength`` (N,) and ``tile``: of larger images, where these pixels are tile number ``tile`` of each.
     """
+    if operands(settings, pixels.device, pixels.dtype) == torch.bfloat16:
+        settings = dataclasses.replace(settings, compute_dtype=torch.bfloat16)
     strength = strength_of(pixels, settings) if strength is None else strength
     generators = streams.generators(seed, indices, pixels.device)
     start = begin(to_model_units(pixels, settings.scale), settings, generators)
