@@ -157,7 +157,7 @@ _NOISE = Defense(
     settings=(6, 12, 18, 24),
     differentiable=True,
 )
-_OURS = Defense(key="oag", label=OURS, knob="T_N", make=_ours, published=12, tuned=12, settings=(48, 36, 24, 18, 12, 9, 6))
+_OURS = Defense(key="oag", label=OURS, knob="T_N", make=_ours, published=9, tuned=9, settings=(48, 36, 24, 18, 12, 9, 6))
 _OURS_FULL = dataclasses.replace(
     _OURS,
     key="oag-full",
@@ -309,7 +309,7 @@ DEFENSES: tuple[Defense, ...] = (
         slow=True,
     ),
     # what it is worth to follow the noise of each image
-    _in_views(_OURS_FULL, settings=(24, 12, 6)),
+    _in_views(_OURS_FULL, settings=(24, 12, 9, 6)),
     _OURS,
-    _in_views(_OURS, settings=(24, 12, 6)),
+    _in_views(_OURS, settings=(24, 12, 9, 6)),
 )
