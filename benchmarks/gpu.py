@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from oag_transform import OnlineAlternateGenerator, streams
 from oag_transform.defenses.catalogue import Needs, by_key
 from oag_transform.generator import energy, loop, reference
+from oag_transform.generator.settings import Settings
 from oag_transform.generator.state import begin
 from oag_transform.images import to_model_units
 
@@ -74,25 +75,33 @@ def ceilings() -> tuple[dict[torch.dtype, float], float]:
     return rates, 2 * size / milliseconds(lambda: target.copy_(source), 20) / 1e6
 
 
-def work(transform: OnlineAlternateGenerator, size: int) -> tuple[float, float]:
-    """Floating-point operations and bytes for an image: each step's products, and each of its tensors read or written once."""
-    s = transform.settings
+def work_of_kernels(s: Settings, size: int) -> dict[str, tuple[float, float]]:
+    """Floating-point operations and bytes of each kernel for an image, each of its tensors read or written once."""
     cells, k = math.ceil(size / s.stride) ** 2, energy.kernel_cells(s.kernel_size, s.stride)
-    depth, low = 3 * s.stride**2, (s.compute_dtype or torch.float32).itemsize
-    product = 2 * cells * s.filters * depth * k**2
-    weights = s.filters * depth * k**2
-    rounds, responses = (1, 0) if s.langevin == "closed_form" else (s.image_steps, 1)
-    # image: float32 read and written, its operand written, the gates and W read; reference: read for the residual
-    image = cells * (12 * depth + low * (depth + s.filters)) + low * weights
-    # responses: operand, W and v read, gates written
-    respond = cells * (low * depth + (4 + low) * s.filters) + low * weights
-    # operands read twice, v read and written, three gates written and two read; W and its operand read and written
-    network = cells * (4 * low * depth + (8 + 5 * low) * s.filters) + (8 + 2 * low) * weights
-    steps = s.network_steps
-    return (
-        steps * rounds * (1 + responses) * product + (steps - 1) * 4 * product,
-        steps * rounds * (image + responses * respond) + (steps - 1) * network,
-    )
+    depth, filters, low = 3 * s.stride**2, s.filters, (s.compute_dtype or torch.float32).itemsize
+    product = 2 * cells * filters * depth * k**2
+    weights = filters * depth * k**2
+    return {
+        # operand, W and v read, gates written
+        "_gate_kernel": (product, cells * (low * depth + (4 + low) * filters) + low * weights),
+        # float32 read and written, its operand written, the gates and W read; reference: read for the residual
+        "_image_kernel": (product, cells * (12 * depth + low * (depth + filters)) + low * weights),
+        # both operands and W read, v and its velocity read and written, three gates written
+        "_contrast_kernel": (2 * product, cells * (2 * low * depth + (8 + 5 * low) * filters) + low * weights),
+        # operands and gates of both read, sums written
+        "_gradient_kernel": (2 * product, cells * 2 * low * (depth + filters) + 4 * weights),
+        # sums read, W read and written, its operand written
+        "_weight_kernel": (0, (12 + low) * weights),
+    }
+
+
+def work(transform: OnlineAlternateGenerator, size: int) -> tuple[float, float]:
+    """Floating-point operations and bytes for an image, over a whole run."""
+    s = transform.settings
+    kernels = work_of_kernels(s, size)
+    image = ["_image_kernel"] if s.langevin == "closed_form" else ["_gate_kernel", "_image_kernel"] * s.image_steps
+    runs = image * s.network_steps + ["_contrast_kernel", "_gradient_kernel", "_weight_kernel"] * (s.network_steps - 1)
+    return sum(kernels[name][0] for name in runs), sum(kernels[name][1] for name in runs)
 
 
 def agree(fused: OnlineAlternateGenerator, images: Tensor) -> None:
@@ -179,8 +188,8 @@ def products(images: Tensor, dtype: torch.dtype, repeats: int) -> Iterator[tuple
             ("bmm + fold", folded),
         ],
         "weight gradient": [
-            ("grouped, channels last", lambda: energy.conv_gradient(cells, gates, theta)[0]),
-            ("grouped, contiguous", lambda: energy.conv_gradient(plain_cells, plain_gates, plain)[0]),
+            ("grouped, channels last", lambda: energy.weight_gradient(cells, gates, theta)),
+            ("grouped, contiguous", lambda: energy.weight_gradient(plain_cells, plain_gates, plain)),
             ("unfold + bmm", lambda: flat() @ unfolded().mT),
         ],
     }

@@ -1,34 +1,50 @@
-"""Speed and memory on this machine: the default setting against the plain reference, in one run.
+"""Speed and memory on this machine, beside what it could do at most and beside other defenses, in one run.
 
-python -m benchmarks.speed            (from the repository; a few minutes on two cores)
+python -m benchmarks.speed [--out docs/data/speed.json]          (from the repository, on an idle machine; some five minutes)
 
-The plain reference (oag_transform/generator/reference.py, Algorithm 1 by autograd as the paper has it) is timed over the first
-``--plain-steps`` network steps and scaled up: every step costs the same.
+The ceiling is the rate of a large matrix product. "Share" is how much of it a part reaches with the arithmetic that it needs;
+draws and element-wise work need next to none, and show as time. The plain reference (oag_transform/generator/reference.py,
+Algorithm 1 by autograd as the paper has it) and ``paper()`` are timed over a few network steps and scaled up.
 """
 
 import argparse
 import dataclasses
+import functools
+import gc
+import json
 import multiprocessing
-import platform
 import resource
 import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from oag_transform import OnlineAlternateGenerator
-from oag_transform.generator import reference
+from oag_transform import OnlineAlternateGenerator, noise_level, streams
+from oag_transform.defenses.catalogue import Needs, by_key
+from oag_transform.evaluation.measure import provenance
+from oag_transform.generator import energy, reference
+from oag_transform.generator.run import operands
 from oag_transform.generator.settings import Settings
+from oag_transform.generator.state import begin
+from oag_transform.images import to_model_units
+
+CPU = torch.device("cpu")
+SIZES = ((112, 8), (224, 1), (224, 8), (224, 64), (512, 2), (1024, 1))  # pixels a side, images in the batch
+PEERS = ("tvm", "dip", "nlm", "bm3d")
 
 
 def photographs(count: int, size: int) -> Tensor:
-    """Crops of scikit-image's astronaut, (count, 3, size, size) in [0, 1]; the content doesn't change the cost."""
+    """Crops of scikit-image's astronaut, (count, 3, size, size) in [0, 1], enlarged beyond 512; the content costs nothing."""
     import skimage.data
 
     whole = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1) / 255
+    whole = whole.repeat_interleave(-(-size // 448), 1).repeat_interleave(-(-size // 448), 2)
     return torch.stack([whole[:, i : i + size, i : i + size] for i in range(count)])
 
 
@@ -44,66 +60,217 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def plain_settings(transform: OnlineAlternateGenerator, network_steps: int) -> Settings:
-    """The paper's algorithm with a transform's T_I, kernels and rates: exact Langevin, PyTorch's start, fixed rates."""
-    plain = {"langevin": "exact", "init": "uniform", "adaptive_lr": False, "strength": 1.0, "compute_dtype": None}
-    return dataclasses.replace(transform.settings, network_steps=network_steps, **plain)  # type: ignore[arg-type]
+    """The paper's algorithm with a transform's kernels and rates: exact Langevin, PyTorch's start, T_I 20, no momentum."""
+    plain = {"langevin": "exact", "init": "uniform", "adaptive_lr": False, "strength": 1.0, "image_steps": 20, "momentum": 0.0}
+    return dataclasses.replace(transform.settings, network_steps=network_steps, compute_dtype=None, **plain)  # type: ignore[arg-type]
 
 
-def peak_memory(height: int, width: int) -> tuple[float, float]:
-    """GiB that a process has held at most before and after it purified one uint8 image: for a process of its own."""
+def ceiling(dtype: torch.dtype, repeats: int) -> float:
+    """Operations a second of a product of two matrices of 2048 x 2048."""
+    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
+    return 2 * 2048**3 / seconds(lambda: a @ b, 3 * repeats)
+
+
+def operations(s: Settings, size: int, products: int) -> float:
+    """Of so many products of the convolution with an image of ``size`` x ``size`` pixels."""
+    cells = -(-size // s.stride)
+    return 2.0 * products * cells**2 * s.filters * 3 * s.stride**2 * energy.kernel_cells(s.kernel_size, s.stride) ** 2
+
+
+def products_in(s: Settings) -> int:
+    """Of a whole run: five for a network step, two for the last image, which has no network step."""
+    return 5 * (s.network_steps - 1) + 2
+
+
+def parts(s: Settings, dtype: torch.dtype, size: int, repeats: int) -> Iterator[tuple[str, float, int, int]]:
+    """(what, seconds, products in it, how often in a run) of the parts of a run on one image that can be timed alone."""
+    image = photographs(1, size)
+    generators = streams.generators(0, [0], CPU)
+    start = begin(to_model_units(image, s.scale), s, generators)
+    theta, pair = start.theta.cast(dtype), start.pair.to(dtype)
+    gates = energy.gate(energy.responses(pair, theta), theta)
+    normal = torch.empty(1, *pair.shape[-2:], pair.shape[1])
+    n = s.network_steps - 1
+    yield "estimate of the noise", seconds(lambda: noise_level.estimate(image), repeats), 0, 1
+    yield "random network", seconds(lambda: begin(start.reference, s, generators), repeats), 0, 1
+    yield "noise drawn", seconds(lambda: streams.fill_normal(normal, generators), repeats), 0, n + 1
+    yield "responses of both images", seconds(lambda: energy.responses(pair, theta), repeats), 2, n
+    yield "mode", seconds(lambda: energy.image_gradient(gates[:1], theta), repeats), 1, n + 1
+    yield "gradient of W", seconds(lambda: energy.weight_gradient(pair, gates, theta), repeats), 2, n
+    work = seconds(lambda: energy.contrast(pair, theta, torch.tensor([s.threshold]), energy.Buffers.of(theta)), repeats)
+    products = seconds(lambda: (energy.responses(pair, theta), energy.weight_gradient(pair, gates, theta)), repeats)
+    yield "gates, contrast, threshold", max(work - products, 0.0), 0, n
+
+
+def first_calls() -> tuple[float, float]:
+    """Seconds of the first call in a process, and of the second: for a process of its own."""
+    image, purify = photographs(1, 224), OnlineAlternateGenerator(seed=0)
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        purify(image)
+        times.append(time.perf_counter() - start)
+    return times[0], times[1]
+
+
+def throughput(images: Tensor) -> float:
+    """Seconds an image in a process of one thread."""
+    torch.set_num_threads(1)
+    purify = OnlineAlternateGenerator(seed=0)
+    purify(images[:1])
+    start = time.perf_counter()
+    purify(images)
+    return (time.perf_counter() - start) / len(images)
+
+
+def processes(count: int) -> float:
+    """Images a second of ``count`` processes of one thread each, side by side."""
+    images = photographs(24, 224)
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(throughput, [images[:2]] * count))  # started, and warm
+        return sum(1 / each for each in pool.map(throughput, [images] * count))
+
+
+def peak_memory(height: int, width: int) -> tuple[float, float, float]:
+    """GiB that a process has held at most before and after it purified one uint8 image, and the seconds that it took."""
     image = torch.randint(0, 256, (3, height // 125, width // 125), dtype=torch.uint8)
     image = image.repeat_interleave(125, 1).repeat_interleave(125, 2)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    start = time.perf_counter()
     OnlineAlternateGenerator()(image)
-    return before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, time.perf_counter() - start
+
+
+def of_threads(threads: int, repeats: int) -> dict[str, Any]:
+    """What the default does with so many threads, at each size, beside the ceilings."""
+    torch.set_num_threads(threads)
+    ceilings = {str(dtype): ceiling(dtype, repeats) / 1e9 for dtype in (torch.float32, torch.bfloat16)}
+    rows = []
+    for dtype in dict.fromkeys((operands(Settings(), CPU, torch.float32), torch.float32)):
+        transform = OnlineAlternateGenerator(seed=0, compute_dtype=dtype)
+        s = transform.settings
+        found = [(side, batch, photographs(batch, side)) for side, batch in SIZES]
+        for side, batch, images in found:
+            each = seconds(functools.partial(transform, images), repeats if batch < 64 else 1) / batch
+            rate = operations(s, side, products_in(s)) / each / 1e9
+            rows.append(
+                {"operands": str(dtype), "size": side, "batch": batch, "seconds": each, "gflops": rate}
+                | {"share": rate / ceilings[str(dtype)]}
+            )
+            print(f"  {threads} threads, {dtype}, {side} x {side}, batch {batch}: {each:.4f} s an image", file=sys.stderr)
+        timed = [
+            {
+                "part": name,
+                "ms": 1e3 * each,
+                "times": often,
+                "share": operations(s, 224, products) / each / 1e9 / ceilings[str(dtype)],
+            }
+            for name, each, products, often in parts(s, dtype, 224, 5 * repeats)
+        ]
+        rows[-len(SIZES) + 2] |= {"parts": timed}
+        gc.collect()
+    return {"threads": threads, "ceilings": ceilings, "rows": rows}
+
+
+def beside(repeats: int) -> list[dict[str, Any]]:
+    """Seconds an image of other ways to do it, and of other defenses, with all threads."""
+    image, rows = photographs(1, 224), []
+    default, paper = OnlineAlternateGenerator(seed=0), OnlineAlternateGenerator.paper(network_steps=4, seed=0)
+    plain = plain_settings(default, 2)
+    full = OnlineAlternateGenerator.paper().network_steps
+    rows.append(("default", seconds(lambda: default(image), 3 * repeats)))
+    each = seconds(lambda: reference.purify(image[0], plain, seed=0, index=0), 1)
+    rows.append(("plain reference, T_N of the default, T_I 20", each * default.network_steps / plain.network_steps))
+    rows.append(("paper()", seconds(lambda: paper(image), 1) / paper.network_steps * full))
+    closed = OnlineAlternateGenerator.paper(langevin="closed_form", network_steps=8, seed=0)
+    rows.append(("paper(langevin='closed_form')", seconds(lambda: closed(image), 1) / closed.network_steps * full))
+    for key in PEERS:
+        defense = by_key(key)
+        made = defense.make(defense.published, 0, Needs())
+        rows.append((defense.describe(defense.published), seconds(functools.partial(made, image), 1)))
+        print(f"  {rows[-1][0]}: {rows[-1][1]:.3f} s", file=sys.stderr)
+    return [{"what": name, "seconds": each} for name, each in rows]
+
+
+def measured(repeats: int, large: tuple[int, int]) -> dict[str, Any]:
+    """Everything, as JSON takes it."""
+    threads = torch.get_num_threads()
+    runs = [of_threads(count, repeats) for count in sorted({1, threads})]
+    torch.set_num_threads(threads)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        first, second = pool.submit(first_calls).result()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        before, after, took = pool.submit(peak_memory, *large).result()
+    return {
+        "facts": provenance(CPU, ("oag-transform", "torch", "numpy", "scikit-image")),
+        "runs": runs,
+        "beside": beside(repeats),
+        "processes": {str(count): processes(count) for count in (1, 2)},
+        "first_calls": [first, second],
+        "large": {"pixels": large[0] * large[1], "gib_before": before, "gib": after, "seconds": took},
+    }
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The tables."""
+    lines = [
+        "| Threads | Operands | Image | Batch | Seconds an image | ns a pixel | GFLOP/s | Share of the ceiling |",
+        f"|{'---|' * 8}",
+    ]
+    for run in found["runs"]:
+        for row in run["rows"]:
+            size, each = row["size"], row["seconds"]
+            lines.append(
+                f"| {run['threads']} | {row['operands'][6:]} | {size} x {size} | {row['batch']} | {each:.4f} | "
+                f"{1e9 * each / size**2:.0f} | {row['gflops']:.0f} | {100 * row['share']:.0f}% |"
+            )
+    many = found["runs"][-1]
+    lines += ["", "The ceilings, of a product of matrices of 2048 x 2048, in GFLOP/s: "]
+    lines[-1] += "; ".join(
+        f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}: "
+        + ", ".join(f"{name[6:]} {rate:.0f}" for name, rate in run["ceilings"].items())
+        for run in found["runs"]
+    )
+    row = next(row for row in many["rows"] if "parts" in row)
+    whole = 1e3 * row["seconds"]
+    lines += [
+        "",
+        f"| Part, {row['operands'][6:]}, {many['threads']} threads | ms | Times | Share of the ceiling |",
+        "|---|---|---|---|",
+    ]
+    for part in row["parts"]:
+        share = f"{100 * part['share']:.0f}%" if part["share"] else ""
+        lines.append(f"| {part['part']} | {part['ms']:.2f} | {part['times']} | {share} |")
+    rest = whole - sum(part["ms"] * part["times"] for part in row["parts"])
+    lines.append(f"| all else: moves of image, v and W, copies, memory that is cold in a run | {rest:.1f} in all | 1 | |")
+    lines += ["", "| One image of 224 x 224, all threads | Seconds | Times the default |", "|---|---|---|"]
+    default = found["beside"][0]["seconds"]
+    lines += [f"| {row['what']} | {row['seconds']:.3f} | {row['seconds'] / default:.1f} |" for row in found["beside"]]
+    one, two = found["processes"]["1"], found["processes"]["2"]
+    large, pixels, (first, second) = found["large"], found["large"]["pixels"], found["first_calls"]
+    lines += [
+        "",
+        f"The first call in a process takes {first / second:.2f} times as long as the second. Two processes of one thread: "
+        f"{two:.1f} images a second, one: {one:.1f} ({two / one:.2f} times). One image of {pixels / 1e6:.0f} megapixels: "
+        f"{large['seconds']:.1f} s ({1e9 * large['seconds'] / pixels:.0f} ns a pixel), {large['gib']:.2f} GiB at most "
+        f"({large['gib_before']:.2f} before it).",
+        "",
+        *(f"- {name}: {value}" for name, value in found["facts"].items()),
+    ]
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Print the table."""
+    """Print the tables, and write the data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=224, help="height and width in pixels")
-    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3, help="the median of so many runs is given")
-    parser.add_argument("--plain-steps", type=int, default=2, help="network steps of the plain reference that are timed")
-    parser.add_argument("--memory-batch", type=int, default=64, help="images in the batch whose peak memory is given; 0: none")
-    parser.add_argument("--large", type=int, nargs=2, default=(3000, 4000), help="height and width of a large image; 0 0: none")
+    parser.add_argument("--large", type=int, nargs=2, default=(3000, 4000), help="height and width of a large image")
+    parser.add_argument("--out", type=Path, help="FILE.json to write")
     options = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-
-    images = photographs(options.batch, options.size)
-    transform = OnlineAlternateGenerator(seed=0)
-    s = transform.settings
-    ours = seconds(lambda: transform(images), options.repeats) / len(images)
-    print(f"{transform}\n  batch of {len(images)} at {options.size} x {options.size}: {ours:.3f} s an image")
-
-    settings = plain_settings(transform, options.plain_steps)
-    plain = seconds(lambda: reference.purify(images[0], settings, seed=0, index=0), options.repeats)
-    plain *= s.network_steps / options.plain_steps
-    print(f"plain reference, same T_N and T_I: {plain:.1f} s an image, {plain / ours:.0f} times as long")
-
-    bfloat16 = OnlineAlternateGenerator(compute_dtype=torch.bfloat16, seed=0)
-    half = seconds(lambda: bfloat16(images), options.repeats) / len(images)
-    print(f"compute_dtype=torch.bfloat16: {half:.3f} s an image; the plain reference takes {plain / half:.0f} times as long")
-
-    for name, exact in (
-        ("exact Langevin, otherwise the default", OnlineAlternateGenerator(langevin="exact", network_steps=4, seed=0)),
-        ("paper()", OnlineAlternateGenerator.paper(network_steps=4, seed=0)),
-    ):
-        full = OnlineAlternateGenerator.paper().settings if name == "paper()" else transform.settings
-        each = seconds(lambda exact=exact: exact(images[:1]), options.repeats) / 4 * full.network_steps  # type: ignore[misc]
-        print(f"{name}: {each:.1f} s an image (scaled up from 4 network steps)")
-
-    if options.memory_batch:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        transform(photographs(options.memory_batch, options.size))
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(f"peak memory, batch of {options.memory_batch}: {after / 2**20:.2f} GiB (before it: {before / 2**20:.2f} GiB)")
-
-    if all(options.large):
-        height, width = options.large
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            low, high = pool.submit(peak_memory, height, width).result()
-        print(f"peak memory, one image of {width} x {height}: {high:.2f} GiB (before it: {low:.2f} GiB)")
+    found = measured(options.repeats, tuple(options.large))
+    if options.out is not None:
+        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(markdown(found))
 
 
 if __name__ == "__main__":

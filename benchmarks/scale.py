@@ -1,0 +1,187 @@
+"""What many images cost: each stage of an image, and ``purify --jobs`` beside ``--engine ray``, in one run.
+
+python -m benchmarks.scale            (from the repository; extras demo and ray; some two minutes on an idle machine)
+
+Writes docs/data/scale.json, and the tables of docs/scale.md that are made from it; ``--check`` measures nothing, and fails
+where the page differs from its data.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import skimage.data
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from oag_transform import DefendedModel, OnlineAlternateGenerator, files
+from oag_transform.apps import saving
+from oag_transform.evaluation.backbones import efficientnet_lite
+from oag_transform.evaluation.measure import provenance
+
+ROOT = Path(__file__).parent.parent
+DATA, PAGE = ROOT / "docs/data/scale.json", ROOT / "docs/scale.md"
+BLOCK = re.compile(r"(<!-- scale: (stages|engines|costs) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+SIDE, SOURCE_SIDE = 224, 500  # of what is purified, and of the file it is made from
+FEW, MANY = 8, 40  # images: the rate is that of those between, the rest is the start
+ENGINES = {
+    "purify --jobs 1": ["--jobs", "1"],
+    "purify --jobs 2": ["--jobs", "2"],
+    "purify --engine ray --jobs 1": ["--engine", "ray", "--jobs", "1", "--rows", "4"],
+    "purify --engine ray --jobs 2": ["--engine", "ray", "--jobs", "2", "--rows", "4"],
+}
+GFLOP = 21  # of purifying an image of SIDE x SIDE pixels: docs/settings.md
+H100_TFLOPS, SHARE = 67, 0.3  # float32 outside of the tensor cores, NVIDIA's data sheet (SXM); the share is an assumption
+
+
+def median(work: Callable[[], object], repeats: int = 7) -> float:
+    """Seconds of ``work``, after one call to warm up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def photograph(path: Path) -> Path:
+    """A JPEG file of 500 x 500 pixels, about ImageNet's size."""
+    F.to_pil_image(torch.from_numpy(skimage.data.astronaut()[:SOURCE_SIDE, :SOURCE_SIDE]).movedim(2, 0)).save(path, quality=90)
+    return path
+
+
+def stages(folder: Path) -> dict[str, float]:
+    """Seconds of one thread for an image, by what is done with it."""
+    source = photograph(folder / "source.jpg")
+    content = source.read_bytes()
+    image = F.center_crop(F.resize(files.read_rgb(source), [SIDE]), [SIDE, SIDE])
+    pixels = F.pil_to_tensor(image)[None]
+    model = DefendedModel(efficientnet_lite(0), OnlineAlternateGenerator(seed=0))
+    none = saving.Metadata(b"", None, None, ())
+
+    def write() -> None:
+        saving.write(folder / "result.jpg", saving.encode(image, ".jpg", none)[0], "t")
+
+    with torch.no_grad():
+        return {
+            f"read and decode a JPEG of {SOURCE_SIDE} x {SOURCE_SIDE}": median(lambda: files.read_rgb(source)),
+            f"resize and crop to {SIDE} x {SIDE}": median(
+                lambda: F.center_crop(F.resize(files.read_bytes(content).convert("RGB"), [SIDE]), [SIDE, SIDE])
+            )
+            - median(lambda: files.read_bytes(content).convert("RGB")),
+            "hand its pixels to another process (pickle, both ends)": median(
+                lambda: pickle.loads(pickle.dumps(pixels.numpy()))
+            ),
+            "purify": median(lambda: model.defense(pixels)),
+            "classify, four views, EfficientNet-Lite0": median(lambda: model.classify(pixels.float() / 255)),
+            "encode as JPEG and write": median(write),
+        }
+
+
+def engines(folder: Path) -> dict[str, dict[str, float]]:
+    """Of each way to purify a folder: images a second once it works, and the seconds until it does."""
+    original = photograph(folder / "source.jpg")
+    image = F.center_crop(F.resize(files.read_rgb(original), [SIDE]), [SIDE, SIDE])
+    for count in (FEW, MANY):
+        (folder / str(count)).mkdir()
+        for i in range(count):
+            image.save(folder / str(count) / f"{i:03d}.jpg", quality=95)
+    found = {}
+    for name, arguments in ENGINES.items():
+        few, many = (_wall(folder, count, arguments) for count in (FEW, MANY))
+        rate = (MANY - FEW) / (many - few)
+        found[name] = {"images_a_second": rate, "start": max(0.0, few - FEW / rate), "seconds_of_all": many}
+    return found
+
+
+def _wall(folder: Path, count: int, arguments: list[str]) -> float:
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        command = [sys.executable, "-m", "oag_transform", "purify", str(folder / str(count)), "--out", f"{out}/o", *arguments]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return time.perf_counter() - start
+
+
+def measured() -> dict[str, Any]:
+    """Everything, with what is needed to repeat it."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+        facts = provenance(torch.device("cpu"), ("oag-transform", "torch", "ray"))
+        facts["command"] = "python -m benchmarks.scale"
+        facts["load"] = f"{os.getloadavg()[0]:.1f} before"
+        return {"facts": facts, "images": MANY, "stages": stages(Path(one)), "engines": engines(Path(other))}
+
+
+def table(kind: str, found: dict[str, Any]) -> str:
+    """A table of the page."""
+    facts = found["facts"]
+    made = f"`{facts['command']}`; {facts['versions']}; {facts['hardware']}; load {facts['load']}."
+    if kind == "stages":
+        whole = sum(found["stages"].values())
+        lines = ["| Stage, one thread | ms an image | share |", "|---|---|---|"]
+        lines += [f"| {name} | {1000 * each:.1f} | {100 * each / whole:.0f} % |" for name, each in found["stages"].items()]
+        return "\n".join([*lines, "", f"Median of 7. {made}"])
+    if kind == "engines":
+        base = found["engines"]["purify --jobs 1"]["images_a_second"]
+        lines = ["| Command, one thread each | images/s | ratio | start, s |", "|---|---|---|---|"]
+        for name, each in found["engines"].items():
+            rate = each["images_a_second"]
+            lines.append(f"| `{name}` | {rate:.2f} | {rate / base:.2f} | {each['start']:.1f} |")
+        n = f"n = {found['images']} images of {SIDE} x {SIDE}; the rate is without the start, once each."
+        return "\n".join([*lines, "", f"{n} {made}"])
+    purify = found["stages"]["purify"]
+    other = sum(found["stages"].values()) - purify
+    gpu = GFLOP / (1000 * H100_TFLOPS * SHARE)
+    lines = ["| | 1,000 | a million | a billion |", "|---|---|---|---|"]
+    for name, each in (
+        ("purify, CPU core hours (from the measured seconds)", purify),
+        ("all other stages, CPU core hours (from the measured seconds)", other),
+        ("purify, H100 hours (computed, not measured)", gpu),
+    ):
+        lines.append(f"| {name} | {' | '.join(f'{_short(each * count / 3600)}' for count in (1e3, 1e6, 1e9))} |")
+    return "\n".join(lines)
+
+
+def _short(hours: float) -> str:
+    """Two significant digits, in plain figures."""
+    return f"{float(f'{hours:.2g}'):,.6g}"
+
+
+def page(text: str) -> str:
+    """The page with its tables made anew from the data; as it is where there are none yet."""
+    if not DATA.is_file():
+        return text
+    found = json.loads(DATA.read_text(encoding="utf-8"))
+    return BLOCK.sub(lambda block: f"{block.group(1)}{table(block.group(2), found)}\n{block.group(4)}", text)
+
+
+def main() -> int:
+    """Measure and write; 1 where ``--check`` finds that the page differs from its data."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="measure and write nothing")
+    options = parser.parse_args()
+    if not options.check:
+        DATA.write_text(json.dumps(measured(), indent=1) + "\n", encoding="utf-8")
+    old = PAGE.read_text(encoding="utf-8")
+    new = page(old)
+    if options.check:
+        return 1 if new != old else 0
+    PAGE.write_text(new, encoding="utf-8")
+    print("\n\n".join(block.group(0) for block in BLOCK.finditer(new)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
