@@ -12,10 +12,13 @@ from oag_transform import OnlineAlternateGenerator
 from oag_transform.defenses.catalogue import Defense, Needs, chosen
 from oag_transform.evaluation.attacks import Attack, fgsm, igsm, mifgsm
 from oag_transform.evaluation.catalogue import EXPERIMENTS, experiment
+from oag_transform.evaluation.data import image_folder
 from oag_transform.evaluation.experiments import curves, knows, photographs, tables
-from oag_transform.evaluation.experiments.plan import Plan
+from oag_transform.evaluation.experiments.plan import Plan, as_published
+from oag_transform.evaluation.measure import choose_subject
 from oag_transform.evaluation.results import Cell, Cost, Iterations, Lines, Residuals, Row, Tradeoff
-from tests.tiny import brightness, left_half, make_subject, write_photographs
+from oag_transform.evaluation.targets import load_target
+from tests.tiny import CLASSES, brightness, left_half, make_subject, write_photographs
 
 STEPS = 3
 bright, left = brightness().eval(), left_half().eval()
@@ -63,17 +66,38 @@ def test_table2_is_transfer_between_two_targets(folder: Path, tmp_path: Path) ->
     images, labels = images[both], labels[both]
     assert len(images) > 0
     expected = []
-    for attacker in models:
-        changed = mifgsm(4)(attacker, images, labels, classes=2, seed=0)
+    for changed in (images, *(mifgsm(4)(attacker, images, labels, classes=2, seed=0) for attacker in models)):
         purified = OnlineAlternateGenerator(network_steps=STEPS, seed=0)(changed)
         expected.append([bits(victim(each).argmax(1) == labels) for victim in models for each in (changed, purified)])
-    assert expected[0] != expected[1]  # or swapped rows would pass
+    assert expected[1] != expected[2]  # or swapped rows would pass
     assert [row[0] for row in expected] != [row[2] for row in expected]  # or swapped columns
     result = tables.table2(plan)
     assert [right_of(row) for row in result.rows] == expected
-    assert [row.name for row in result.rows] == [one.target.name, other.target.name]
+    assert [row.name for row in result.rows] == ["no attack", one.target.name, other.target.name]
     assert result.columns == tuple(f"{name}{end}" for name in (one.target.name, other.target.name) for end in ("", " + ours"))
     assert result.facts["n"] == len(images)
+    own = f"{other.target.name}: {len(other.images)} right of {other.looked_at} looked at, 40 pixels"
+    assert own in result.facts["targets' own accuracy"]
+
+
+def test_table2_refuses_targets_that_want_other_images(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(folder, tmp_path)
+    other = plan.others[0].target
+    small = other._replace(name="small", preprocessing=other.preprocessing._replace(resize=36, crop=32))
+    with pytest.raises(ValueError, match=r"brightness crops 40 of 40 pixels; small crops 32 of 36 pixels. Give --resize"):
+        tables.table2(dataclasses.replace(plan, others=(dataclasses.replace(plan.others[0], target=small),)))
+
+
+def test_table3_takes_targets_of_other_sizes(folder: Path, tmp_path: Path) -> None:
+    plan = make_plan(folder, tmp_path, attacks=(igsm(4, targeted=False),), families=chosen(["mean"]))
+    target = load_target("tests.tiny:left_half", classes=CLASSES, resize=36, crop=32)
+    store = plan.subject.store
+    smaller = choose_subject(target, image_folder(folder), 6, store, 0, torch.device("cpu"))
+    result = tables.table3(dataclasses.replace(plan, others=(smaller,)))
+    changed = igsm(4, targeted=False)(left, smaller.images.float() / 255, smaller.labels, classes=2)
+    assert changed.shape[-2:] == (32, 32)
+    assert right_of(result.rows[0])[1] == bits(left(changed).argmax(1) == smaller.labels)
+    assert "32 pixels" in result.facts["targets' own accuracy"]
 
 
 def test_table3_has_a_column_for_each_target_on_images_of_its_own(folder: Path, tmp_path: Path) -> None:
@@ -137,11 +161,36 @@ def test_tables_4_and_5_vary_one_setting(folder: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr("oag_transform.evaluation.experiments.plan.OnlineAlternateGenerator", Recording)
     plan = make_plan(folder, tmp_path)
     common = {"network_steps": STEPS, "compute_dtype": None, "seed": 0}
-    assert [row.name for row in tables.table4(plan).rows] == ["T_I = 10", "T_I = 20", "T_I = 30", "T_I = 40"]
-    assert made == [common | {"image_steps": steps} for steps in (10, 20, 30, 40)]
+    own = OnlineAlternateGenerator().settings  # the default's own value is among the paper's
+    counts, sides = sorted({10, 20, 30, 40, own.image_steps}), sorted({7, 11, 15, 21, own.kernel_size})
+    assert [row.name for row in tables.table4(plan).rows] == [f"T_I = {count}" for count in counts]
+    assert [settings for settings in made if len(settings) > 3] == [common | {"image_steps": count} for count in counts]
     made.clear()
-    assert [row.name for row in tables.table5(plan).rows] == ["7 x 7", "11 x 11", "15 x 15", "21 x 21"]
-    assert made == [common | {"kernel_size": side} for side in (7, 11, 15, 21)]
+    assert [row.name for row in tables.table5(plan).rows] == [f"{side} x {side}" for side in sides]
+    assert [settings for settings in made if len(settings) > 3] == [common | {"kernel_size": side} for side in sides]
+
+
+def test_the_papers_setting_is_ours_with_what_the_paper_says_and_files_of_its_own(folder: Path, tmp_path: Path) -> None:
+    plan = dataclasses.replace(make_plan(folder, tmp_path), paper=True)
+    made = plan.ours("", kernel_size=7).model(plan.subject).defense
+    own = {"langevin": "closed_form", "network_steps": STEPS, "compute_dtype": None}
+    assert repr(made) == repr(OnlineAlternateGenerator.paper(**own, kernel_size=7, seed=0))
+    result = tables.table5(plan)
+    assert [row.name for row in result.rows] == ["7 x 7", "11 x 11", "15 x 15", "21 x 21"]
+    assert not any(row.error for row in result.rows)
+    assert (result.key, tables.table5(dataclasses.replace(plan, paper=False)).key) == ("table5-paper", "table5")
+    assert "the paper's setting, with closed-form Langevin steps" in result.facts["setting of ours"]
+    assert "the paper's setting" in result.caption
+    assert "paper" in result.title
+
+
+def test_our_family_at_the_papers_setting_is_the_plans(folder: Path, tmp_path: Path) -> None:
+    plan = dataclasses.replace(make_plan(folder, tmp_path), paper=True)
+    ours, mean = map(as_published, chosen(["oag", "mean"]))
+    assert mean == chosen(["mean"])[0]
+    assert (ours.key, ours.tuned, ours.published, ours.slow, max(ours.settings)) == ("oag", 300, 300, False, 300)
+    assert repr(ours.make(STEPS, 0, Needs())) == repr(plan.ours("").model(plan.subject).defense)
+    assert "T_N 300" in ours.describe(ours.tuned)
 
 
 def test_fig3_has_a_line_for_each_row_that_was_measured(folder: Path, tmp_path: Path) -> None:
@@ -162,6 +211,7 @@ def test_fig3_has_a_line_for_each_row_that_was_measured(folder: Path, tmp_path: 
 def test_fig4_chooses_the_first_step_that_is_flat_under_noise(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(curves, "TRACE_STEPS", tuple(range(6, 121, 6)))
     right = {step: min(step, 42) // 6 - (step == 54) for step in curves.TRACE_STEPS}  # of 7; one less at 54
 
     def measured(*_: Any) -> list[Cell]:
@@ -174,6 +224,20 @@ def test_fig4_chooses_the_first_step_that_is_flat_under_noise(
     assert isinstance(lines, Lines)
     assert (lines.x, lines.rows, lines.mark, lines.mark_label) == (curves.TRACE_STEPS, (0, 1, 2), 42, "T_N = 42")
     assert [row.name for row in result.rows] == ["Gaussian noise, std 0.1", "FGSM 3/255", "IGSM 6/255"]
+
+
+def test_fig4_at_the_papers_setting_goes_further(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(curves, "PAPER_TRACE_STEPS", (2, 4))
+    plan = dataclasses.replace(make_plan(folder, tmp_path), paper=True)
+    result = curves.fig4(plan)
+    changed = fgsm(3)(bright, plan.subject.images.float() / 255, plan.subject.labels, classes=2)
+    for position, steps in enumerate((2, 4)):
+        own = {"langevin": "closed_form", "network_steps": steps, "compute_dtype": None}
+        purified = OnlineAlternateGenerator.paper(**own, seed=0)(changed)
+        assert right_of(result.rows[1])[position] == bits(bright(purified).argmax(1) == plan.subject.labels)
+    (lines,) = result.figures
+    assert isinstance(lines, Lines)
+    assert (result.key, lines.file, lines.x) == ("fig4-paper", "fig4-paper.svg", (2, 4))
 
 
 def test_one_run_gives_every_setting_of_ours(folder: Path, tmp_path: Path) -> None:

@@ -78,14 +78,21 @@ def load_target(
 
 
 def save_target(
-    path: Path, model: nn.Sequential, preprocessing: Preprocessing, *, backbone: str, classes: tuple[str, ...]
+    path: Path,
+    model: nn.Sequential,
+    preprocessing: Preprocessing,
+    *,
+    backbone: str,
+    classes: tuple[str, ...],
+    adversarial_eps: float | None = None,
 ) -> None:
-    """Write a fitted classifier, for :func:`load_target`."""
+    """Write a fitted classifier, for :func:`load_target`; ``adversarial_eps``, in grey levels, if it was trained against it."""
     content = {
         "backbone": backbone,
         "classes": list(classes),
         "preprocessing": [preprocessing.resize, preprocessing.crop, preprocessing.interpolation.value],
         "state_dict": model.state_dict(),
+        "adversarial_eps": adversarial_eps,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content, path)
@@ -123,7 +130,9 @@ def _load_fitted(path: Path, classes: Sequence[str]) -> tuple[str, nn.Module, Pr
     model.load_state_dict(content["state_dict"])
     resize, crop, interpolation = content["preprocessing"]
     preprocessing = Preprocessing(resize, crop, v2.InterpolationMode(interpolation))
-    return f"{content['backbone']}, fitted ({path.stem})", model.to(memory_format=torch.channels_last), preprocessing
+    eps = content.get("adversarial_eps")  # files of an earlier release have none
+    how = "fitted" if eps is None else f"adversarially trained at {eps:g}/255"
+    return f"{content['backbone']}, {how} ({path.stem})", model.to(memory_format=torch.channels_last), preprocessing
 
 
 def _load_file(path: Path) -> Any:

@@ -31,7 +31,9 @@ def fig1(plan: Plan) -> Result:
     }
     guesses = {kind: probabilities(subject, images) for kind, images in kinds.items()}
     truth = {kind: guess[torch.arange(len(subject.labels)), subject.labels] for kind, guess in guesses.items()}
-    files = {kind: tuple(f"photo{i + 1}-{kind.replace(', ', '-')}.png" for i in range(len(original))) for kind in kinds}
+    files = {
+        kind: tuple(plan.file(f"photo{i + 1}-{kind.replace(', ', '-')}.png") for i in range(len(original))) for kind in kinds
+    }
     columns = [
         Photographs(kind, files[kind][:SHOWN], tuple(f"right label: {value:.3f}" for value in truth[kind][:SHOWN].tolist()))
         for kind in kinds
@@ -48,7 +50,9 @@ def fig1(plan: Plan) -> Result:
         attacks=[attack],
         count=len(original),
         figures=[
-            Residuals("fig1.jpg", "Photographs, and below each its difference to the original, magnified.", tuple(columns))
+            Residuals(
+                plan.file("fig1.jpg"), "Photographs, and below each its difference to the original, magnified.", tuple(columns)
+            )
         ],
         pairs=pairs,
         photographs={name: _pixels(image) for kind in kinds for name, image in zip(files[kind], kinds[kind], strict=True)},
@@ -65,7 +69,7 @@ def fig5(plan: Plan) -> Result:
     moments = traced(plan.ours("ours").model(subject)).trace(images)
     kinds = {"original": subject.images.float() / 255, "attacked": images.cpu()}
     kinds |= {f"step {moment.step}": moment.images.cpu() for moment in moments if moment.step in steps}
-    files = {kind: tuple(f"fig5-{i + 1}-{kind.replace(' ', '')}.png" for i in range(len(images))) for kind in kinds}
+    files = {kind: tuple(plan.file(f"fig5-{i + 1}-{kind.replace(' ', '')}.png") for i in range(len(images))) for kind in kinds}
     return plan.result(
         "fig5",
         f"{attack}, {goal(attack)}, purified with T_N = {last}; (a) what the attack added, (b) how the last image differs "
@@ -74,7 +78,7 @@ def fig5(plan: Plan) -> Result:
         count=len(images),
         figures=[
             Iterations(
-                "fig5.jpg",
+                plan.file("fig5.jpg"),
                 "The synthesised image from the first network steps to the last.",
                 tuple(Photographs(kind, files[kind]) for kind in kinds),
             )

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...defenses.catalogue import OURS_KEY
+from ...transform import OnlineAlternateGenerator
 from ..attacks import Attack
 from ..measure import NO_DEFENSE, Column, GrayBox, attacked, classify, measure, probabilities
 from ..recommend import recommend
 from ..results import Cost, Result, Row
-from .plan import Plan, against_peers, goal, with_mean
+from .plan import Plan, against_peers, goal, seen_by, with_mean
+
+IMAGE_STEPS = (10, 20, 30, 40)  # Table IV
+KERNEL_SIZES = (7, 11, 15, 21)  # Table V
 
 
 def table1(plan: Plan) -> Result:
@@ -18,7 +22,7 @@ def table1(plan: Plan) -> Result:
     columns = plan.columns(plan.attacks)
     rows = [with_mean(row) for row in plan.rows(columns)]
     timed = tuple(i for i, row in enumerate(rows) if row.seconds is not None and row.cells[-1] is not None)
-    cost = Cost("cost.svg", "Mean accuracy under attack, and what a defense costs.", timed, len(columns))
+    cost = Cost(plan.file("cost.svg"), "Mean accuracy under attack, and what a defense costs.", timed, len(columns))
     return plan.result(
         "table1",
         "Images that the target classifies correctly, clean and attacked by someone who knows the target but not the defense. "
@@ -35,34 +39,50 @@ def table1(plan: Plan) -> Result:
 
 
 def table2(plan: Plan) -> Result:
-    """Table II: black-box and gray-box transfer between two targets, each with and without our defense."""
+    """Table II: black-box and gray-box transfer between two targets, each with and without our defense, and clean images.
+
+    Raises:
+        ValueError: no second target, one that wants images of another size, or no image that both get right.
+    """
     if not plan.others:
         raise ValueError("table2 needs a second target: --other MODEL[=WEIGHTS]")
     one, other = plan.subject, plan.others[0]
+    sizes = [(subject.target.preprocessing.resize, subject.target.preprocessing.crop) for subject in (one, other)]
+    if sizes[0] != sizes[1]:
+        wanted = "; ".join(
+            f"{subject.target.name} crops {crop} of {resize} pixels"
+            for subject, (resize, crop) in zip((one, other), sizes, strict=True)
+        )
+        raise ValueError(
+            f"table2 shows both targets the same images, and they want other ones: {wanted}. Give --resize and --crop, or fit "
+            "one with the --size of the other"
+        )
     same = dataclasses.replace(one, target=other.target)
     right = probabilities(same, one.images).argmax(1) == one.labels
     if not right.any():
         raise ValueError(f"{one.target.name} and {other.target.name} have no image that both classify correctly")
     subjects = [dataclasses.replace(model, images=one.images[right], labels=one.labels[right]) for model in (one, same)]
     attack = plan.attack("mifgsm")
+    shown = [("no attack", subjects[0].images)]
+    shown += [(attacker.target.name, attacked(attacker, attack)) for attacker in subjects]
     rows = []
-    for attacker in subjects:
-        images = attacked(attacker, attack)
-        cells = []
-        for victim, candidate in itertools.product(subjects, (NO_DEFENSE, plan.ours("ours"))):
-            way = f"{attacker.target.name} -> {victim.target.name}"
-            cells.append(classify(victim, candidate.model(victim), images, way)[0])
-        rows.append(Row(attacker.target.name, tuple(cells)))
+    for name, images in shown:
+        cells = [
+            classify(victim, candidate.model(victim), images, f"{name} -> {victim.target.name}")[0]
+            for victim, candidate in itertools.product(subjects, (NO_DEFENSE, plan.ours("ours")))
+        ]
+        rows.append(Row(name, tuple(cells)))
     return plan.result(
         "table2",
         f"{attack}, {goal(attack)}, made on the target of each row, classified by the target of each column: gray box where "
-        "they are the same, black box where they aren't. Images that both classify correctly.",
+        "they are the same, black box where they aren't. Images that both classify correctly, so that clean ones are all right "
+        f"without a defense. Ours is at {plan.setting_name}.",
         "Attacks with",
         [f"{victim.target.name}{end}" for victim in subjects for end in ("", " + ours")],
         rows,
         attacks=[attack],
         count=int(right.sum()),
-        facts={"target": f"{one.target.name}; {other.target.name}"},
+        facts=seen_by((one, other)),
     )
 
 
@@ -82,18 +102,20 @@ def table3(plan: Plan) -> Result:
         [f"{subject.target.name} (n = {len(subject.images)})" for subject in subjects],
         rows,
         attacks=[attack],
-        facts={"target": "; ".join(subject.target.name for subject in subjects)},
+        facts=seen_by(subjects),
     )
 
 
 def table4(plan: Plan) -> Result:
     """Table IV: image steps T_I."""
-    return _ablation(plan, "table4", "Image steps", [(f"T_I = {n}", {"image_steps": n}) for n in (10, 20, 30, 40)])
+    counts = _with_own(plan, "image_steps", IMAGE_STEPS)
+    return _ablation(plan, "table4", "Image steps", [(f"T_I = {n}", {"image_steps": n}) for n in counts])
 
 
 def table5(plan: Plan) -> Result:
     """Table V: kernel size."""
-    return _ablation(plan, "table5", "Kernel size", [(f"{n} x {n}", {"kernel_size": n}) for n in (7, 11, 15, 21)])
+    sides = _with_own(plan, "kernel_size", KERNEL_SIZES)
+    return _ablation(plan, "table5", "Kernel size", [(f"{n} x {n}", {"kernel_size": n}) for n in sides])
 
 
 def table6(plan: Plan) -> Result:
@@ -132,8 +154,13 @@ def _ablation(plan: Plan, key: str, first: str, settings: Sequence[tuple[str, di
     attack = plan.attack("igsm")
     columns = plan.columns([attack])
     rows = [measure(plan.subject, plan.ours(name, **chosen), columns) for name, chosen in settings]
-    caption = f"{attack}, {goal(attack)}; everything else at the default, T_N = {plan.network_steps}."
+    caption = f"{attack}, {goal(attack)}; everything else at {plan.setting_name}, T_N = {plan.network_steps}."
     return plan.result(key, caption, first, [column.label for column in columns], rows, attacks=[attack])
+
+
+def _with_own(plan: Plan, name: str, values: Sequence[int]) -> list[int]:
+    """The paper's values of a setting of ours and the one that it has here, in their order."""
+    return sorted({*values, getattr(OnlineAlternateGenerator(**plan.setting).settings, name)})
 
 
 def _goals(attacks: Sequence[Attack]) -> str:
