@@ -1,5 +1,6 @@
 """``oag-transform evaluate`` and the two commands that fit, end to end, on tiny classifiers and six images."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from oag_transform.apps.cli import main
 from oag_transform.defenses.catalogue import DEFENSES, OURS, Needs
 from oag_transform.evaluation.catalogue import ATTACKS, EXPERIMENTS
 from oag_transform.evaluation.data import Listing, image_folder
+from oag_transform.evaluation.experiments import plan
 from oag_transform.evaluation.results import read
 from tests.tiny import write_photographs
 
@@ -127,6 +129,22 @@ def test_a_second_run_with_other_sources_computes_again(folder: Path, tmp_path: 
     monkeypatch.setattr("oag_transform.evaluation.store.sources", lambda: "other")
     assert main(run) == 0
     assert len(list((tmp_path / "cache").rglob("*.npz"))) == 2 * chunks
+
+
+def test_the_papers_setting_has_files_of_its_own(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = plan.as_published
+    monkeypatch.setattr(plan, "as_published", lambda family: dataclasses.replace(published(family), tuned=3))  # for time
+    monkeypatch.setattr("oag_transform.evaluation.experiments.tables.KERNEL_SIZES", (7,))
+    run = arguments(folder, tmp_path, "table5", "--count", "1")
+    assert main(run) == 0
+    assert main([*run, "--setting", "paper"]) == 0
+    default, paper = (read(tmp_path / f"{key}.json") for key in ("table5", "table5-paper"))
+    assert [row.name for row in paper.rows] == ["7 x 7", "15 x 15"]
+    assert {row.setting for row in paper.rows} == {3}
+    assert "paper" in paper.facts["setting of ours"]
+    assert "default" in default.facts["setting of ours"]
+    assert "langevin" not in paper.rows[0].code  # closed_form is the default
+    assert "init='uniform'" in paper.rows[0].code
 
 
 def test_tuned_settings_are_used(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,18 @@
 """The examples run, quickly and roughly."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import PIL.Image
 import torch
 from torchvision.transforms.v2 import functional
 from torchvision.transforms.v2.functional import to_pil_image
 
 from examples import choose_network_steps, defended_model, torchvision_pipeline
+from oag_transform import OnlineAlternateGenerator
+from oag_transform.streams import index_of
 from tests.photographs import photographs
 
 
@@ -39,3 +45,21 @@ def test_choose_network_steps() -> None:
     assert [step for step, _ in chosen.curve] == [2, 4]
     best = max(accuracy for _, accuracy in chosen.curve)
     assert chosen.steps == next(step for step, accuracy in chosen.curve if accuracy >= best - 0.01)
+
+
+def test_distributed_sampler(tmp_path: Path) -> None:
+    """Two processes and three images: each image once, and as one process makes it."""
+    (tmp_path / "in").mkdir()
+    for i, image in enumerate(torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))):
+        to_pil_image(image).save(tmp_path / "in" / f"{i}.png")
+    example = Path(__file__).parents[1] / "examples" / "distributed_sampler.py"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([*launcher, str(example), str(tmp_path / "in"), str(tmp_path / "out")], check=True, env=environment)
+    transform = OnlineAlternateGenerator(seed=0)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "2.png"]
+    for path in (tmp_path / "in").iterdir():
+        expected = transform(PIL.Image.open(path), index=index_of(path.name))
+        with PIL.Image.open(tmp_path / "out" / path.name) as found:
+            difference = [abs(a - b) for a, b in zip(found.tobytes(), expected.tobytes(), strict=True)]
+        assert max(difference) <= 1  # threads may differ: to rounding

@@ -198,7 +198,7 @@ def test_resize_gives_the_classifiers_size(tmp_path: Path) -> None:
 
 
 def test_processes_share_the_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(worker, "_processors", lambda: 7)
+    monkeypatch.setattr(worker, "processors", lambda: 7)
     given: list[tuple[object, ...]] = []
 
     def pool(*arguments: object) -> None:

@@ -1,6 +1,7 @@
 """``oag-transform evaluate``: which defense protects my classifier on my images? The paper's section IV."""
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import sys
@@ -15,11 +16,14 @@ from . import photographs, process
 if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are parsed
     from ..evaluation.attacks import Attack
     from ..evaluation.experiments.plan import Plan
+    from ..evaluation.store import Store
 
 HELP = "which defense protects my classifier on my images?"
 EXTRA: str | None = "eval"
 
 GOALS = ("paper", "targeted", "untargeted")
+SETTINGS = ("default", "paper")
+ENGINES = ("local", "ray")
 REPORT, ALL = "report", "all"
 
 logger = logging.getLogger(__name__)
@@ -49,6 +53,7 @@ class EvaluateOptions:
     slow_count: int
     attacks: tuple[str, ...]
     goal: str
+    setting: str
     eps: int
     mifgsm_eps: int
     defenses: tuple[Defense, ...] | None
@@ -59,6 +64,8 @@ class EvaluateOptions:
     progress: bool
     device: str
     batch_size: int
+    engine: str
+    address: str | None
 
     def __post_init__(self) -> None:
         if not self.experiments:
@@ -72,6 +79,9 @@ class EvaluateOptions:
         _checks.number("--noise-std", self.noise_std, above=0)
         photographs.check_sides(self.resize, self.crop)
         _checks.choice("--goal", self.goal, GOALS)
+        if _checks.choice("--engine", self.engine, ENGINES) != "ray" and self.address is not None:
+            raise ValueError("--address needs --engine ray")
+        _checks.choice("--setting", self.setting, SETTINGS)
 
     @classmethod
     def of(cls, options: argparse.Namespace) -> "EvaluateOptions":
@@ -148,6 +158,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=GOALS[0],
         help="paper: FGSM and IGSM towards a random class, MI-FGSM and C&W away from the right one",
     )
+    parser.add_argument(
+        "--setting",
+        choices=SETTINGS,
+        default=SETTINGS[0],
+        help="of our transform: paper is its own, T_N 300, with closed-form Langevin steps, and writes OUT/NAME-paper.json",
+    )
     parser.add_argument("--eps", type=int, default=6, help="of FGSM and IGSM, in grey levels (default: %(default)s)")
     parser.add_argument(
         "--mifgsm-eps", type=int, default=4, help="the paper: 4 on Flower-17, 2 on ImageNet (default: %(default)s)"
@@ -161,6 +177,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compute-dtype", choices=["bfloat16"], help="operands of our convolutions (default: float32)")
     parser.add_argument("--progress", action="store_true", help="progress bars, also where the output is no terminal")
     photographs.add_device(parser, 8)
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default=ENGINES[0],
+        help="ray (extra 'ray'): batches of images as tasks for a cluster, or for the processors of this machine",
+    )
+    parser.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, or one on this machine for this run)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -174,8 +197,7 @@ def run(options: argparse.Namespace) -> int:
     asked = EvaluateOptions.of(options)
     process.log_to_stderr()
     # torch and what draws, for a command that runs
-    from ..evaluation import results
-    from ..evaluation.render import render, tables
+    from ..evaluation.render import render
     from ..evaluation.render.report import find_results, write_report
 
     if not asked.experiments:
@@ -184,6 +206,15 @@ def run(options: argparse.Namespace) -> int:
         print(f"wrote {write_report(asked.out)}")
         return 0
     plan = _plan(asked)
+    with _engine(asked):
+        return _run(asked, plan)
+
+
+def _run(asked: EvaluateOptions, plan: "Plan") -> int:
+    from ..evaluation import results
+    from ..evaluation.render import render, tables
+    from ..evaluation.render.report import write_report
+
     done, status, advice = 0, 0, []
     for one in asked.experiments:
         try:
@@ -218,10 +249,11 @@ def _plan(options: EvaluateOptions) -> "Plan":
     """Everything that can be wrong with the arguments comes before any work."""
     import torch
 
-    from ..evaluation.experiments.plan import Plan, common_facts
+    from ..evaluation.experiments.plan import Plan, as_published, common_facts
     from ..evaluation.measure import choose_subject
-    from ..evaluation.store import Store
     from ..evaluation.targets import load_target
+    from ..generator.run import operands
+    from ..generator.settings import Settings
 
     if options.photographs is None or options.model is None:
         raise ValueError("--model and --data are needed")
@@ -231,7 +263,8 @@ def _plan(options: EvaluateOptions) -> "Plan":
     attacks = _attacks(options)
     dtype = None if options.compute_dtype is None else getattr(torch, options.compute_dtype)
     needs = Needs(_pixelcnn(options.pixelcnn), dtype)
-    every = _tuned(options.tuned)
+    paper = options.setting == "paper"
+    every = tuple(as_published(family) if paper else family for family in _tuned(options.tuned))
     network_steps = next(int(family.tuned) for family in every if family.key == OURS_KEY)
     families = _families(options, every, needs)
     targets = [
@@ -239,7 +272,7 @@ def _plan(options: EvaluateOptions) -> "Plan":
         for name, weights in [(options.model, options.weights), *options.others]
     ]
     options.out.mkdir(parents=True, exist_ok=True)
-    store = Store(options.out / "cache", chunk=options.batch_size, progress=sys.stderr.isatty() or options.progress)
+    store = _store(options)(options.out / "cache", chunk=options.batch_size, progress=sys.stderr.isatty() or options.progress)
     subjects = [choose_subject(target, listing, options.count, store, seed, device) for target in targets]
     subject = subjects[0]
     if len(subject.images) < options.count:
@@ -254,8 +287,30 @@ def _plan(options: EvaluateOptions) -> "Plan":
         network_steps=network_steps,
         needs=needs,
         facts=common_facts(subject, options.photographs.data.resolve().name)
-        | {"compute_dtype": options.compute_dtype or "float32"},
+        | {"compute_dtype": str(operands(Settings(compute_dtype=dtype), torch.device(device), torch.float32))},
+        paper=paper,
     )
+
+
+def _store(options: EvaluateOptions) -> "type[Store]":
+    from ..evaluation.store import Store  # with torch
+
+    if options.engine != "ray":
+        return Store
+    try:
+        from .cluster_store import ClusterStore
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--engine ray needs {error.name}: pip install 'oag-transform[ray]'") from error
+    return ClusterStore
+
+
+def _engine(options: EvaluateOptions) -> contextlib.AbstractContextManager[object]:
+    """The cluster, where one is asked for: after the plan, as its workers look for modules where this process does then."""
+    if options.engine != "ray":
+        return contextlib.nullcontext()
+    from . import cluster, worker
+
+    return cluster.connected(options.address, worker.processors())
 
 
 def _attacks(options: EvaluateOptions) -> "tuple[Attack, ...]":

@@ -17,6 +17,9 @@ SUFFIXES = {".jpeg": "jpeg", ".jfif": "jpeg", ".tiff": "tiff"} | {suffix: name f
 OTHER_SUFFIXES = (".apng", ".avif", ".dib", ".gif", ".jp2", ".jpe", ".pbm", ".pgm", ".pnm", ".ppm", ".tga")
 """Suffixes of further files that are taken for images in a folder; their results are PNG."""
 
+FAILURES = "_failures.csv"
+"""Table of failures in the results' folder; readers of folders of parquet files leave out what begins like that."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -69,11 +72,11 @@ def plan(inputs: Iterable[str], out: Path, suffix: str | None) -> Plan:
             problems.append(f"{given}: {'no file matches' if glob.has_magic(given) else 'there is no such file or folder'}")
         for path in found:
             if not path.is_dir():
-                jobs.append(_job(path, Path(path.name), out, suffix))
+                jobs.append(job_of(path, Path(path.name), out, suffix))
                 continue
             for file in _walk(path, out, problems):
                 if file.suffix.lower() in SUFFIXES or file.suffix.lower() in OTHER_SUFFIXES:
-                    jobs.append(_job(file, file.relative_to(path), out, suffix))
+                    jobs.append(job_of(file, file.relative_to(path), out, suffix))
                 else:
                     others[file.suffix or file.name] += 1
     listed = ", ".join(f"{count} {name}" for name, count in others.most_common(5))
@@ -106,7 +109,8 @@ def _walk(folder: Path, out: Path, problems: list[str]) -> Iterator[Path]:
         yield from (Path(root, name) for name in sorted(files) if not name.startswith("."))
 
 
-def _job(source: Path, relative: Path, out: Path, suffix: str | None) -> Job:
+def job_of(source: Path, relative: Path, out: Path, suffix: str | None) -> Job:
+    """The job of an image whose path within what was given is ``relative``; ``out`` and ``suffix`` as in :func:`plan`."""
     kept = relative.suffix if relative.suffix.lower() in SUFFIXES else ".png"
     if suffix is not None and SUFFIXES.get(relative.suffix.lower()) != SUFFIXES[suffix]:
         kept = suffix

@@ -6,12 +6,18 @@ import secrets
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .jobs import FORMATS, Job, existing, plan
+from .jobs import FAILURES, FORMATS, Job, existing, plan
+
+if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are parsed
+    from . import cluster_purify, worker
 
 HELP = "purify image files, and folders of them"
 EXTRA: str | None = None
+RAY_EXTRA = "ray"
+ENGINES = ("local", "ray")
+PARQUET = "parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +35,15 @@ class Options:
     threshold: float | None
     strength: float | None
     seed: int | None
-    device: str
+    device: str | None
     batch_size: int
-    jobs: int
+    jobs: int | None
     progress: bool
+    engine: str
+    address: str | None
+    rows: int | None
+    image_column: str | None
+    name_column: str | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,9 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, required=True, metavar="FOLDER", help="folder for the purified images")
     add(
         "--format",
-        choices=["keep", *FORMATS],
+        choices=["keep", *FORMATS, PARQUET],
         default="keep",
-        help="keep: that of the source, png where it can't be written (default: %(default)s; jpeg and webp have quality 95)",
+        help="keep: that of the source, png where it can't be written (default: %(default)s; jpeg and webp have quality 95); "
+        "parquet, with --engine ray: files of such files, with all other columns of their source",
     )
     replace = parser.add_mutually_exclusive_group()
     replace.add_argument("--overwrite", action="store_true", help="replace results that are there; else they are refused")
@@ -70,10 +82,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="repeat a result, which follows the file's name within the folder that is given (default: fresh randomness)",
     )
-    add("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: cpu; with --engine ray: cuda where the cluster has GPUs)")
     add("--batch-size", type=int, default=1, metavar="N", help="images of equal size at once, for a GPU (default: %(default)s)")
-    add("--jobs", type=int, default=1, metavar="N", help="processes, which share the processors (default: %(default)s)")
+    add(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="processes, which share the processors (default: 1; with --engine ray: as many as there are GPUs, or processors)",
+    )
     add("--progress", action="store_true", help="a progress bar, also where the output is no terminal")
+    ray = parser.add_argument_group(
+        "more than a machine (extra 'ray')",
+        "--engine ray also takes parquet files and WebDataset shards, and folders of them, for IMAGE. Workers that are killed "
+        f"are started again. FOLDER/{FAILURES} is the table of what failed.",
+    )
+    ray.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="local: this machine (default: %(default)s)")
+    ray.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, or one on this machine for this run)")
+    ray.add_argument("--rows", type=int, metavar="N", help="images of a task and a parquet file of results (default: up to 64)")
+    ray.add_argument("--image-column", metavar="NAME", help="of a parquet source: whole image files (default: image)")
+    ray.add_argument("--name-column", metavar="NAME", help="of a parquet source (default: name, path, ...; IMAGE.path)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -89,21 +116,18 @@ def purify(options: Options) -> int:
         OSError: nothing can be written.
         KeyboardInterrupt: by Ctrl-C; all files are whole.
     """
+    if options.engine == "ray":
+        return _purify_by_ray(options)
+    _check_local(options)
     from .. import _checks  # imports torch, as does the worker
     from . import worker
 
-    chosen = ("network_steps", "threshold", "strength", "seed")
-    settings = worker.Settings(
-        paper=options.paper,
-        chosen=tuple((name, getattr(options, name)) for name in chosen if getattr(options, name) is not None),
-        device=options.device,
-        resize=options.resize,
-        token=secrets.token_hex(4),
-    )
+    settings = _settings(options, "cpu" if options.device is None else options.device)
     worker.check(settings)
     size = _checks.integer("batch_size", options.batch_size, at_least=1)
-    processes = _checks.integer("jobs", options.jobs, at_least=1)
-    jobs, failed, skipped = _plan(options)
+    processes = 1 if options.jobs is None else _checks.integer("jobs", options.jobs, at_least=1)
+    jobs, problems, skipped = _plan(options)
+    failed = len(problems)
     work = worker.batches(jobs, size)
     bar = _Bar(len(jobs), options.progress)
     done = 0
@@ -125,8 +149,107 @@ def purify(options: Options) -> int:
     return 1 if failed else 0
 
 
-def _plan(options: Options) -> tuple[list[Job], int, int]:
-    """The jobs to do, the number of inputs that are no images, and of jobs that are done already."""
+def _check_local(options: Options) -> None:
+    for name in ("address", "rows", "image_column", "name_column"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} needs --engine ray")
+    if options.format == PARQUET:
+        raise ValueError("--format parquet needs --engine ray")
+
+
+def _settings(options: Options, device: str) -> "worker.Settings":
+    from . import worker  # imports torch
+
+    chosen = ("network_steps", "threshold", "strength", "seed")
+    return worker.Settings(
+        paper=options.paper,
+        chosen=tuple((name, getattr(options, name)) for name in chosen if getattr(options, name) is not None),
+        device=device,
+        resize=options.resize,
+        token=secrets.token_hex(4),
+    )
+
+
+def _purify_by_ray(options: Options) -> int:
+    from .. import _checks  # imports torch, as do those beside it
+
+    try:
+        from . import cluster, cluster_purify, worker
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--engine ray needs {error.name}: pip install 'oag-transform[{RAY_EXTRA}]'") from error
+
+    if options.device not in (None, "cpu", "cuda"):
+        raise ValueError(f"--device must be cpu or cuda with --engine ray, which chooses among GPUs, got {options.device}")
+    worker.check(_settings(options, "cpu"))  # its GPUs need not be here
+    size = _checks.integer("batch_size", options.batch_size, at_least=1)
+    workers = None if options.jobs is None else _checks.integer("jobs", options.jobs, at_least=1)
+    rows = None if options.rows is None else _checks.integer("rows", options.rows, at_least=1)
+    shards = cluster_purify.find_shards(options.images, options.image_column, options.name_column)
+    source, problems, skipped = _source(options, shards)
+    target = cluster_purify.Target(
+        options.out.absolute(),
+        options.format == PARQUET,
+        FORMATS.get(options.format),
+        not options.overwrite,
+        cluster_purify.names_in(options.out, shards),
+    )
+    with cluster.connected(options.address, max(worker.processors(), workers or 1)) as room:
+        device = options.device or ("cuda" if room.gpus else "cpu")
+        if device == "cuda" and not room.gpus:
+            raise ValueError("--device cuda can't be used: the cluster has no GPU")
+        settings = _settings(options, device)
+        reports = cluster_purify.run(source, target, settings, room=room, workers=workers, batch_size=size, rows=rows)
+        failures = [(line.partition(": ")[0], line) for line in problems]
+        bar = _Bar(cluster_purify.count(source), options.progress)
+        done = 0
+        seen: set[int] = set()
+        try:
+            for report in (report for part in reports for report in part):
+                problem = report.error
+                stream = worker.stream(report.name)
+                if problem is None and stream in seen:
+                    problem = f"{report.source}: the name {report.name!r} is there more than once"
+                seen.add(stream)
+                for note in report.notes:
+                    bar.tell(f"{report.source}: {note}")
+                if problem is not None:
+                    bar.tell(problem)
+                    failures.append((report.source, problem))
+                there = report.there and (shards is not None or target.parquet)
+                skipped += problem is None and there
+                done += problem is None and not there  # a file that is there now was made by a worker that was killed then
+                bar.advance(1)
+            cluster_purify.write_failures(target.folder, failures, settings.token)
+        finally:
+            bar.close()
+            print(f"{done} purified, {skipped} there already, {len(failures)} failed", flush=True)
+    return 1 if failures else 0
+
+
+def _source(
+    options: Options, shards: "cluster_purify.Shards | None"
+) -> "tuple[list[Job] | cluster_purify.Shards, list[str], int]":
+    """What is to be read, lines about what can't be, and the number of images that are there."""
+    if options.format == PARQUET and options.overwrite:
+        raise ValueError("--overwrite doesn't go with --format parquet: choose another --out, or remove what is in it")
+    if shards is None and (options.image_column is not None or options.name_column is not None):
+        raise ValueError("--image-column and --name-column are for parquet files")
+    if shards is None and options.format != PARQUET:
+        return _plan(options)
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"{options.out} is there and is no folder; choose another --out")
+    if options.out.is_dir() and any(options.out.iterdir()) and not (options.skip_existing or options.overwrite):
+        raise ValueError(f"{options.out} is not empty; --skip-existing makes what is missing, or choose another --out")
+    if shards is not None:
+        return shards, [], 0
+    jobs, problems, notes = plan(options.images, options.out, None)
+    for line in problems + notes:
+        _tell(line)
+    return jobs, problems, 0
+
+
+def _plan(options: Options) -> tuple[list[Job], list[str], int]:
+    """The jobs to do, a line about each input that is no image, and the number of jobs that are done already."""
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"{options.out} is there and is no folder; choose another --out")
     jobs, problems, notes = plan(options.images, options.out, FORMATS.get(options.format))
@@ -140,8 +263,8 @@ def _plan(options: Options) -> tuple[list[Job], int, int]:
     for line in problems + notes:
         _tell(line)
     if options.skip_existing:
-        return [job for job in jobs if job not in there], len(problems), len(there)
-    return jobs, len(problems), 0
+        return [job for job in jobs if job not in there], problems, len(there)
+    return jobs, problems, 0
 
 
 def _tell(line: str) -> None:
@@ -151,7 +274,7 @@ def _tell(line: str) -> None:
 class _Bar:
     """Count, rate and time left, where somebody looks on, or asked for them."""
 
-    def __init__(self, total: int, wanted: bool) -> None:
+    def __init__(self, total: int | None, wanted: bool) -> None:
         self._bar: Any = None
         if wanted or sys.stderr.isatty():
             with contextlib.suppress(ImportError):  # no bar then

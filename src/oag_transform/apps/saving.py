@@ -48,9 +48,9 @@ class Metadata(NamedTuple):
     notes: tuple[str, ...]
 
 
-def metadata(path: Path, size: tuple[int, int], mode: str) -> Metadata:
-    """What a result of ``size`` (width, height) and ``mode`` RGB or L takes over from the image file at ``path``."""
-    with warnings.catch_warnings(), PIL.Image.open(path) as file:
+def metadata(source: Path | io.BytesIO, size: tuple[int, int], mode: str) -> Metadata:
+    """What a result of ``size`` (width, height) and ``mode`` RGB or L takes over from the image file ``source``."""
+    with warnings.catch_warnings(), PIL.Image.open(source) as file:
         warnings.simplefilter("ignore")  # the file has been read; Pillow's doubts about its metadata stop nobody
         notes = []
         frames = getattr(file, "n_frames", 1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import itertools
 import multiprocessing
 import os
@@ -54,6 +55,15 @@ class Result(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+class Made(NamedTuple):
+    """What becomes of a job before anything is written: the bytes of its file, or ``error`` in one line; and its notes."""
+
+    job: Job
+    content: bytes | None
+    error: str | None
+    notes: tuple[str, ...] = ()
+
+
 class _Read(NamedTuple):
     job: Job
     pixels: Tensor  # (1 or 3, H, W) uint8
@@ -66,7 +76,7 @@ def check(settings: Settings) -> None:
     Raises:
         ValueError: a bad argument, or no such device here.
     """
-    transform = _transform(settings)
+    transform = transform_of(settings)
     if settings.resize is not None:
         _checks.integer("resize", settings.resize, at_least=transform.settings.kernel_size)
     try:
@@ -115,7 +125,7 @@ def parallel(settings: Settings, work: Iterator[Sequence[Job]], processes: int) 
     """
     context = multiprocessing.get_context("spawn")  # a fork of a process whose threads have worked may hang
     lifeline, held = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(processes, context, _start, (lifeline, max(1, _processors() // processes)))
+    pool = ProcessPoolExecutor(processes, context, _start, (lifeline, max(1, processors() // processes)))
     running: dict[Future[list[Result]], Sequence[Job]] = {}
     try:
         while True:
@@ -153,7 +163,8 @@ def _end_with(lifeline: Connection) -> None:
     os._exit(0)
 
 
-def _processors() -> int:
+def processors() -> int:
+    """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -171,62 +182,86 @@ def _sigint_blocked() -> Iterator[None]:
 
 def purify_batch(settings: Settings, batch: Sequence[Job]) -> list[Result]:
     """Read, purify and write a batch of image files; a bad one doesn't stop the others."""
-    results = []
+    return [write(made, settings.token) for made in make_batch(settings, batch)]
+
+
+def make_batch(settings: Settings, batch: Sequence[Job], contents: Sequence[bytes] | None = None) -> list[Made]:
+    """The bytes of the purified image files of a batch, in no particular order; a bad one doesn't stop the others.
+
+    Args:
+        settings: how they are purified.
+        batch: the jobs; nothing is written.
+        contents: the bytes of their sources; None: the files are read.
+    """
+    finished = []
     groups: dict[tuple[int, ...], list[_Read]] = {}
-    for job in batch:
+    for job, content in zip(batch, [None] * len(batch) if contents is None else contents, strict=True):
         try:
-            read = _read(job, settings.resize)
+            read = _read(job, content, settings.resize)
         except (*files.UNREADABLE, MemoryError) as error:
-            results.append(Result(job, _named(job, error)))
+            finished.append(Made(job, None, _named(job, error)))
         else:
             groups.setdefault(tuple(read.pixels.shape), []).append(read)
     for group in groups.values():
-        results += _purify_group(settings, group)
-    return results
+        finished += _make_group(settings, group)
+    return finished
 
 
-def _read(job: Job, resize: int | None) -> _Read:
-    image = files.read(job.source)
+def write(made: Made, token: str) -> Result:
+    """Write the file of a job, where there is one to write."""
+    job, content, error, notes = made
+    if content is None:
+        return Result(job, error, notes)
+    try:
+        saving.write(job.target, content, token)
+    except OSError as problem:
+        return Result(job, _named(job, problem), notes)
+    return Result(job, None, notes)
+
+
+def _read(job: Job, content: bytes | None, resize: int | None) -> _Read:
+    image = files.read(job.source) if content is None else files.read_bytes(content, name=str(job.source))
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow's, about transparency, which is told below
         image = image.convert(mode)
     if resize is not None:
         image = F.resize(image, [resize], interpolation=InterpolationMode.BICUBIC)
-    return _Read(job, F.pil_to_tensor(image), saving.metadata(job.source, image.size, mode))
+    source = job.source if content is None else io.BytesIO(content)
+    return _Read(job, F.pil_to_tensor(image), saving.metadata(source, image.size, mode))
 
 
-def _purify_group(settings: Settings, group: Sequence[_Read]) -> list[Result]:
-    """Purify and write images of one shape."""
+def _make_group(settings: Settings, group: Sequence[_Read]) -> list[Made]:
+    """Purify images of one shape."""
     images = torch.stack([read.pixels for read in group]).to(settings.device)
     try:
-        purified = _transform(settings)(images, index=[_stream(read.job) for read in group]).cpu()
+        purified = transform_of(settings)(images, index=[stream(read.job.name) for read in group]).cpu()
     except (RuntimeError, ValueError, MemoryError) as error:
         if len(group) == 1:
-            return [Result(group[0].job, _named(group[0].job, error), group[0].kept.notes)]
-        return [result for read in group for result in _purify_group(settings, [read])]  # it may be the fault of one alone
-    return [_write(settings, read, image) for read, image in zip(group, purified, strict=True)]
+            return [Made(group[0].job, None, _named(group[0].job, error), group[0].kept.notes)]
+        return [made for read in group for made in _make_group(settings, [read])]  # it may be the fault of one alone
+    return [_encode(read, image) for read, image in zip(group, purified, strict=True)]
 
 
-def _write(settings: Settings, read: _Read, pixels: Tensor) -> Result:
-    target = read.job.target
+def _encode(read: _Read, pixels: Tensor) -> Made:
     try:
-        content, notes = saving.encode(F.to_pil_image(pixels), target.suffix, read.kept)
-        saving.write(target, content, settings.token)
+        content, notes = saving.encode(F.to_pil_image(pixels), read.job.target.suffix, read.kept)
     except (OSError, ValueError) as error:
-        return Result(read.job, _named(read.job, error), read.kept.notes)
-    return Result(read.job, None, read.kept.notes + notes)
+        return Made(read.job, None, _named(read.job, error), read.kept.notes)
+    return Made(read.job, content, None, read.kept.notes + notes)
 
 
 @functools.lru_cache(maxsize=1)
-def _transform(settings: Settings) -> OnlineAlternateGenerator:
+def transform_of(settings: Settings) -> OnlineAlternateGenerator:
+    """The transform of these settings, made once."""
     make = OnlineAlternateGenerator.paper if settings.paper else OnlineAlternateGenerator
     return make(**dict(settings.chosen))
 
 
-def _stream(job: Job) -> int:
+def stream(name: str) -> int:
+    """The random stream of an image's name, see :class:`oag_transform.apps.jobs.Job`."""
     # file names may have bytes that are no UTF-8
-    return streams.index_of(job.name.encode(errors="backslashreplace").decode())
+    return streams.index_of(name.encode(errors="backslashreplace").decode())
 
 
 def _named(job: Job, error: BaseException) -> str:

@@ -185,11 +185,12 @@ def attacked(subject: Subject, attack: Attack) -> Tensor:
         "classes": len(subject.classes),
         "seed": subject.seed,
     }
+    classes = len(subject.classes)  # inside, the name would make cloudpickle look into torch.classes, which it cannot
 
     def compute(rows: range) -> Array:
         images = subject.batch(subject.images, rows)
         labels = subject.labels[rows.start : rows.stop].to(subject.device)
-        result = attack(subject.target.model, images, labels, classes=len(subject.classes), seed=subject.seed, index=rows.start)
+        result = attack(subject.target.model, images, labels, classes=classes, seed=subject.seed, index=rows.start)
         return (255 * result).round().to(torch.uint8).cpu().numpy()
 
     return torch.from_numpy(

@@ -1,0 +1,68 @@
+"""A connection to a Ray cluster, or one on this machine for as long as it is needed."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+# read when Ray begins: nothing is sent anywhere; of its own log only what is fatal; a warning about its next release
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+import ray.data
+import ray.exceptions
+
+
+class Room(NamedTuple):
+    """What a cluster has for workers.
+
+    Attributes:
+        cpus: for workers, one of the cluster's left for reading.
+        node: CPUs of its smallest node.
+        gpus: of the cluster.
+    """
+
+    cpus: int
+    node: int
+    gpus: int
+
+
+@contextlib.contextmanager
+def connected(address: str | None, workers: int) -> Iterator[Room]:
+    """A cluster, and what it has; one that this process is connected to already is used, and left as it is.
+
+    Args:
+        address: of a cluster, as for ``ray.init``: ``"auto"``, ``"ray://HOST:10001"``, ``"HOST:6379"``; None: that of
+            RAY_ADDRESS, or else one on this machine, which ends with the block or with this process, however it ends.
+        workers: CPUs that one on this machine has at least.
+
+    Raises:
+        ConnectionError: there is no cluster at the address.
+    """
+    own = not ray.is_initialized()
+    if own:
+        _connect(address, workers)
+    try:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        found = ray.cluster_resources()
+        nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        yield Room(int(found.get("CPU", 0)) - 1, min((count for count in nodes if count), default=1), int(found.get("GPU", 0)))
+    finally:
+        if own:
+            ray.shutdown()
+
+
+def _connect(address: str | None, workers: int) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address is None and "RAY_ADDRESS" not in os.environ:
+            ray.init(num_cpus=workers + 1, include_dashboard=False, **quiet)  # the last one is for reading
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, ray.exceptions.RaySystemError) as error:
+        raise ConnectionError(f"no Ray cluster at {address}: {str(error).splitlines()[0]}") from error
