@@ -41,7 +41,7 @@ ENGINES = {
     "purify --engine ray --jobs 1": ["--engine", "ray", "--jobs", "1", "--rows", "4"],
     "purify --engine ray --jobs 2": ["--engine", "ray", "--jobs", "2", "--rows", "4"],
 }
-GFLOP = 21  # of purifying an image of SIDE x SIDE pixels: docs/settings.md
+GFLOP = 15  # of purifying an image of SIDE x SIDE pixels: docs/settings.md
 H100_TFLOPS, SHARE = 67, 0.3  # float32 outside of the tensor cores, NVIDIA's data sheet (SXM); the share is an assumption
 
 
