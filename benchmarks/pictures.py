@@ -25,7 +25,7 @@ from oag_transform.evaluation.render.figures import residuals
 
 NAMES = ("coffee", "chelsea")
 CLASSES = EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
-MOMENTS = (1, 2, 3, 4, 6, 12)  # network steps
+MOMENTS = (1, 2, 3, 4, 6, 9)  # network steps
 
 
 def photographs(names: Sequence[str], side: int = 224) -> Tensor:

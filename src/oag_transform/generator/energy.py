@@ -60,7 +60,8 @@ class Buffers(NamedTuple):
     def of(cls, theta: Parameters) -> "Buffers":
         """For networks of this size and dtype."""
         fc = theta.fc
-        pair = fc.new_empty(2, *fc.shape[1:]).contiguous(memory_format=torch.channels_last)
+        shape = (2, *fc.shape[1:])
+        pair = torch.empty(shape, dtype=fc.dtype, device=fc.device, memory_format=torch.channels_last)
         return cls(pair, torch.empty_like(fc), torch.empty_like(fc))
 
 
