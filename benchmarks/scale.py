@@ -1,16 +1,14 @@
 """What many images cost: each stage of an image, and ``purify --jobs`` beside ``--engine ray``, in one run.
 
-python -m benchmarks.scale            (from the repository; extras demo and ray; some two minutes on an idle machine)
+python -m benchmarks.scale --out docs/data/scale.json     (extras demo and ray; some minutes on an idle machine)
 
-Writes docs/data/scale.json, and the tables of docs/scale.md that are made from it; ``--check`` measures nothing, and fails
-where the page differs from its data.
+``python -m benchmarks.docs`` makes the tables of docs/scale.md from that file.
 """
 
 import argparse
 import json
 import os
 import pickle
-import re
 import statistics
 import subprocess
 import sys
@@ -28,10 +26,6 @@ from oag_transform import DefendedModel, OnlineAlternateGenerator, files
 from oag_transform.apps import saving
 from oag_transform.evaluation.backbones import efficientnet_lite
 from oag_transform.evaluation.measure import provenance
-
-ROOT = Path(__file__).parent.parent
-DATA, PAGE = ROOT / "docs/data/scale.json", ROOT / "docs/scale.md"
-BLOCK = re.compile(r"(<!-- scale: (stages|engines|costs) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 SIDE, SOURCE_SIDE = 224, 500  # of what is purified, and of the file it is made from
 FEW, MANY = 8, 40  # images: the rate is that of those between, the rest is the start
@@ -119,13 +113,13 @@ def measured() -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
         facts = provenance(torch.device("cpu"), ("oag-transform", "torch", "ray"))
-        facts["command"] = "python -m benchmarks.scale"
+        facts["command"] = "python -m benchmarks.scale --out docs/data/scale.json"
         facts["load"] = f"{os.getloadavg()[0]:.1f} before"
         return {"facts": facts, "images": MANY, "stages": stages(Path(one)), "engines": engines(Path(other))}
 
 
 def table(kind: str, found: dict[str, Any]) -> str:
-    """A table of the page."""
+    """``"stages"``, ``"engines"`` or ``"costs"`` as a table."""
     facts = found["facts"]
     made = f"`{facts['command']}`; {facts['versions']}; {facts['hardware']}; load {facts['load']}."
     if kind == "stages":
@@ -159,29 +153,15 @@ def _short(hours: float) -> str:
     return f"{float(f'{hours:.2g}'):,.6g}"
 
 
-def page(text: str) -> str:
-    """The page with its tables made anew from the data; as it is where there are none yet."""
-    if not DATA.is_file():
-        return text
-    found = json.loads(DATA.read_text(encoding="utf-8"))
-    return BLOCK.sub(lambda block: f"{block.group(1)}{table(block.group(2), found)}\n{block.group(4)}", text)
-
-
-def main() -> int:
-    """Measure and write; 1 where ``--check`` finds that the page differs from its data."""
+def main() -> None:
+    """Measure, write the data, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="measure and write nothing")
+    parser.add_argument("--out", type=Path, required=True, help="FILE.json to write")
     options = parser.parse_args()
-    if not options.check:
-        DATA.write_text(json.dumps(measured(), indent=1) + "\n", encoding="utf-8")
-    old = PAGE.read_text(encoding="utf-8")
-    new = page(old)
-    if options.check:
-        return 1 if new != old else 0
-    PAGE.write_text(new, encoding="utf-8")
-    print("\n\n".join(block.group(0) for block in BLOCK.finditer(new)))
-    return 0
+    found = measured()
+    options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print("\n\n".join(table(kind, found) for kind in ("stages", "engines", "costs")))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

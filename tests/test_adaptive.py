@@ -1,5 +1,7 @@
 """Attacks that know the defense: bounds, gradients, what they find, and when they say that they can't be trusted."""
 
+import argparse
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from benchmarks import adaptive as benchmark
+from benchmarks import adversaries
 from oag_transform import DefendedModel, OnlineAlternateGenerator, streams
 from oag_transform.defenses.filters import JPEG, GaussianNoise
 from oag_transform.evaluation import adaptive, adaptive_checks
@@ -375,3 +379,59 @@ def test_a_second_attack_goes_on_from_the_first() -> None:
     first = PGD(LINF, 2, 1, loss=adaptive.margin)(bare(), images, labels)
     second = PGD(LINF, 2, 1, loss=adaptive.margin)(bare(), images, labels, start=first.images)
     assert (second.losses[0] > first.losses[0]).all()
+
+
+def asked(**settings: Any) -> argparse.Namespace:
+    """Options of the benchmark."""
+    defaults = {"attacks": ["bpda", "margin"], "steps": 10, "exact_steps": 2, "apgd_steps": 2, "queries": 10, "draws": 1}
+    return argparse.Namespace(**defaults | {"judge": 3, "most": 1000, "batch": 2, "every": False} | settings)
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_the_benchmark_loses_the_images_that_can_be_lost(every: bool) -> None:
+    target = Linear()
+    target.weight = target.weight[:2]
+    images = torch.cat([examples()[0], 0.5 + 0.02 * torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))])
+    labels = target(images).argmax(1)
+    labels[2] = 1 - labels[2]  # the target has it wrong to begin with
+    slope = (target.weight[0] - target.weight[1]).abs().sum()
+    reach = (-adaptive.margin(target(images), labels) / slope).tolist()  # largest bound at which an image stands
+    run = benchmark.Run(asked(every=every), target, images, labels, "none")
+    order = sorted(each for each in reach if each > 0)
+    for eps in (0.99 * order[0], order[2] + 1e-4, 1.01 * order[-1]):
+        cell = run.bound(Bound("linf", eps))
+        assert cell["vote"] == "".join("01"[each > eps] for each in reach)
+        assert (run.points - images).abs().max() <= eps + 1e-6
+        assert 2 not in cell["each"].get("bpda", {"attacked": []})["attacked"]
+    assert "1" not in cell["vote"]
+
+
+def test_a_table_says_what_was_lost_before_and_what_was_not_run(tmp_path: Path) -> None:
+    each: dict[str, Any] = {
+        "bpda": {"cpu_seconds_an_image": 1.5, "vote": "1010", "right": [2, 0, 1, 0], "draws": 2, "loss": [0.1, 0.5]}
+    }
+    each["bpda"]["attacked"] = [0, 1, 2, 3]
+    each["square"] = {"cpu_seconds_an_image": 2, "vote": "01", "right": [0, 2], "draws": 2, "attacked": [0, 2]}
+    cells: list[Any] = [{"bound": "clean", "eps": 0.0, "vote": "1111", "right": [2, 2, 2, 1], "draws": 2}]
+    cells += [{"bound": "L-infinity 1/255", "eps": 1 / 255, "vote": "0000", "right": [0, 0, 0, 1], "draws": 2, "each": each}]
+    settings = {"steps": 20, "draws": 2, "attacks": ["bpda"]}
+    facts = {
+        "row": "ours",
+        "defense_seconds": 0.1,
+        "size": [8, 9],
+        "n": 4,
+        "target": "t",
+        "hardware": "h",
+        "settings": settings,
+    }
+    more = [*cells, cells[1] | {"bound": "L-infinity 2/255", "eps": 2 / 255}]
+    for name, some in (("a", cells), ("b", more)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(facts | {"cells": some}))
+    table = adversaries.table([tmp_path / "a.json", tmp_path / "b.json"]).splitlines()
+    assert table[2].startswith(
+        "| ours | 4/4 [0.51, 1.00], 0.88 | 0/4 [0.00, 0.49], 0.12 | 0, as before | bpda 4 + square, 3.5 |"
+    )
+    assert "0/4" in table[3].split("|")[4]
+    assert "| ours | L∞ 1/255 | bpda | 2/4 [0.15, 0.85] | 0.38 | 0.10, 0.50 | 1.5 |" in adversaries.attacks(
+        [tmp_path / "a.json"]
+    )

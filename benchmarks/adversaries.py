@@ -1,0 +1,82 @@
+"""Markdown tables of what ``benchmarks.adaptive`` found, for ``benchmarks.docs``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from oag_transform.evaluation.results import Cell
+
+
+def table(paths: list[Path]) -> str:
+    """A line for each row: images that the vote has right, clean and at each budget, and the accuracy of one draw."""
+    rows = [_read(path) for path in paths]
+    budgets = sorted({(cell["eps"], cell["bound"]) for row in rows for cell in row["cells"]})
+    names = [bound if bound == "clean" else _short(bound) for _, bound in budgets]
+    lines = [_line(["Right by vote [95%], one draw", *names, "gradients, and s an image", "defense and target: s"])]
+    lines += ["|" + "---|" * (len(budgets) + 3)]
+    for row in rows:
+        cells = {cell["eps"]: cell for cell in row["cells"]}
+        each = row["cells"][1]["each"]
+        cost = sum(attack["cpu_seconds_an_image"] for attack in each.values())
+        draws = row["settings"]["draws"]
+        gradients = [f"{name} {len(attack['loss']) * draws}" if "loss" in attack else name for name, attack in each.items()]
+        took = f"{' + '.join(gradients)}, {cost:.1f}"
+        budgeted = [_cell(cells, eps) for eps, _ in budgets]
+        lines.append(_line([row["row"], *budgeted, took, f"{row['defense_seconds']:.2f}"]))
+    return "\n".join([*lines, "", _facts(rows[0])])
+
+
+def attacks(paths: list[Path]) -> str:
+    """A line for each attack of runs that threw each at the same images: those it leaves right."""
+    rows = [_read(path) for path in paths]
+    lines = [_line(["Defense", "bound", "attack", "right by vote [95%]", "one draw", "loss, first and last", "CPU s an image"])]
+    lines.append("|" + "---|" * 7)
+    for row in rows:
+        for cell in row["cells"][1:]:
+            for name, each in cell["each"].items():
+                vote = Cell(each["vote"])
+                share = sum(each["right"]) / each["draws"] / vote.n
+                loss = f"{each['loss'][0]:.2f}, {each['loss'][-1]:.2f}" if each.get("loss") else ""
+                took = f"{each['cpu_seconds_an_image']:.1f}"
+                bound = _short(cell["bound"])
+                lines.append(_line([row["row"], bound, name, _interval(vote), f"{share:.2f}", loss, took]))
+            votes = [dict(zip(each["attacked"], each["vote"], strict=True)) for each in cell["each"].values()]
+            worst = Cell("".join(min(vote.get(place, "1") for vote in votes) for place in votes[0]))
+            lines.append(_line([row["row"], _short(cell["bound"]), "**worst for each image**", _interval(worst), "", "", ""]))
+    return "\n".join([*lines, "", _facts(rows[0])])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _cell(cells: dict[float, Any], eps: float) -> str:
+    if eps not in cells:
+        lost = [at for at, cell in cells.items() if "1" not in cell["vote"] and at < eps]
+        return "0, as before" if lost else ""
+    cell = cells[eps]
+    share = sum(cell["right"]) / cell["draws"] / len(cell["right"])
+    return _interval(Cell(cell["vote"])) + (f", {share:.2f}" if cell["draws"] > 1 else "")
+
+
+def _interval(cell: Cell) -> str:
+    low, high = cell.interval
+    return f"{cell.correct}/{cell.n} [{low:.2f}, {high:.2f}]"
+
+
+def _short(bound: str) -> str:
+    norm, size = bound.rsplit(" ", 1)
+    return f"{'L∞' if norm == 'L-infinity' else norm} {size}"
+
+
+def _facts(row: dict[str, Any]) -> str:
+    height, width = row["size"]
+    return (
+        f"{row['n']} photographs of {height} x {width} pixels that the bare target ({row['target']}) has right, the first in "
+        f"seed 7's order; {row['hardware']}, shared with other work."
+    )
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
