@@ -28,12 +28,12 @@ from oag_transform.evaluation.backbones import efficientnet_lite
 from oag_transform.evaluation.measure import provenance
 
 SIDE, SOURCE_SIDE = 224, 500  # of what is purified, and of the file it is made from
-FEW, MANY = 8, 40  # images: the rate is that of those between, the rest is the start
+FEW, MANY = 40, 240  # images: the rate is that of those between, the rest is the start
 ENGINES = {
     "purify --jobs 1": ["--jobs", "1"],
     "purify --jobs 2": ["--jobs", "2"],
-    "purify --engine ray --jobs 1": ["--engine", "ray", "--jobs", "1", "--rows", "4"],
-    "purify --engine ray --jobs 2": ["--engine", "ray", "--jobs", "2", "--rows", "4"],
+    "purify --engine ray --jobs 1": ["--engine", "ray", "--jobs", "1", "--rows", "16"],
+    "purify --engine ray --jobs 2": ["--engine", "ray", "--jobs", "2", "--rows", "16"],
 }
 GFLOP = 15  # of purifying an image of SIDE x SIDE pixels: docs/settings.md
 H100_TFLOPS, SHARE = 67, 0.3  # float32 outside of the tensor cores, NVIDIA's data sheet (SXM); the share is an assumption

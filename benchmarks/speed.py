@@ -202,7 +202,8 @@ def measured(repeats: int, large: tuple[int, int]) -> dict[str, Any]:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         before, after, took = pool.submit(peak_memory, *large).result()
     return {
-        "facts": provenance(CPU, ("oag-transform", "torch", "numpy", "scikit-image")),
+        "facts": provenance(CPU, ("oag-transform", "torch", "numpy", "scikit-image"))
+        | {"command": "python -m benchmarks.speed --out docs/data/speed.json"},
         "runs": runs,
         "beside": beside(repeats),
         "processes": {str(count): processes(count) for count in (1, 2)},
