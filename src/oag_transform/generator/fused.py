@@ -139,21 +139,24 @@ def _contrast_kernel(
 
     at = n * size * C + p * C + c
     v = tl.load(fc + at, mask=p < size, other=0.0)
-    bracket = tl.where(a_z <= 0, 0.0, a_z) - tl.where(a_s <= 0, 0.0, a_s)  # keeps NaN, as the next line does
-    bracket = tl.where(tl.abs(bracket) <= tl.load(least + n * C + c), 0.0, bracket)
-    moved = bracket + momentum * tl.load(velocity + at, mask=p < size, other=0.0).to(tl.float32)
-    new = v + tl.load(pace + n) * fc_lr * moved
-    tl.store(velocity + at, moved.to(velocity.dtype.element_ty), mask=p < size)
+    # stored as soon as they are known, so that registers hold few tiles at once
     gates_z = tl.where(a_z > 0, v, 0.0).to(reference_gates.dtype.element_ty)
-    gates_s = tl.where(a_s > 0, -v, 0.0).to(image_gates.dtype.element_ty)
-    tl.store(fc + at, new, mask=p < size)
     tl.store(reference_gates + at, gates_z, mask=p < size)
-    tl.store(image_gates + at, gates_s, mask=p < size)
-    tl.store(held_gates + at, tl.where(a_s > 0, new, 0.0).to(held_gates.dtype.element_ty), mask=p < size)
-    sums += (n * tl.num_programs(0) + tl.program_id(0)) * 2 * C + c
     total_z = tl.sum(gates_z.to(tl.float32), 0, keep_dims=True)
+    gates_s = tl.where(a_s > 0, -v, 0.0).to(image_gates.dtype.element_ty)
+    tl.store(image_gates + at, gates_s, mask=p < size)
+    sums += (n * tl.num_programs(0) + tl.program_id(0)) * 2 * C + c
     tl.store(sums, total_z)
     tl.store(sums + C, total_z + tl.sum(gates_s.to(tl.float32), 0, keep_dims=True))
+
+    moved = tl.where(a_z <= 0, 0.0, a_z) - tl.where(a_s <= 0, 0.0, a_s)  # keeps NaN, as the next line does
+    moved = tl.where(tl.abs(moved) <= tl.load(least + n * C + c), 0.0, moved)
+    moved += momentum * tl.load(velocity + at, mask=p < size, other=0.0).to(tl.float32)
+    tl.store(velocity + at, moved.to(velocity.dtype.element_ty), mask=p < size)
+    # read again in place of held: there would be too few registers
+    v = tl.load(fc + at, mask=p < size, other=0.0) + tl.load(pace + n) * fc_lr * moved
+    tl.store(fc + at, v, mask=p < size)
+    tl.store(held_gates + at, tl.where(a_s > 0, v, 0.0).to(held_gates.dtype.element_ty), mask=p < size)
 
 
 @triton.jit
