@@ -6,15 +6,14 @@ python -m benchmarks.scale --out docs/data/scale.json     (extras demo and ray; 
 """
 
 import argparse
+import functools
 import json
 import os
 import pickle
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,8 @@ from oag_transform.apps import saving
 from oag_transform.evaluation.backbones import efficientnet_lite
 from oag_transform.evaluation.measure import provenance
 
+from .speed import seconds
+
 SIDE, SOURCE_SIDE = 224, 500  # of what is purified, and of the file it is made from
 FEW, MANY = 40, 240  # images: the rate is that of those between, the rest is the start
 ENGINES = {
@@ -35,19 +36,12 @@ ENGINES = {
     "purify --engine ray --jobs 1": ["--engine", "ray", "--jobs", "1", "--rows", "16"],
     "purify --engine ray --jobs 2": ["--engine", "ray", "--jobs", "2", "--rows", "16"],
 }
+REPEATS = 7  # of which the median is taken
 GFLOP = 15  # of purifying an image of SIDE x SIDE pixels: docs/settings.md
 H100_TFLOPS, SHARE = 67, 0.3  # float32 outside of the tensor cores, NVIDIA's data sheet (SXM); the share is an assumption
 
 
-def median(work: Callable[[], object], repeats: int = 7) -> float:
-    """Seconds of ``work``, after one call to warm up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+median_seconds = functools.partial(seconds, repeats=REPEATS)
 
 
 def photograph(path: Path) -> Path:
@@ -70,17 +64,17 @@ def stages(folder: Path) -> dict[str, float]:
 
     with torch.no_grad():
         return {
-            f"read and decode a JPEG of {SOURCE_SIDE} x {SOURCE_SIDE}": median(lambda: files.read_rgb(source)),
-            f"resize and crop to {SIDE} x {SIDE}": median(
+            f"read and decode a JPEG of {SOURCE_SIDE} x {SOURCE_SIDE}": median_seconds(lambda: files.read_rgb(source)),
+            f"resize and crop to {SIDE} x {SIDE}": median_seconds(
                 lambda: F.center_crop(F.resize(files.read_bytes(content).convert("RGB"), [SIDE]), [SIDE, SIDE])
             )
-            - median(lambda: files.read_bytes(content).convert("RGB")),
-            "hand its pixels to another process (pickle, both ends)": median(
+            - median_seconds(lambda: files.read_bytes(content).convert("RGB")),
+            "hand its pixels to another process (pickle, both ends)": median_seconds(
                 lambda: pickle.loads(pickle.dumps(pixels.numpy()))
             ),
-            "purify": median(lambda: model.defense(pixels)),
-            "classify, four views, EfficientNet-Lite0": median(lambda: model.classify(pixels.float() / 255)),
-            "encode as JPEG and write": median(write),
+            "purify": median_seconds(lambda: model.defense(pixels)),
+            "classify, four views, EfficientNet-Lite0": median_seconds(lambda: model.classify(pixels.float() / 255)),
+            "encode as JPEG and write": median_seconds(write),
         }
 
 
@@ -126,7 +120,7 @@ def table(kind: str, found: dict[str, Any]) -> str:
         whole = sum(found["stages"].values())
         lines = ["| Stage, one thread | ms an image | share |", "|---|---|---|"]
         lines += [f"| {name} | {1000 * each:.1f} | {100 * each / whole:.0f} % |" for name, each in found["stages"].items()]
-        return "\n".join([*lines, "", f"Median of 7. {made}"])
+        return "\n".join([*lines, "", f"Median of {REPEATS}. {made}"])
     if kind == "engines":
         base = found["engines"]["purify --jobs 1"]["images_a_second"]
         lines = ["| Command, one thread each | images/s | ratio | start, s |", "|---|---|---|---|"]

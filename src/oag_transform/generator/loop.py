@@ -40,7 +40,8 @@ def alternate(
     rounds, held = (1, s.image_steps) if s.langevin == "closed_form" else (s.image_steps, 1)
     dtype = s.compute_dtype or pair.dtype
     low = theta.cast(dtype)  # operands of the products; the state keeps its precision
-    velocity, buffers, wide = torch.zeros_like(low.fc), energy.Buffers.of(low), torch.empty_like(theta.fc)
+    velocity, buffers = torch.zeros_like(low.fc), energy.Buffers.of(low)
+    wide = velocity if dtype == pair.dtype else torch.empty_like(theta.fc)  # the velocity in the precision of the state
 
     a = energy.responses(image.to(dtype), low)
     for step in range(1, s.network_steps + 1):

@@ -75,9 +75,8 @@ def alternate(reference: Tensor, settings: Settings, generator: Generator, stren
     mask = (responses(image, theta) > 0).to(image.dtype)
     for step in range(1, s.network_steps + 1):
         for _ in range(s.image_steps if s.langevin == "exact" else 1):
-            normal = image.new_empty(rows, columns, len(image) * s.stride**2).normal_(
-                generator=generator
-            )  # as the loop draws it
+            normal = image.new_empty(rows, columns, len(image) * s.stride**2)  # drawn as the loop draws it
+            normal.normal_(generator=generator)
             noise = torch.as_tensor(strength, dtype=image.dtype).sqrt() * F.pixel_shuffle(normal.permute(2, 0, 1), s.stride)
             if s.langevin == "exact":
                 (gradient,) = _gradients(lambda x, theta=theta: f(x, theta), [image], keep)
