@@ -12,22 +12,26 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2 import GaussianBlur
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
 from oag_transform.defended import SHIFT
 from oag_transform.defenses.filters import JPEG, GaussianNoise
+from oag_transform.defenses.in_turn import InTurn
 from oag_transform.evaluation import adaptive, adaptive_checks
-from oag_transform.evaluation.adaptive import APGD, PGD, Bound, Found, HopSkipJump, InTurn, Square
+from oag_transform.evaluation.adaptive import APGD, PGD, Bound, Found, HopSkipJump, Square
 from oag_transform.evaluation.data import image_folder
 from oag_transform.evaluation.measure import choose_subject, hardware
 from oag_transform.evaluation.results import Cell
 from oag_transform.evaluation.store import Store
 from oag_transform.evaluation.targets import load_target
+from oag_transform.evaluation.unrolled import unrolled
 
 CPU = torch.device("cpu")
 STD = 0.25  # of the noise that goes first, on the [0, 1] scale
@@ -56,6 +60,9 @@ class Row:
 ROWS: dict[str, Row] = {
     "none": Row(lambda _: nn.Identity(), shift=0, random=False),
     "none, four views": Row(lambda _: nn.Identity(), random=False),
+    # what takes away detail and nothing else
+    "blur 1, four views": Row(lambda _: GaussianBlur(9, 1.0), random=False),
+    "blur 2, four views": Row(lambda _: GaussianBlur(13, 2.0), random=False),
     "noise 12, four views": Row(lambda seed: GaussianNoise(12, seed=seed)),
     "JPEG 25, four views": Row(lambda _: JPEG(25), random=False),
     "ours, four views": Row(lambda seed: OnlineAlternateGenerator(seed=seed)),
@@ -99,7 +106,8 @@ def attacks(options: argparse.Namespace, bound: Bound, row: Row, streams: adapti
         "margin": through(replace(pgd, loss=adaptive.margin)),
         "dlr": through(replace(pgd, loss=adaptive.dlr)),
         "restart": fresh(through(replace(pgd, loss=adaptive.margin, random_start=5))),
-        "exact": through(replace(pgd, steps=options.exact_steps), adaptive.unrolled),
+        "exact": through(replace(pgd, steps=options.exact_steps, loss=adaptive.margin), unrolled),
+        "expected": through(replace(pgd, steps=options.expected_steps, loss=adaptive.margin), partial(unrolled, expected=True)),
         "known": fresh(replace(pgd, draws=1, streams=adaptive.known)),
         "grey": fresh(through(replace(pgd, paint=adaptive.alike_in_channels))),
         "smooth": fresh(through(replace(pgd, paint=adaptive.Smoothly(8)))),
@@ -231,6 +239,7 @@ def main() -> None:
     parser.add_argument("--l2", type=float, nargs="*", default=[0.5, 2])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--exact-steps", type=int, default=10)
+    parser.add_argument("--expected-steps", type=int, default=10)
     parser.add_argument("--draws", type=int, default=2, help="of EOT")
     parser.add_argument("--judge", type=int, default=8, help="fresh draws that vote")
     parser.add_argument("--queries", type=int, default=300)

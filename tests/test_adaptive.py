@@ -17,13 +17,16 @@ from benchmarks import adaptive as benchmark
 from benchmarks import adversaries
 from oag_transform import DefendedModel, OnlineAlternateGenerator, streams
 from oag_transform.defenses.filters import JPEG, GaussianNoise
+from oag_transform.defenses.in_turn import InTurn
 from oag_transform.evaluation import adaptive, adaptive_checks
-from oag_transform.evaluation.adaptive import APGD, PGD, Bound, Found, HopSkipJump, InTurn, Square
+from oag_transform.evaluation import unrolled as unrolled_module
+from oag_transform.evaluation.adaptive import APGD, PGD, Bound, Found, HopSkipJump, Square
 from oag_transform.evaluation.data import Preprocessing
 from oag_transform.evaluation.measure import Candidate, Column, Subject
 from oag_transform.evaluation.results import Cell
 from oag_transform.evaluation.store import Store
 from oag_transform.evaluation.targets import Target
+from oag_transform.evaluation.unrolled import Unrolled, unrolled
 
 from .photographs import picture
 
@@ -162,13 +165,13 @@ def small(**changes: Any) -> OnlineAlternateGenerator:
 
 def test_unrolled_purifies_as_the_transform_does() -> None:
     images = picture(2, 3, SIDE, SIDE)
-    torch.testing.assert_close(adaptive.Unrolled(small())(images, index=[4, 9]), small()(images, index=[4, 9]))
+    torch.testing.assert_close(Unrolled(small())(images, index=[4, 9]), small()(images, index=[4, 9]))
 
 
 @pytest.mark.parametrize("strength", [1.0, None])
 def test_the_exact_gradient_is_what_finite_differences_say(strength: float | None) -> None:
     # without a threshold what is drawn is piecewise smooth, and a small difference crosses no border
-    model = adaptive.unrolled(DefendedModel(Linear().double(), small(threshold=0.0, strength=strength), shift=0))
+    model = unrolled(DefendedModel(Linear().double(), small(threshold=0.0, strength=strength), shift=0))
     model.target.weight = model.target.weight.double()
     image, label = 0.3 + 0.4 * picture(1, 3, SIDE, SIDE), torch.tensor([1])
     _, slope = adaptive.gradient(model, image, label, adaptive.cross_entropy, [[3]])
@@ -182,9 +185,28 @@ def test_the_exact_gradient_is_what_finite_differences_say(strength: float | Non
     torch.testing.assert_close((slope * direction).sum()[None], difference, rtol=1e-4, atol=1e-8)
 
 
+def test_an_expected_gradient_is_that_of_the_mean_over_noise() -> None:
+    x, deviation = torch.linspace(-2, 2, 9, dtype=torch.float64).requires_grad_(), torch.tensor(0.7, dtype=torch.float64)
+    jumped = unrolled_module._Expected.apply(x, deviation)
+    assert jumped.equal((x > 0).double())
+    (slope,) = torch.autograd.grad(jumped.sum(), x)
+    step = 1e-6  # of P(x + noise > 0) = ndtr(x / deviation)
+    mean = [torch.special.ndtr((x.detach() + sign * step) / deviation) for sign in (1, -1)]
+    torch.testing.assert_close(slope, (mean[0] - mean[1]) / (2 * step), rtol=1e-6, atol=1e-9)
+
+
+def test_expected_gradients_are_of_the_same_values_and_of_what_jumps_too() -> None:
+    images = picture(1, 3, SIDE, SIDE)
+    points = [images.clone().requires_grad_() for _ in range(2)]
+    made = [Unrolled(small(), expected=expected)(point, index=4) for point, expected in zip(points, (False, True), strict=True)]
+    assert made[0].equal(made[1])
+    exact, expected = (torch.autograd.grad(x.square().sum(), point)[0] for x, point in zip(made, points, strict=True))
+    assert (exact - expected).norm() > 0.1 * exact.norm()
+
+
 def test_unrolled_reaches_into_defenses_in_turn() -> None:
     model = DefendedModel(Linear(), InTurn(GaussianNoise(8, seed=0), small()), shift=0, samples=2)
-    exact = adaptive.unrolled(model)
+    exact = unrolled(model)
     images = picture(2, 3, SIDE, SIDE).float().requires_grad_()
     torch.testing.assert_close(exact(images, index=[3, 5]), model(images, index=[3, 5]), rtol=1e-3, atol=1e-3)
     (through,) = torch.autograd.grad(exact(images).sum(), images)
@@ -337,7 +359,7 @@ def test_draws_that_say_nothing_together_are_said() -> None:
 def test_bpda_passes_a_defense_without_a_gradient() -> None:
     images, labels = examples()
     with pytest.raises(RuntimeError):
-        PGD(LINF, 1, 1)(adaptive.unrolled(DefendedModel(Linear(), JPEG(50), shift=0)), images, labels)
+        PGD(LINF, 1, 1)(unrolled(DefendedModel(Linear(), JPEG(50), shift=0)), images, labels)
     found = PGD(LINF, 8, 1)(DefendedModel(Linear(), JPEG(50), shift=0), images, labels)
     assert found.losses[-1].mean() > found.losses[0].mean()
 

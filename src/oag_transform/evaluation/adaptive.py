@@ -2,9 +2,9 @@
 
 A defense that draws random numbers is attacked in expectation (EOT): each gradient is that of several draws. What is
 differentiated in its place is a matter of the model: the identity where it has ``gradient="straight_through"`` (BPDA), the
-defense itself with ``gradient="own"``, which :func:`unrolled` makes of ours. Points that are found here are judged again with
-fresh draws, see :mod:`~oag_transform.evaluation.adaptive_checks`; nothing is rounded to 8 bits, which would undo small L2
-perturbations.
+defense itself with ``gradient="own"``, which :mod:`~oag_transform.evaluation.unrolled` makes of ours. Points that are found
+here are judged again with fresh draws, see :mod:`~oag_transform.evaluation.adaptive_checks`; nothing is rounded to 8 bits,
+which would undo small L2 perturbations.
 
 PGD is ours, as no library has it with momentum, draws that are held one at a time in memory, and perturbations of a given kind.
 APGD and Square are those of pyautoattack (extra ``adaptive``), HopSkipJump is foolbox's.
@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 from .. import _checks, streams
 from ..defended import DefendedModel, average, shifted
-from ..generator import reference
-from ..transform import OnlineAlternateGenerator
 from .measure import Candidate, Subject, model_key
 from .store import Array
+from .unrolled import settings_of, unrolled
 
 Norm = Literal["linf", "l2"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -119,43 +118,6 @@ def known(image: int, draw: int) -> int:
     return image
 
 
-class Unrolled(nn.Module):
-    """Our transform by :func:`oag_transform.generator.reference.purify`, with the exact gradient of what it computes.
-
-    It works in the image's own precision: ``compute_dtype`` and the second try at smaller rates are left out. Masks and the
-    threshold are piecewise constant and have no derivative, and gradients under-state what crossing a threshold does. Memory
-    is about 0.8 GB for each image of a batch at 224 x 224.
-    """
-
-    def __init__(self, transform: OnlineAlternateGenerator) -> None:
-        super().__init__()
-        self.settings = replace(transform.settings, compute_dtype=None)
-
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Purified images (N, C, H, W) in [0, 1], differentiably; ``index``: random stream of the first, or one for each."""
-        seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
-        rows = zip(images, _checks.indices(index, len(images)), strict=True)
-        return torch.stack([reference.purify(image, self.settings, seed=seed, index=i) for image, i in rows])
-
-    def extra_repr(self) -> str:
-        """Every hyper-parameter."""
-        return repr(self.settings)
-
-
-class InTurn(nn.Module):
-    """One defense after the other, such as noise first and then what removes it; ``index`` goes to those that take one."""
-
-    def __init__(self, *defenses: nn.Module) -> None:
-        super().__init__()
-        self.defenses = nn.ModuleList(defenses)
-
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """What the last defense makes of images (N, C, H, W) in [0, 1]."""
-        for defense in self.defenses:
-            images = defense(images, index=index)
-        return images
-
-
 class ViewsInTurn(DefendedModel):
     """A model that shows its target one view at a time, the next one in each call: its gradients cost a pass, not four.
 
@@ -175,15 +137,7 @@ class ViewsInTurn(DefendedModel):
 
 def in_turn(model: DefendedModel) -> DefendedModel:
     """The same model, :class:`ViewsInTurn`."""
-    return ViewsInTurn(model.target, model.defense, **_settings(model))
-
-
-def unrolled(model: DefendedModel) -> DefendedModel:
-    """The same model, with exact gradients through its defense: ours unrolled, any other's own.
-
-    A defense that has no gradient of its own raises RuntimeError when it is attacked.
-    """
-    return DefendedModel(model.target, _unrolled(model.defense), **_settings(model) | {"gradient": "own"})
+    return ViewsInTurn(model.target, model.defense, **settings_of(model))
 
 
 def gradient(
@@ -452,7 +406,7 @@ class ThroughDefense:
 
     Attributes:
         attack: :class:`PGD`, :class:`APGD`, :class:`Square` or :class:`HopSkipJump`.
-        exact: through :func:`unrolled`; else as the row's model is differentiated, which is BPDA.
+        exact: through :func:`~oag_transform.evaluation.unrolled.unrolled`; else as the row's model is differentiated: BPDA.
         known: the attacker knows the defender's seed and index; else another seed is attacked.
     """
 
@@ -515,16 +469,6 @@ class _Held(nn.Module):
 def _name(value: Any) -> str:
     """What a store can tell a setting by: functions have an address in their repr."""
     return getattr(value, "__qualname__", repr(value))
-
-
-def _settings(model: DefendedModel) -> dict[str, Any]:
-    return {name: getattr(model, name) for name in ("normalize", "samples", "shift", "gradient")}
-
-
-def _unrolled(defense: Any) -> Any:
-    if isinstance(defense, OnlineAlternateGenerator):
-        return Unrolled(defense)
-    return InTurn(*map(_unrolled, defense.defenses)) if isinstance(defense, InTurn) else defense
 
 
 def _through(paint: Paint, parameters: Tensor, slope: Tensor) -> Tensor:

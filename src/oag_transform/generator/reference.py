@@ -27,24 +27,36 @@ class Network(NamedTuple):
     fc: Tensor
 
 
-def purify(image: Tensor, settings: Settings, *, seed: int, index: int) -> Tensor:
+Jump = Callable[[Tensor, Tensor], Tensor]
+"""(x, standard deviation of the Langevin noise in x) -> 1 where x is above 0, else 0."""
+
+
+def above_zero(x: Tensor, _: Tensor) -> Tensor:
+    """1 where x is above 0: the masks of the ReLU and of the threshold. It has no derivative."""
+    return (x > 0).to(x.dtype)
+
+
+def purify(image: Tensor, settings: Settings, *, seed: int, index: int, jump: Jump = above_zero) -> Tensor:
     """Purify one image (channels, H, W) in [0, 1] by random stream ``index`` of ``seed``, differentiably.
 
     What :class:`~oag_transform.OnlineAlternateGenerator` returns for it, in the image's own precision, but that no image is
-    redone at smaller rates.
+    redone at smaller rates. ``jump``: see :func:`alternate`.
     """
     (generator,) = streams.generators(seed, [index], image.device)
     strength = noise_level.matching_strength(image[None])[0] if settings.strength is None else settings.strength
-    for latest in alternate(to_model_units(image, settings.scale), settings, generator, strength):
+    for latest in alternate(to_model_units(image, settings.scale), settings, generator, strength, jump):
         synthesised = latest
     return to_pixels(synthesised, settings.scale)
 
 
-def alternate(reference: Tensor, settings: Settings, generator: Generator, strength: Tensor | float) -> Iterator[Tensor]:
+def alternate(
+    reference: Tensor, settings: Settings, generator: Generator, strength: Tensor | float, jump: Jump = above_zero
+) -> Iterator[Tensor]:
     """Algorithm 1 for one reference (channels, H, W) in model units: the synthesised image after each round of image updates.
 
     It is differentiable where ``reference`` requires a gradient. Masks, whether a weight is beyond the threshold and whether
-    the pace is halved are piecewise constant: they have none.
+    the pace is halved are piecewise constant: they have none, but that an attacker may give the first two one by a ``jump`` of
+    the same values.
     """
     s = settings
     if s.compute_dtype not in (None, reference.dtype):
@@ -67,12 +79,15 @@ def alternate(reference: Tensor, settings: Settings, generator: Generator, stren
     def held(image: Tensor, theta: Network, mask: Tensor) -> Tensor:
         return (theta.fc * mask * responses(image, theta)).sum()  # F with the ReLU mask held: Eq. 7
 
+    def deviations(theta: Network) -> Tensor:  # of the Langevin noise in a response
+        return at_once * strength**0.5 * theta.weight.flatten(1).norm(dim=1)[:, None, None]
+
     theta = _random_network(reference, s, (rows, columns), generator)
     image = torch.zeros_like(reference)
     rho = 1 - s.step_size**2 / 2
-    jump = math.sqrt(sum(s.step_size**2 * rho ** (2 * k) for k in range(s.image_steps)))  # of T_I steps at once
+    at_once = math.sqrt(sum(s.step_size**2 * rho ** (2 * k) for k in range(s.image_steps)))  # noise of T_I steps
     pace, best, velocity = 1.0, math.inf, torch.zeros_like(theta.fc)
-    mask = (responses(image, theta) > 0).to(image.dtype)
+    mask = jump(responses(image, theta), deviations(theta))
     for step in range(1, s.network_steps + 1):
         for _ in range(s.image_steps if s.langevin == "exact" else 1):
             normal = image.new_empty(rows, columns, len(image) * s.stride**2)  # drawn as the loop draws it
@@ -83,7 +98,7 @@ def alternate(reference: Tensor, settings: Settings, generator: Generator, stren
                 image = image - s.step_size**2 / 2 * (image - gradient) + s.step_size * noise  # Eq. 3
             else:
                 (mode,) = _gradients(lambda x, theta=theta, mask=mask: held(x, theta, mask), [image], keep)  # Eq. 9
-                image = rho**s.image_steps * image + (1 - rho**s.image_steps) * mode + jump * noise
+                image = rho**s.image_steps * image + (1 - rho**s.image_steps) * mode + at_once * noise
         yield image[:, :height, :width]
         if step == s.network_steps:
             return
@@ -92,8 +107,9 @@ def alternate(reference: Tensor, settings: Settings, generator: Generator, stren
             return f(reference, Network(*theta)) - f(image, Network(*theta))
 
         weight, bias, fc = _gradients(contrast, theta, keep)
-        least = strength * s.threshold * theta.weight.flatten(1).norm(dim=1)[:, None, None]
-        fc = fc * (fc.abs() > least) if s.threshold else fc
+        if s.threshold:
+            least = strength * s.threshold * theta.weight.flatten(1).norm(dim=1)[:, None, None]
+            fc = fc * jump(fc.abs() - least, deviations(theta))
         conv_lr = torch.as_tensor(s.conv_lr, dtype=image.dtype)
         if s.adaptive_lr:
             residual = float((reference - image).detach().square().mean())
@@ -102,7 +118,7 @@ def alternate(reference: Tensor, settings: Settings, generator: Generator, stren
             gates = theta.fc * (responses(reference, theta) > 0)
             conv_lr = (0.5 / (cell_taps * gates.mean((1, 2)).square().sum())).clamp(max=s.conv_lr)
         rate = pace * conv_lr / (rows * columns)  # of a sum over positions
-        mask = (responses(image, theta) > 0).to(image.dtype)
+        mask = jump(responses(image, theta), deviations(theta))
         velocity = fc + s.momentum * velocity
         theta = Network(theta.weight + rate * weight, theta.bias + rate * bias, theta.fc + pace * s.fc_lr * velocity)  # Eq. 5
 
