@@ -27,10 +27,10 @@ from oag_transform.defenses.in_turn import InTurn
 from oag_transform.evaluation import adaptive, adaptive_checks
 from oag_transform.evaluation.adaptive import APGD, PGD, Bound, Found, HopSkipJump, Square
 from oag_transform.evaluation.data import image_folder
-from oag_transform.evaluation.measure import choose_subject, hardware
+from oag_transform.evaluation.measure import Subject, choose_subject, hardware
 from oag_transform.evaluation.results import Cell
 from oag_transform.evaluation.store import Store
-from oag_transform.evaluation.targets import load_target
+from oag_transform.evaluation.targets import Target, load_target
 from oag_transform.evaluation.unrolled import unrolled
 
 CPU = torch.device("cpu")
@@ -219,6 +219,13 @@ def seed_known(options: argparse.Namespace, run: Run, bound: Bound) -> dict[str,
     return {"bound": str(bound), "attacked": at, "vote": "".join("01"[int(right)] for right in rights)}
 
 
+def subject_of(model: str, data: Path, count: int, cache: Path) -> tuple[Target, Subject]:
+    """A target, and the first photographs in seed 7's order that it has right."""
+    listing = image_folder(data)
+    target = load_target(model, None, classes=listing.classes, device=CPU)
+    return target, choose_subject(target, listing, count, Store(cache, chunk=8, progress=False), 7, CPU)
+
+
 def _short(cell: Cell) -> str:
     low, high = cell.interval
     return f"{cell.accuracy:.2f} [{low:.2f}, {high:.2f}]"
@@ -251,9 +258,7 @@ def main() -> None:
     parser.add_argument("--points", type=Path, help="keep the points here")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    listing = image_folder(options.data)
-    target = load_target(options.model, None, classes=listing.classes, device=CPU)
-    subject = choose_subject(target, listing, options.count, Store(options.out / "cache", chunk=8, progress=False), 7, CPU)
+    target, subject = subject_of(options.model, options.data, options.count, options.out / "cache")
     images = subject.images.float() / 255
     norms = {"linf": [Bound("linf", eps / 255) for eps in options.linf], "l2": [Bound("l2", eps) for eps in options.l2]}
     options.out.mkdir(parents=True, exist_ok=True)

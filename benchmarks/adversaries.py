@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from oag_transform.evaluation.render import figures
 from oag_transform.evaluation.results import Cell
 
 
@@ -12,7 +13,9 @@ def table(paths: list[Path]) -> str:
     rows = [_read(path) for path in paths]
     budgets = sorted({(cell["eps"], cell["bound"]) for row in rows for cell in row["cells"]})
     names = [bound if bound == "clean" else _short(bound) for _, bound in budgets]
-    lines = [_line(["Right by vote [95%], one draw", *names, "gradients, and s an image", "defense and target: s"])]
+    lines = [
+        _line(["Right by vote [95%], one draw, in each draw", *names, "gradients, and s an image", "defense and target: s"])
+    ]
     lines += ["|" + "---|" * (len(budgets) + 3)]
     for row in rows:
         cells = {cell["eps"]: cell for cell in row["cells"]}
@@ -24,6 +27,20 @@ def table(paths: list[Path]) -> str:
         budgeted = [_cell(cells, eps) for eps, _ in budgets]
         lines.append(_line([row["row"], *budgeted, took, f"{row['defense_seconds']:.2f}"]))
     return "\n".join([*lines, "", _facts(rows[0])])
+
+
+def draw(paths: list[Path]) -> None:
+    """Images that the vote has right against the bound, a line for each row; beside the data, see :func:`figure`."""
+    series = []
+    for row in map(_read, paths):
+        cells = {255 * cell["eps"]: Cell(cell["vote"]) for cell in row["cells"]}
+        series.append(figures.Series(row["row"], list(cells), list(cells.values())))
+    figures.lines(figure(paths), series, xlabel="L-infinity bound in grey levels (of 255)", ylabel="right by vote (%)")
+
+
+def figure(paths: list[Path]) -> Path:
+    """Where the figure of some rows is: the ``--name`` and the norm of the first, beside its data."""
+    return paths[0].with_name(f"{_read(paths[0])['settings']['name']}-{paths[0].stem.rpartition('-')[2]}.svg")
 
 
 def attacks(paths: list[Path]) -> str:
@@ -56,8 +73,11 @@ def _cell(cells: dict[float, Any], eps: float) -> str:
         lost = [at for at, cell in cells.items() if "1" not in cell["vote"] and at < eps]
         return "0, as before" if lost else ""
     cell = cells[eps]
+    if cell["draws"] == 1:
+        return _interval(Cell(cell["vote"]))
     share = sum(cell["right"]) / cell["draws"] / len(cell["right"])
-    return _interval(Cell(cell["vote"])) + (f", {share:.2f}" if cell["draws"] > 1 else "")
+    every = sum(right == cell["draws"] for right in cell["right"])
+    return f"{_interval(Cell(cell['vote']))}, {share:.2f}, {every}"
 
 
 def _interval(cell: Cell) -> str:

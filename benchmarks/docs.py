@@ -8,6 +8,7 @@ A block begins with an HTML comment that says what it is made of, and ends with 
 - ``<!-- rows: NAME=data/x/table1.json NAME=data/y/table1.json | KEY [KEY ...] -->``: clean, mean and worst accuracy of some
   defenses in several results side by side, each at its published setting there;
 - ``<!-- adversaries: data/x.json ... -->`` and ``<!-- attacks: data/x.json ... -->``: what ``benchmarks.adaptive`` found;
+- ``<!-- convergence: data/x.json -->``: what ``benchmarks.convergence`` found;
 - ``<!-- certified: data/x.json -->``: certified accuracy at each radius, and the tests against the controls;
 - ``<!-- detail: data/detail.json | NAME, NAME -->``: some of the settings that ``benchmarks.detail`` compared;
 - ``<!-- speed: data/speed.json -->``: what ``benchmarks.speed`` wrote;
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import adversaries, detail, scale, speed
+from benchmarks import adversaries, convergence, detail, scale, speed
 from oag_transform.evaluation import certification, results
 from oag_transform.evaluation.render import certified, tables
 from oag_transform.evaluation.render.draw import draw_figures
@@ -49,6 +50,11 @@ def made(text: str) -> str:
 def draw(text: str) -> None:
     """Draw the figures of a page's tables, each beside its data."""
     for found in BLOCK.finditer(text):
+        files = [DOCS / file for file in found[3].split()]
+        if found[2] == "adversaries" and len(files) > 1:
+            adversaries.draw(files)
+        if found[2] == "convergence":
+            convergence.draw(*files)
         if found[2] == "table":
             result = _result(found[3].strip())
             shown = tuple(figure for figure in result.figures if isinstance(figure, DRAWN))
@@ -88,6 +94,15 @@ def _table(of: str) -> str:
     folder = Path(of).parent.as_posix()
     found = [re.sub(r"^(!\[.*\]\()(.*)(\))$", rf"\1{folder}/\2\3", line) for line in lines]
     return "\n".join(line for line in found if not line.startswith("![") or line.rpartition("/")[2].rstrip(")") in shown)
+
+
+def _adversaries(of: str) -> str:
+    """Rows side by side, with their figure where there are several."""
+    paths = [DOCS / file for file in of.split()]
+    if len(paths) == 1:
+        return adversaries.table(paths)
+    file = adversaries.figure(paths).relative_to(DOCS).as_posix()
+    return f"{adversaries.table(paths)}\n\n![Right by vote against the bound]({file})"
 
 
 def _certified(of: str) -> str:
@@ -139,8 +154,9 @@ def _three(row: Row) -> tuple[float, float, float]:
 KINDS: dict[str, Callable[[str], str]] = {
     "table": _table,
     "rows": _some_rows,
-    "adversaries": lambda of: adversaries.table([DOCS / file for file in of.split()]),
+    "adversaries": _adversaries,
     "attacks": lambda of: adversaries.attacks([DOCS / file for file in of.split()]),
+    "convergence": lambda of: convergence.table(DOCS / of),
     "certified": _certified,
     "detail": _detail,
     "speed": lambda of: speed.markdown(_load(of)),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from benchmarks import adaptive as benchmark
-from benchmarks import adversaries
+from benchmarks import adversaries, convergence
 from oag_transform import DefendedModel, OnlineAlternateGenerator, streams
 from oag_transform.defenses.filters import JPEG, GaussianNoise
 from oag_transform.defenses.in_turn import InTurn
@@ -405,7 +405,15 @@ def test_a_second_attack_goes_on_from_the_first() -> None:
 
 def asked(**settings: Any) -> argparse.Namespace:
     """Options of the benchmark."""
-    defaults = {"attacks": ["bpda", "margin"], "steps": 10, "exact_steps": 2, "apgd_steps": 2, "queries": 10, "draws": 1}
+    defaults = {
+        "attacks": ["bpda", "margin"],
+        "steps": 10,
+        "exact_steps": 2,
+        "expected_steps": 2,
+        "apgd_steps": 2,
+        "queries": 10,
+        "draws": 1,
+    }
     return argparse.Namespace(**defaults | {"judge": 3, "most": 1000, "batch": 2, "every": False} | settings)
 
 
@@ -451,9 +459,34 @@ def test_a_table_says_what_was_lost_before_and_what_was_not_run(tmp_path: Path) 
         (tmp_path / f"{name}.json").write_text(json.dumps(facts | {"cells": some}))
     table = adversaries.table([tmp_path / "a.json", tmp_path / "b.json"]).splitlines()
     assert table[2].startswith(
-        "| ours | 4/4 [0.51, 1.00], 0.88 | 0/4 [0.00, 0.49], 0.12 | 0, as before | bpda 4 + square, 3.5 |"
+        "| ours | 4/4 [0.51, 1.00], 0.88, 3 | 0/4 [0.00, 0.49], 0.12, 0 | 0, as before | bpda 4 + square, 3.5 |"
     )
     assert "0/4" in table[3].split("|")[4]
     assert "| ours | L∞ 1/255 | bpda | 2/4 [0.15, 0.85] | 0.38 | 0.10, 0.50 | 1.5 |" in adversaries.attacks(
         [tmp_path / "a.json"]
     )
+
+
+def test_convergence_measures_what_is_left_of_fresh_draws() -> None:
+    target = Linear()
+    target.weight = target.weight[:2]
+    images, bound = examples()[0], Bound("linf", 0.02)
+    labels = target(images).argmax(1)
+    found = convergence.measure(bare(target), bare(target), PGD(bound, 10, 1, loss=adaptive.margin), images, labels, 2)
+    gained = bound.eps * float((target.weight[0] - target.weight[1]).abs().sum())  # the best there is
+    best = adaptive.margin(target(images), labels) + gained
+    assert found["margin"] == pytest.approx(float(best.mean()), abs=2e-3)
+    assert found["vote"] == "".join("01"[int(each < 0)] for each in best)
+    assert found["agreement"] == pytest.approx(1)
+
+
+def test_convergence_is_a_table_and_two_figures(tmp_path: Path) -> None:
+    point = {"vote": "1010", "one_draw": 0.5, "margin": -1.25, "agreement": 0.3, "cpu_seconds_an_image": 2}
+    run = {"row": "ours", "bound": "L-infinity 1/255", "target": "t", "size": [8, 9], "n": 4, "judge": 5, "hardware": "h"}
+    run |= {"steps": [point | {"steps": steps, "draws": 1} for steps in (5, 10)], "draws": [point | {"steps": 5, "draws": 2}]}
+    (tmp_path / "curve.json").write_text(json.dumps(run))
+    rows = convergence.table(tmp_path / "curve.json").splitlines()[2:5]
+    assert rows[2] == "| 5 | 2 | 2/4 [0.15, 0.85] | 0.50 | -1.25 | 0.30 | 2.0 |"
+    pytest.importorskip("matplotlib")
+    convergence.draw(tmp_path / "curve.json")
+    assert {path.name for path in tmp_path.glob("*.svg")} == {"curve-steps.svg", "curve-draws.svg"}

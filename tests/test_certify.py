@@ -5,7 +5,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,11 +16,12 @@ from oag_transform import ABSTAIN
 from oag_transform.apps.cli import main
 from oag_transform.defenses.catalogue import OURS_KEY
 from oag_transform.defenses.smoothing import DENOISERS, denoisers
-from oag_transform.evaluation import certification
+from oag_transform.evaluation import batch_norm, certification
 from oag_transform.evaluation.certification import Certification, CertifiedRow, Counted, grey_levels, read
 from oag_transform.evaluation.data import Preprocessing, image_folder, read_images
 from oag_transform.evaluation.render import certified
 from oag_transform.evaluation.results import Cell
+from oag_transform.evaluation.targets import load_target
 from oag_transform.smoothed import Tally
 from tests import tiny
 
@@ -265,6 +266,40 @@ def test_a_denoiser_that_fails_is_told_and_the_others_go_on(
     assert "failed: RuntimeError: no such luck" in capsys.readouterr().out
     rows = read(tmp_path / "certificates.json").rows
     assert [bool(row.error) for row in rows] == [False, True]
+
+
+def test_batch_normalization_is_adapted_to_each_denoiser(folder: Path, tmp_path: Path) -> None:
+    every = ("--model", "tests.tiny:normalized", "--batch-norm", str(folder), "--defenses", "none", "tv")
+    assert main(arguments(folder, tmp_path, *every)) == 0
+    rows = read(tmp_path / "certificates.json").rows
+    assert [row.denoiser for row in rows] == ["none", "tv", "none+bn", "tv+bn"]
+    assert all(len(row.photographs) == 6 and not row.error for row in rows)
+    plain, adapted = ([each.share for each in row.photographs] for row in (rows[0], rows[2]))
+    assert plain != adapted
+
+
+def test_adapted_statistics_are_those_of_noisy_images(folder: Path) -> None:
+    target = load_target("tests.tiny:normalized", classes=tiny.CLASSES, resize=40, crop=40)
+    listing = image_folder(folder)
+    images = read_images(listing, list(range(6)), target.preprocessing)
+    found = batch_norm.adapted(target, nn.Identity(), STD, images, batch_size=6, seed=0)
+    (before,), (after,) = batch_norm.batch_norms(target), batch_norm.batch_norms(found)
+    mean, variance = cast(Tensor, after.running_mean), cast(Tensor, after.running_var)
+    pixels = images.double() / 255
+    # at six standard deviations from black and white noise isn't cut off
+    torch.testing.assert_close(mean.double(), pixels.mean((0, 2, 3)), rtol=0, atol=6 * STD / 9600**0.5)
+    torch.testing.assert_close(variance.double(), pixels.var((0, 2, 3)) + STD**2, rtol=0.05, atol=0)
+    assert cast(Tensor, before.running_mean).eq(0.5).all()
+    assert not any(layer.training for layer in found.model.modules())
+    assert after.momentum == before.momentum
+    assert found.fingerprint != target.fingerprint
+
+
+def test_a_target_without_batch_normalization_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(folder, tmp_path / "out", "--batch-norm", str(folder))) == 2
+    assert "batch normalization" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

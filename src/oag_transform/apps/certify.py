@@ -30,6 +30,7 @@ class CertifyOptions:
     n: int
     alpha: float
     radius: float | None
+    batch_norm: Path | None
     compute_dtype: str | None
     progress: bool
     device: str
@@ -109,7 +110,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--radius", type=float, help="stop counting as soon as this L2 radius is proven or out of reach (default: count all)"
     )
-    parser.add_argument("--compute-dtype", choices=["bfloat16"], help="operands of our convolutions (default: float32)")
+    parser.add_argument(
+        "--batch-norm",
+        type=Path,
+        metavar="FOLDER",
+        help="also with the target's batch normalization adapted to each denoiser, on noisy photographs of this folder, which "
+        "is laid out as --data and apart from it",
+    )
+    parser.add_argument(
+        "--compute-dtype",
+        choices=["float32", "bfloat16"],
+        help="operands of our convolutions (default: bfloat16 on a CPU that multiplies it faster, else float32)",
+    )
     parser.add_argument("--progress", action="store_true", help="progress bars, also where the output is no terminal")
     photographs.add_device(parser, 16)
 
@@ -132,6 +144,7 @@ def run(options: argparse.Namespace) -> int:
     process.look_for_modules_here()
     device = photographs.find_device(asked.device)
     listing = asked.photographs.listing()
+    others = None if asked.batch_norm is None else dataclasses.replace(asked.photographs, data=asked.batch_norm).listing()
     target = load_target(
         asked.model, asked.weights, classes=listing.classes, device=device, resize=asked.resize, crop=asked.crop
     )
@@ -145,6 +158,7 @@ def run(options: argparse.Namespace) -> int:
         asked.count,
         plan,
         asked.out / "cache",
+        others=others,
         dtype=None if asked.compute_dtype is None else getattr(torch, asked.compute_dtype),
         device=device,
         progress=sys.stderr.isatty() or asked.progress,

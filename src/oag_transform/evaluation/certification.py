@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist, median
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..defended import DefendedModel
@@ -26,6 +26,7 @@ from ..defenses.smoothing import Denoiser
 from ..generator.run import operands
 from ..generator.settings import Settings
 from ..smoothed import COUNTING, LOOKS, SELECTION, Certificate, SmoothedModel, Tally, certificate, lower_bound
+from .batch_norm import adapted, batch_norms
 from .data import Listing, read_images, shuffled
 from .measure import Subject, in_code, model_key, provenance
 from .results import Cell, paired, put
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 RADII = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 """L2 radii of the tables, on the [0, 1] scale, as far as a number of draws can prove them."""
+
+ADAPTED_ON = 128
+"""Photographs that batch normalization is adapted to a denoiser on."""
 
 KEPT_EVERY = 4  # batches of draws after which a tally is written
 
@@ -99,7 +103,7 @@ class CertifiedRow:
     """A denoiser at one noise.
 
     Attributes:
-        denoiser: its key.
+        denoiser: its key; with ``+bn`` where the target's batch normalization was adapted to it.
         name: its label.
         noise_std: of the smoothing noise, on the [0, 1] scale.
         code: Python that makes the classifier that was smoothed.
@@ -218,6 +222,7 @@ def certify(
     plan: Plan,
     cache: Path,
     *,
+    others: Listing | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     progress: bool = False,
@@ -233,26 +238,33 @@ def certify(
         count: of photographs, right or wrong.
         plan: see :class:`Plan`.
         cache: folder of tallies, one file for each photograph and row. What is in it is taken from there.
+        others: photographs apart from those; every denoiser then has a second row, with the target's batch normalization
+            :func:`~.batch_norm.adapted` to it on the first :data:`ADAPTED_ON` of these.
         dtype: of our convolutions; None for float32.
         device: where the target and the denoisers run.
         progress: show a bar.
 
     Raises:
-        ValueError: a denoiser can't be made here, or a photograph can't be read. Nothing was counted.
+        ValueError: a denoiser can't be made here, a photograph can't be read, or ``others`` with a target without batch
+            normalization. Nothing was counted.
     """
     device = torch.device(device)
     models = [
-        (noise_std, denoiser, _smoothed(target, denoiser, noise_std, plan, dtype, device))
+        (noise_std, denoiser, _smoothed(target.model, _made(denoiser, noise_std, plan, dtype), noise_std, plan).to(device))
         for noise_std in noises
         for denoiser in denoisers
     ]
+    apart: list[Tensor | None] = [None]
+    if others is not None:
+        batch_norms(target)
+        apart.append(read_images(others, shuffled(others, plan.seed)[:ADAPTED_ON], target.preprocessing))
     positions = shuffled(listing, plan.seed)[:count]
     images = read_images(listing, positions, target.preprocessing)
     labels = torch.tensor([listing.labels[position] for position in positions])
     store = Store(cache, chunk=plan.batch_size)
     subject = Subject(target, images, labels, listing.classes, len(images), store, plan.seed, device)
     names = ["/".join(listing.paths[position].parts[-2:]) for position in positions]
-    rows = tuple(_row(subject, names, *each, plan, cache, progress) for each in models)
+    rows = tuple(_row(subject, names, *each, plan, cache, progress, photographs) for photographs in apart for each in models)
     packages = ("oag-transform", "torch", "torchvision", "scipy", "scikit-image", "PyWavelets", "numpy")
     facts = {
         "seed": plan.seed,
@@ -264,16 +276,17 @@ def certify(
     return Certification(rows, plan.alpha, plan.n0, plan.n, plan.looks, _clean(subject), (channels, height, width), facts)
 
 
-def _smoothed(
-    target: Target, denoiser: Denoiser, noise_std: float, plan: Plan, dtype: torch.dtype | None, device: torch.device
-) -> SmoothedModel:
+def _made(denoiser: Denoiser, noise_std: float, plan: Plan, dtype: torch.dtype | None) -> nn.Module:
     try:
-        defense = denoiser.make(noise_std, plan.seed, dtype)
+        return denoiser.make(noise_std, plan.seed, dtype)
     except ModuleNotFoundError as error:
         if error.name is not None:  # a package of the extra 'eval'; BM3D says in words what it needs
             raise
         raise ValueError(str(error)) from error
-    model = DefendedModel(target.model, defense, shift=0).to(device)
+
+
+def _smoothed(target: nn.Module, defense: nn.Module, noise_std: float, plan: Plan) -> SmoothedModel:
+    model = DefendedModel(target, defense, shift=0)
     return SmoothedModel(model, noise_std, batch_size=plan.batch_size, seed=plan.seed)
 
 
@@ -295,32 +308,52 @@ def _row(
     plan: Plan,
     cache: Path,
     progress: bool,
+    apart: Tensor | None,
 ) -> CertifiedRow:
-    """A row; a denoiser that fails gives one that says why, and the run goes on."""
+    """A row, with batch normalization adapted on photographs apart where there are some.
+
+    A denoiser that fails gives one that says why, and the run goes on.
+    """
     defended: Any = model.model
     row = CertifiedRow(denoiser.key, denoiser.label, noise_std, in_code(defended), ())
+    try:
+        if apart is not None:
+            row = dataclasses.replace(row, denoiser=f"{row.denoiser}+bn", name=f"{row.name}, batch normalization adapted")
+            own = adapted(subject.target, defended.defense, noise_std, apart, plan.batch_size, plan.seed)
+            subject = dataclasses.replace(subject, target=own)
+            model = _smoothed(own.model, defended.defense, noise_std, plan)
+        found = _photographs(subject, names, noise_std, model, plan, cache, progress, row.name)
+        return dataclasses.replace(row, photographs=found)
+    except Exception as error:  # whatever a denoiser raises is its own result
+        logger.warning("%s failed: %s", row.name, error, exc_info=logger.isEnabledFor(logging.DEBUG))
+        return dataclasses.replace(row, error=f"{type(error).__name__}: {error}")
+
+
+def _photographs(
+    subject: Subject,
+    names: Sequence[str],
+    noise_std: float,
+    model: SmoothedModel,
+    plan: Plan,
+    cache: Path,
+    progress: bool,
+    label: str,
+) -> tuple[Counted, ...]:
     key = {
         "what": "tally",
         "sources": sources(),
-        "model": model_key(subject, defended),
+        "model": model_key(subject, cast(DefendedModel, model.model)),
         "noise_std": noise_std,
         # what was counted under one plan is no part of another's proof
         "plan": dataclasses.asdict(plan) | {"alpha": None if plan.radius is None else plan.alpha},
     }
     folder = cache / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     found = []
-    try:
-        for i in tqdm(
-            range(len(names)), desc=f"{denoiser.label}, {noise_std:g}", unit="image", leave=False, disable=not progress
-        ):
-            path = folder / f"{i:06d}-{fingerprint(subject.images[i])}.json"
-            image = subject.batch(subject.images, range(i, i + 1))
-            tally, seconds = _counted(model, image, i, plan, path)
-            found.append(Counted(names[i], int(subject.labels[i]), tally, seconds))
-    except Exception as error:  # whatever a denoiser raises is its own result
-        logger.warning("%s failed: %s", denoiser.label, error, exc_info=logger.isEnabledFor(logging.DEBUG))
-        return dataclasses.replace(row, error=f"{type(error).__name__}: {error}")
-    return dataclasses.replace(row, photographs=tuple(found))
+    for i in tqdm(range(len(names)), desc=f"{label}, {noise_std:g}", unit="image", leave=False, disable=not progress):
+        path = folder / f"{i:06d}-{fingerprint(subject.images[i])}.json"
+        tally, seconds = _counted(model, subject.batch(subject.images, range(i, i + 1)), i, plan, path)
+        found.append(Counted(names[i], int(subject.labels[i]), tally, seconds))
+    return tuple(found)
 
 
 def _counted(model: SmoothedModel, image: Tensor, index: int, plan: Plan, path: Path) -> tuple[Tally, float]:
