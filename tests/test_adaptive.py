@@ -462,6 +462,7 @@ def test_a_table_says_what_was_lost_before_and_what_was_not_run(tmp_path: Path) 
         "| ours | 4/4 [0.51, 1.00], 0.88, 3 | 0/4 [0.00, 0.49], 0.12, 0 | 0, as before | bpda 4 + square, 3.5 |"
     )
     assert "0/4" in table[3].split("|")[4]
+    assert table[4].startswith("| **ours: worst for each image** | 4/4 [0.51, 1.00] | 0/4 [0.00, 0.49] | 0/4 [0.00, 0.49] |")
     assert "| ours | L∞ 1/255 | bpda | 2/4 [0.15, 0.85] | 0.38 | 0.10, 0.50 | 1.5 |" in adversaries.attacks(
         [tmp_path / "a.json"]
     )
