@@ -35,6 +35,7 @@ from oag_transform.evaluation.unrolled import unrolled
 
 CPU = torch.device("cpu")
 STD = 0.25  # of the noise that goes first, on the [0, 1] scale
+EOT = 4  # draws for each exact gradient of exact-eot
 QUICK = 2  # draws that tell whether another attack is worth its time
 BLACK_BOX = ("square", "hopskipjump")
 
@@ -89,6 +90,7 @@ def attacks(options: argparse.Namespace, bound: Bound, row: Row, streams: adapti
     """The attacks that are asked for: name -> what runs it on (model, images, labels, start)."""
     draws = options.draws if row.random or row.shift else 1  # of views, where nothing is random
     pgd = PGD(bound, options.steps, draws, streams=streams)
+    exact = replace(pgd, loss=adaptive.margin)
 
     def through(attack: PGD, view: Callable[[DefendedModel], DefendedModel] = lambda model: model) -> Callable[..., Found]:
         turning = adaptive.in_turn if row.shift else lambda model: model
@@ -106,8 +108,9 @@ def attacks(options: argparse.Namespace, bound: Bound, row: Row, streams: adapti
         "margin": through(replace(pgd, loss=adaptive.margin)),
         "dlr": through(replace(pgd, loss=adaptive.dlr)),
         "restart": fresh(through(replace(pgd, loss=adaptive.margin, random_start=5))),
-        "exact": through(replace(pgd, steps=options.exact_steps, loss=adaptive.margin), unrolled),
-        "expected": through(replace(pgd, steps=options.expected_steps, loss=adaptive.margin), partial(unrolled, expected=True)),
+        "exact": through(replace(exact, steps=options.exact_steps), unrolled),
+        "exact-eot": through(replace(exact, steps=options.expected_steps, draws=EOT if row.random else 1), unrolled),
+        "expected": through(replace(exact, steps=options.expected_steps), partial(unrolled, expected=True)),
         "known": fresh(replace(pgd, draws=1, streams=adaptive.known)),
         "grey": fresh(through(replace(pgd, paint=adaptive.alike_in_channels))),
         "smooth": fresh(through(replace(pgd, paint=adaptive.Smoothly(8)))),
@@ -246,7 +249,7 @@ def main() -> None:
     parser.add_argument("--l2", type=float, nargs="*", default=[0.5, 2])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--exact-steps", type=int, default=10)
-    parser.add_argument("--expected-steps", type=int, default=10)
+    parser.add_argument("--expected-steps", type=int, default=10, help="of expected and exact-eot")
     parser.add_argument("--draws", type=int, default=2, help="of EOT")
     parser.add_argument("--judge", type=int, default=8, help="fresh draws that vote")
     parser.add_argument("--queries", type=int, default=300)

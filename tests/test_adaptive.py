@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks import adaptive as benchmark
 from benchmarks import adversaries, convergence
 from oag_transform import DefendedModel, OnlineAlternateGenerator, streams
-from oag_transform.defenses.filters import JPEG, GaussianNoise
+from oag_transform.defenses.filters import JPEG, BitDepth, GaussianNoise
 from oag_transform.defenses.in_turn import InTurn
 from oag_transform.evaluation import adaptive, adaptive_checks
 from oag_transform.evaluation import unrolled as unrolled_module
@@ -26,7 +26,7 @@ from oag_transform.evaluation.measure import Candidate, Column, Subject
 from oag_transform.evaluation.results import Cell
 from oag_transform.evaluation.store import Store
 from oag_transform.evaluation.targets import Target
-from oag_transform.evaluation.unrolled import Unrolled, unrolled
+from oag_transform.evaluation.unrolled import Unrolled, differentiable, unrolled
 
 from .photographs import picture
 
@@ -202,6 +202,43 @@ def test_expected_gradients_are_of_the_same_values_and_of_what_jumps_too() -> No
     assert made[0].equal(made[1])
     exact, expected = (torch.autograd.grad(x.square().sum(), point)[0] for x, point in zip(made, points, strict=True))
     assert (exact - expected).norm() > 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("defense", "expected"),
+    [
+        (nn.Identity(), True),
+        (GaussianNoise(8, seed=0), True),
+        (Unrolled(small()), True),
+        (BitDepth(3), False),  # of rounding autograd says 0
+        (JPEG(50), False),
+        (small(), True),  # straight through
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whether_a_defense_has_a_gradient(defense: nn.Module, expected: bool) -> None:
+    assert differentiable(defense, picture(1, 3, SIDE, SIDE).float()) is expected
+
+
+def test_a_column_of_exact_gradients_takes_bpda_where_there_are_none(tmp_path: Path) -> None:
+    images, _ = examples(2)
+    pixels = (255 * images).round().to(torch.uint8)
+    target = Target("linear", Linear(), Preprocessing(SIDE, SIDE), "fingerprint")
+    labels = Linear()(pixels / 255).argmax(1)
+    subject = Subject(target, pixels, labels, ("a", "b", "c", "d"), 2, Store(tmp_path, chunk=2), 3, torch.device("cpu"))
+    attack = PGD(LINF, 4, 1, loss=adaptive.margin)
+
+    def found(make: Callable[[int], nn.Module]) -> tuple[Tensor, Tensor]:
+        row = Candidate("row", make)
+        exact, bpda = (
+            Column("PGD", adaptive.ThroughDefense(attack, exact=each)).images(subject, row) for each in (True, False)
+        )
+        return exact, bpda
+
+    exact, bpda = found(lambda _: JPEG(50))
+    assert exact.equal(bpda)
+    exact, bpda = found(lambda seed: small(seed=seed))
+    assert not exact.equal(bpda)
 
 
 def test_unrolled_reaches_into_defenses_in_turn() -> None:

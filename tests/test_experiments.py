@@ -330,11 +330,12 @@ def test_adaptive_attacks_each_row_through_its_own_defense(
     assert result.columns == (
         "Clean",
         *(f"{kind}, L-infinity {bound}/255" for kind in ("transfer", "through it") for bound in (1, 6)),
+        "exact gradients, L-infinity 6/255",
         "through it, seed known, L-infinity 6/255",
     )
     none, views, contrast = result.rows
-    assert [cell.n for cell in none.cells if cell is not None] == [4] * 6
-    assert right_of(none) == ["1111", "1111", "0000", "1111", "0000", "0000"]  # margins are of 4 grey levels
+    assert [cell.n for cell in none.cells if cell is not None] == [4] * 7
+    assert right_of(none) == ["1111", "1111", "0000", "1111", "0000", "0000", "0000"]  # margins are of 4 grey levels
     assert right_of(none)[1:3] == right_of(none)[3:5]
     assert right_of(contrast)[4] == "0000"
     assert not contrast.error

@@ -25,7 +25,7 @@ from .. import _checks, streams
 from ..defended import DefendedModel, average, shifted
 from .measure import Candidate, Subject, model_key
 from .store import Array
-from .unrolled import settings_of, unrolled
+from .unrolled import differentiable, settings_of, unrolled
 
 Norm = Literal["linf", "l2"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -406,7 +406,8 @@ class ThroughDefense:
 
     Attributes:
         attack: :class:`PGD`, :class:`APGD`, :class:`Square` or :class:`HopSkipJump`.
-        exact: through :func:`~oag_transform.evaluation.unrolled.unrolled`; else as the row's model is differentiated: BPDA.
+        exact: through :func:`~oag_transform.evaluation.unrolled.unrolled`, where the defense then has a gradient; else as the
+            row's model is differentiated, which is BPDA.
         known: the attacker knows the defender's seed and index; else another seed is attacked.
     """
 
@@ -418,7 +419,9 @@ class ThroughDefense:
         """(n, C, H, W) uint8: see :data:`~oag_transform.evaluation.measure.Threat`."""
         part = subject.first(candidate.count)
         model = candidate.model(part, seed=subject.seed if self.known else subject.seed + 1)
-        model = unrolled(model) if self.exact else model
+        if self.exact:
+            own = unrolled(model)
+            model = own if differentiable(own.defense, part.batch(part.images, range(1))) else model
         key = {
             "what": "through",
             "attack": [type(self.attack).__name__, self.known, *map(_name, vars(self.attack).values())],

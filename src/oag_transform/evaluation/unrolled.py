@@ -1,6 +1,7 @@
 """Our transform with a gradient of its own, through every network step, for attackers."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +56,17 @@ def unrolled(model: DefendedModel, *, expected: bool = False) -> DefendedModel:
     """
     defense = _unrolled(model.defense, expected)
     return DefendedModel(model.target, defense, **settings_of(model) | {"gradient": "own"})
+
+
+def differentiable(defense: Callable[[Tensor], Tensor], images: Tensor) -> bool:
+    """Whether autograd finds a gradient through a defense at images (N, C, H, W) in [0, 1], which isn't zero everywhere."""
+    point = images.detach().requires_grad_()
+    try:
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(defense(point).sum(), point)
+    except RuntimeError:  # the graph ends in it, or it is NumPy's, which takes no tensor that requires a gradient
+        return False
+    return bool(slope.any())
 
 
 def settings_of(model: DefendedModel) -> dict[str, Any]:
