@@ -24,8 +24,9 @@ class DefendedModel(nn.Module):
     """A classifier that purifies its input: image in [0, 1] -> defense -> four shifted views -> normalize -> target.
 
     The views move the purified image by a few pixels, off the grid of strides and pixels that a perturbation was computed for;
-    their class probabilities are averaged. A gray-box attack loses much of what is left of it that way, at the cost of four
-    passes of the target for each image; one that was computed over the same views loses nothing. See :func:`shifted`.
+    their class probabilities are averaged, at the cost of four passes of the target for each image. Alone, the views bring most
+    images back from gray-box IGSM and C&W, and fewer from MI-FGSM (docs/results.md, Table I: None, 4 views); what attacks
+    through the defense leave is in docs/adversaries.md. See :func:`shifted`.
 
     The target's parameters, training mode and gradient flags are left as they are; it is a submodule, so that ``.to()``,
     ``.eval()`` and ``parameters()`` reach it as in any module. A checkpoint of the bare target loads, too.

@@ -115,9 +115,10 @@ class OnlineAlternateGenerator(nn.Module):
     """Purify images: synthesise each one anew with an energy network trained on it alone (Algorithm 1 of the paper).
 
     A random network of one convolution, a ReLU and a fully connected layer is trained for each image while, in turns with
-    it, a new image is drawn from zeros by Langevin dynamics. The new image keeps what the image shows and loses most of a
-    small adversarial perturbation that was computed without knowledge of the defence. There are no pretrained weights.
-    It is no protection against an attacker who knows it is there and attacks through it (see the README).
+    it, a new image is drawn from zeros by Langevin dynamics. The new image keeps what the image shows; what is too weak
+    to tell from noise isn't drawn. Under gray-box FGSM, IGSM, MI-FGSM and C&W most images get their class back (see
+    docs/results.md). There are no pretrained weights. It is no protection against an attacker who knows it is there and
+    attacks through it (docs/adversaries.md).
 
     Every argument is an attribute that can be read and not set: another setting is another transform.
 

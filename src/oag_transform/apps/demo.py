@@ -1,9 +1,9 @@
-"""``oag-transform demo``: four attacks on a real classifier, five ways to meet them, one table and one picture."""
+"""``oag-transform demo``: five attacks on a real classifier, five ways to meet them, one table and one picture."""
 
 import argparse
 from pathlib import Path
 
-HELP = "fool a real ImageNet classifier and set it right"
+HELP = "attack a real ImageNet classifier in the gray box, and in one column through each defense"
 EXTRA: str | None = "demo"
 
 

@@ -1,4 +1,4 @@
-"""``oag-transform evaluate``: which defense protects my classifier on my images? The paper's section IV."""
+"""``oag-transform evaluate``: which defense keeps most of my images under gray-box attacks? The paper's section IV."""
 
 import argparse
 import contextlib
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are
     from ..evaluation.experiments.plan import Plan
     from ..evaluation.store import Store
 
-HELP = "which defense protects my classifier on my images?"
+HELP = "which defense keeps most under gray-box attacks, of my classifier on my images?"
 EXTRA: str | None = "eval"
 
 GOALS = ("paper", "targeted", "untargeted")

@@ -67,9 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     replace.add_argument("--overwrite", action="store_true", help="replace results that are there; else they are refused")
     replace.add_argument("--skip-existing", action="store_true", help="leave results that are there, and make the others")
     add("--resize", type=int, metavar="N", help="short side in pixels: all that a classifier sees, and all that it costs")
-    add("--paper", action="store_true", help="the paper's setting: exact, and some 200 times slower")
+    add("--paper", action="store_true", help="the paper's setting: exact, and some 470 times slower")
     add("--network-steps", type=int, metavar="N", help="T_N; more of them keep more detail, adversarial noise included")
-    add("--threshold", type=float, metavar="X", help="a higher one removes more of an attack, and more of the picture")
+    add("--threshold", type=float, metavar="X", help="a higher one removes more noise, and more of the picture")
     add(
         "--strength",
         type=float,

@@ -31,7 +31,7 @@ class ServeOptions:
     crop: int | None
     host: str
     port: int
-    network_steps: int
+    network_steps: int | None
     strength: float | None
     samples: int
     seed: int | None
@@ -85,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Serve a classifier behind the online alternate generator. POST an image as the body to /classify,\n"
-        "/classify?purified=true or /purify; open / in a browser to see attacks undone. /health and /metrics tell how\n"
+        "/classify?purified=true or /purify; open / in a browser to try gray-box attacks. /health and /metrics tell how\n"
         "it fares. Nothing that is sent is kept. There is no authentication and no TLS: whoever reaches the port may use it."
     )
     parser.add_argument(
@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default=LOOPBACK[0], help="address to listen at (default: %(default)s, this machine alone)")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free (default: %(default)s)")
     defense = parser.add_argument_group("defense")
-    defense.add_argument("--network-steps", type=int, default=12, help="T_N (default: %(default)s)")
+    defense.add_argument("--network-steps", type=int, help="T_N (default: the transform's)")
     defense.add_argument("--strength", type=float, help="above 0, at most 1 (default: what the noise of each image calls for)")
     defense.add_argument("--samples", type=int, default=1, help="purifications to average over (default: %(default)s)")
     defense.add_argument("--seed", type=int, help="the same answer to the same image (default: fresh entropy, as is safer)")
@@ -159,7 +159,10 @@ def _engine(options: ServeOptions) -> "Engine":
     process.look_for_modules_here()
     device = photographs.find_device(options.device)
     torch.set_num_threads(max(1, torch.get_num_threads() // options.workers))
-    transform = OnlineAlternateGenerator(network_steps=options.network_steps, strength=options.strength, seed=options.seed)
+    chosen = ("network_steps", "strength", "seed")
+    transform = OnlineAlternateGenerator(
+        **{name: getattr(options, name) for name in chosen if getattr(options, name) is not None}
+    )
     classes = class_names(options.model, options.weights, options.labels)
     target = load_target(
         options.model, options.weights, classes=classes, device=device, resize=options.resize, crop=options.crop

@@ -154,7 +154,7 @@ class GaussianNoise(nn.Module):
 
 
 class NoisyJPEG(nn.Module):
-    """JPEG, then white Gaussian noise: the noise drowns what the compression leaves of a perturbation (not in the paper).
+    """JPEG, then white Gaussian noise: a control (not in the paper).
 
     It has no gradient.
 

@@ -111,7 +111,7 @@ class Settings:
         7.5,
         """a weight of the fully connected layer takes a step only where the bracket of Eq. 5 is more than so many times the
         standard deviation that Langevin noise of full strength alone gives it. 0: always, as in the paper. What is too weak
-        for it, most of an adversarial perturbation among it, never enters the image.""",
+        for it, most white noise among it, never enters the image.""",
         rate,
     )
     scale: float = argument(
@@ -124,8 +124,9 @@ class Settings:
         None,
         """temperature of the Langevin dynamics, and share of the contrast that ``threshold`` asks for, above 0 and at most 1:
         the noise goes as its square root. ``None``: what the noise of each image calls for, so that clean photographs keep
-        more (:func:`oag_transform.noise_level.matching_strength`). ``1`` doesn't rely on an attack showing up as noise, as one
-        does less that is smooth, lies in a small part of the image, or was resized or saved as JPEG.""",
+        more (:func:`oag_transform.noise_level.matching_strength`). ``1`` ignores that noise, of which a perturbation shows
+        less that is smooth, lies in a small part of the image, or was resized or saved as JPEG; it was not measured in the gray
+        box.""",
         _checks.share,
     )
     init: Init = argument(

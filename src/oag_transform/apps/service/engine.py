@@ -1,4 +1,4 @@
-"""What the service computes: classes of an image with and without the defense, purified images, attacks and their undoing."""
+"""What the service computes: classes of an image with and without the defense, purified images, and gray-box attacks."""
 
 import base64
 import hashlib
