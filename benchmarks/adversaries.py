@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.adaptive import EOT
 from oag_transform.evaluation.render import figures
 from oag_transform.evaluation.results import Cell
 
@@ -24,8 +25,7 @@ def table(paths: list[Path]) -> str:
         cells = {cell["eps"]: cell for cell in row["cells"]}
         each = row["cells"][1]["each"]
         cost = sum(attack["cpu_seconds_an_image"] for attack in each.values())
-        draws = row["settings"]["draws"]
-        gradients = [f"{name} {len(attack['loss']) * draws}" if "loss" in attack else name for name, attack in each.items()]
+        gradients = [_gradients(name, attack, row["settings"]["draws"]) for name, attack in each.items()]
         took = f"{' + '.join(gradients)}, {cost:.1f}"
         budgeted = [_cell(cells, eps) for eps, _ in budgets]
         lines.append(_line([row["row"], *budgeted, took, f"{row['defense_seconds']:.2f}"]))
@@ -35,6 +35,12 @@ def table(paths: list[Path]) -> str:
             worst = [_interval(left[eps]) if eps in left else "" for eps, _ in budgets]
             lines.append(_line([f"**{row['row']}: worst for each image**", *worst, "", ""]))
     return "\n".join([*lines, "", _facts(rows[0])])
+
+
+def _gradients(name: str, attack: dict[str, Any], draws: int) -> str:
+    """An attack and how many gradients of one draw it took; of a library's that isn't known."""
+    draws = EOT if name == "exact-eot" else draws
+    return f"{name} {len(attack['loss']) * draws}" if "loss" in attack else name
 
 
 def _worst(rows: list[Any]) -> dict[float, Cell]:
