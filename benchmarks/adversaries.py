@@ -34,7 +34,12 @@ def table(paths: list[Path]) -> str:
             left = _worst(same)
             worst = [_interval(left[eps]) if eps in left else "" for eps, _ in budgets]
             lines.append(_line([f"**{row['row']}: worst for each image**", *worst, "", ""]))
-    return "\n".join([*lines, "", _facts(rows[0])])
+    attacked = [cell for row in rows for cell in row["cells"] if cell.get("each")]
+    doubted = sum(bool(cell["doubts"]) for cell in attacked)
+    unfinished = (
+        f"In {doubted} of {len(attacked)} attacked cells an attack says itself that it had not finished, or didn't work."
+    )
+    return "\n".join([*lines, "", f"{_facts(rows[0])} {unfinished}"])
 
 
 def _gradients(name: str, attack: dict[str, Any], draws: int) -> str:
@@ -84,7 +89,14 @@ def attacks(paths: list[Path]) -> str:
             votes = [dict(zip(each["attacked"], each["vote"], strict=True)) for each in cell["each"].values()]
             worst = Cell("".join(min(vote.get(place, "1") for vote in votes) for place in votes[0]))
             lines.append(_line([row["row"], _short(cell["bound"]), "**worst for each image**", _interval(worst), "", "", ""]))
-    return "\n".join([*lines, "", _facts(rows[0])])
+    doubts = [
+        f"- {row['row']}, {_short(cell['bound'])}: {each}"
+        for row in rows
+        for cell in row["cells"][1:]
+        for each in cell["doubts"]
+    ]
+    said = ["", "What the attacks doubt of themselves:", "", *doubts] if doubts else []
+    return "\n".join([*lines, "", _facts(rows[0]), *said])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -481,6 +481,7 @@ def test_a_table_says_what_was_lost_before_and_what_was_not_run(tmp_path: Path) 
     each["square"] = {"cpu_seconds_an_image": 2, "vote": "01", "right": [0, 2], "draws": 2, "attacked": [0, 2]}
     cells: list[Any] = [{"bound": "clean", "eps": 0.0, "vote": "1111", "right": [2, 2, 2, 1], "draws": 2}]
     cells += [{"bound": "L-infinity 1/255", "eps": 1 / 255, "vote": "0000", "right": [0, 0, 0, 1], "draws": 2, "each": each}]
+    cells[1]["doubts"] = ["bpda: the loss doesn't rise (0.1 to 0.0)"]
     settings = {"steps": 20, "draws": 2, "attacks": ["bpda"]}
     facts = {
         "row": "ours",
@@ -500,6 +501,8 @@ def test_a_table_says_what_was_lost_before_and_what_was_not_run(tmp_path: Path) 
     )
     assert "0/4" in table[3].split("|")[4]
     assert table[4].startswith("| **ours: worst for each image** | 4/4 [0.51, 1.00] | 0/4 [0.00, 0.49] | 0/4 [0.00, 0.49] |")
+    assert table[-1].endswith("In 3 of 3 attacked cells an attack says itself that it had not finished, or didn't work.")
+    assert "- ours, L∞ 1/255: bpda: the loss doesn't rise (0.1 to 0.0)" in adversaries.attacks([tmp_path / "a.json"])
     assert "| ours | L∞ 1/255 | bpda | 2/4 [0.15, 0.85] | 0.38 | 0.10, 0.50 | 1.5 |" in adversaries.attacks(
         [tmp_path / "a.json"]
     )
