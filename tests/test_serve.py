@@ -616,6 +616,17 @@ def test_loopback_is_the_default() -> None:
     assert parser.parse_args(["--model", "x"]).host == "127.0.0.1"
 
 
+@pytest.mark.parametrize(("given", "changed"), [([], {}), (["--network-steps", "3"], {"network_steps": 3})])
+def test_the_service_purifies_as_the_transform_does(given: list[str], changed: dict[str, int], tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(CLASSES), encoding="utf-8")
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    arguments = ["--model", "tests.tiny:brightness", "--labels", str(labels), "--crop", "40", "--resize", "40", *given]
+    engine = serve._engine(serve.ServeOptions.of(parser.parse_args(arguments)))
+    assert engine.transform.settings == OnlineAlternateGenerator(**changed).settings
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts ``oag-transform serve`` in a process of its own, which ends with the test."""
