@@ -60,11 +60,13 @@ def _worst(rows: list[Any]) -> dict[float, Cell]:
 def draw(paths: list[Path]) -> None:
     """Images that the vote has right against the bound, a line for each row; beside the data, see :func:`figure`."""
     rows = [_read(path) for path in paths]
+    in_l2 = paths[0].stem.endswith("-l2")
+    scale, xlabel = (1, "L2 bound, on the [0, 1] scale") if in_l2 else (255, "L-infinity bound in grey levels (of 255)")
     series = []
     for name in dict.fromkeys(row["row"] for row in rows):
         left = _worst([row for row in rows if row["row"] == name])
-        series.append(figures.Series(name, [255 * eps for eps in left], list(left.values())))
-    figures.lines(figure(paths), series, xlabel="L-infinity bound in grey levels (of 255)", ylabel="right by vote (%)")
+        series.append(figures.Series(name, [scale * eps for eps in left], list(left.values())))
+    figures.lines(figure(paths), series, xlabel=xlabel, ylabel="right by vote (%)")
 
 
 def figure(paths: list[Path]) -> Path:
