@@ -55,6 +55,10 @@ def draw(text: str) -> None:
             adversaries.draw(files)
         if found[2] == "convergence":
             convergence.draw(*files)
+        if found[2] == "certified":
+            certificates = certification.read(*files)
+            for noise_std in certificates.noises:
+                certified.draw(certificates, noise_std, files[0].with_name(f"{files[0].stem}-{noise_std:g}.svg"))
         if found[2] == "table":
             result = _result(found[3].strip())
             shown = tuple(figure for figure in result.figures if isinstance(figure, DRAWN))
@@ -108,7 +112,7 @@ def _adversaries(of: str) -> str:
 def _certified(of: str) -> str:
     found = certified.to_markdown(certification.read(DOCS / of)).replace("## Certified", "**Certified")
     found = re.sub(r"^(\*\*Certified.*)$", r"\1**", found, flags=re.MULTILINE)  # no heading of the page
-    return "\n".join(line for line in found.split("\n") if not line.startswith("!["))
+    return found.replace("](certified-", f"]({of.removesuffix('.json')}-")  # where draw() puts them
 
 
 def _some_rows(of: str) -> str:
