@@ -617,7 +617,7 @@ def test_loopback_is_the_default() -> None:
 
 
 @pytest.mark.parametrize(("given", "changed"), [([], {}), (["--network-steps", "3"], {"network_steps": 3})])
-def test_the_service_purifies_as_the_transform_does(given: list[str], changed: dict[str, int], tmp_path: Path) -> None:
+def test_the_service_purifies_as_the_transform_does(given: list[str], changed: dict[str, Any], tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(CLASSES), encoding="utf-8")
     parser = argparse.ArgumentParser()
