@@ -90,7 +90,7 @@ def attacks(options: argparse.Namespace, bound: Bound, row: Row, streams: adapti
     """The attacks that are asked for: name -> what runs it on (model, images, labels, start)."""
     draws = options.draws if row.random or row.shift else 1  # of views, where nothing is random
     pgd = PGD(bound, options.steps, draws, streams=streams)
-    exact = replace(pgd, loss=adaptive.margin)
+    by_margin = replace(pgd, loss=adaptive.margin)
 
     def through(attack: PGD, view: Callable[[DefendedModel], DefendedModel] = lambda model: model) -> Callable[..., Found]:
         turning = adaptive.in_turn if row.shift else lambda model: model
@@ -105,12 +105,12 @@ def attacks(options: argparse.Namespace, bound: Bound, row: Row, streams: adapti
         ),
         "noise": through(pgd, _noise_alone),
         "bpda": through(pgd),
-        "margin": through(replace(pgd, loss=adaptive.margin)),
+        "margin": through(by_margin),
         "dlr": through(replace(pgd, loss=adaptive.dlr)),
-        "restart": fresh(through(replace(pgd, loss=adaptive.margin, random_start=5))),
-        "exact": through(replace(exact, steps=options.exact_steps), unrolled),
-        "exact-eot": through(replace(exact, steps=options.expected_steps, draws=EOT if row.random else 1), unrolled),
-        "expected": through(replace(exact, steps=options.expected_steps), partial(unrolled, expected=True)),
+        "restart": fresh(through(replace(by_margin, random_start=5))),
+        "exact": through(replace(by_margin, steps=options.exact_steps), unrolled),
+        "exact-eot": through(replace(by_margin, steps=options.expected_steps, draws=EOT if row.random else 1), unrolled),
+        "expected": through(replace(by_margin, steps=options.expected_steps), partial(unrolled, expected=True)),
         "known": fresh(replace(pgd, draws=1, streams=adaptive.known)),
         "grey": fresh(through(replace(pgd, paint=adaptive.alike_in_channels))),
         "smooth": fresh(through(replace(pgd, paint=adaptive.Smoothly(8)))),

@@ -18,7 +18,7 @@ def table(paths: list[Path]) -> str:
     budgets = sorted({(cell["eps"], cell["bound"]) for row in rows for cell in row["cells"]})
     names = [bound if bound == "clean" else _short(bound) for _, bound in budgets]
     lines = [
-        _line(["Right by vote [95%], one draw, in each draw", *names, "gradients, and s an image", "defense and target: s"])
+        line(["Right by vote [95%], one draw, in each draw", *names, "gradients, and s an image", "defense and target: s"])
     ]
     lines += ["|" + "---|" * (len(budgets) + 3)]
     for row in rows:
@@ -28,12 +28,12 @@ def table(paths: list[Path]) -> str:
         gradients = [_gradients(name, attack, row["settings"]["draws"]) for name, attack in each.items()]
         took = f"{' + '.join(gradients)}, {cost:.1f}"
         budgeted = [_cell(cells, eps) for eps, _ in budgets]
-        lines.append(_line([row["row"], *budgeted, took, f"{row['defense_seconds']:.2f}"]))
+        lines.append(line([row["row"], *budgeted, took, f"{row['defense_seconds']:.2f}"]))
         same = [other for other in rows if other["row"] == row["row"]]
         if len(same) > 1 and row is same[-1]:
             left = _worst(same)
-            worst = [_interval(left[eps]) if eps in left else "" for eps, _ in budgets]
-            lines.append(_line([f"**{row['row']}: worst for each image**", *worst, "", ""]))
+            worst = [interval(left[eps]) if eps in left else "" for eps, _ in budgets]
+            lines.append(line([f"**{row['row']}: worst for each image**", *worst, "", ""]))
     attacked = [cell for row in rows for cell in row["cells"] if cell.get("each")]
     doubted = sum(bool(cell["doubts"]) for cell in attacked)
     unfinished = (
@@ -77,7 +77,7 @@ def figure(paths: list[Path]) -> Path:
 def attacks(paths: list[Path]) -> str:
     """A line for each attack of runs that threw each at the same images: those it leaves right."""
     rows = [_read(path) for path in paths]
-    lines = [_line(["Defense", "bound", "attack", "right by vote [95%]", "one draw", "loss, first and last", "CPU s an image"])]
+    lines = [line(["Defense", "bound", "attack", "right by vote [95%]", "one draw", "loss, first and last", "CPU s an image"])]
     lines.append("|" + "---|" * 7)
     for row in rows:
         for cell in row["cells"][1:]:
@@ -87,10 +87,10 @@ def attacks(paths: list[Path]) -> str:
                 loss = f"{each['loss'][0]:.2f}, {each['loss'][-1]:.2f}" if each.get("loss") else ""
                 took = f"{each['cpu_seconds_an_image']:.1f}"
                 bound = _short(cell["bound"])
-                lines.append(_line([row["row"], bound, name, _interval(vote), f"{share:.2f}", loss, took]))
+                lines.append(line([row["row"], bound, name, interval(vote), f"{share:.2f}", loss, took]))
             votes = [dict(zip(each["attacked"], each["vote"], strict=True)) for each in cell["each"].values()]
             worst = Cell("".join(min(vote.get(place, "1") for vote in votes) for place in votes[0]))
-            lines.append(_line([row["row"], _short(cell["bound"]), "**worst for each image**", _interval(worst), "", "", ""]))
+            lines.append(line([row["row"], _short(cell["bound"]), "**worst for each image**", interval(worst), "", "", ""]))
     doubts = [
         f"- {row['row']}, {_short(cell['bound'])}: {each}"
         for row in rows
@@ -112,13 +112,14 @@ def _cell(cells: dict[float, Any], eps: float) -> str:
         return "0, as before" if lost else ""
     cell = cells[eps]
     if cell["draws"] == 1:
-        return _interval(Cell(cell["vote"]))
+        return interval(Cell(cell["vote"]))
     share = sum(cell["right"]) / cell["draws"] / len(cell["right"])
     every = sum(right == cell["draws"] for right in cell["right"])
-    return f"{_interval(Cell(cell['vote']))}, {share:.2f}, {every}"
+    return f"{interval(Cell(cell['vote']))}, {share:.2f}, {every}"
 
 
-def _interval(cell: Cell) -> str:
+def interval(cell: Cell) -> str:
+    """How many are right, of how many, and the 95% interval."""
     low, high = cell.interval
     return f"{cell.correct}/{cell.n} [{low:.2f}, {high:.2f}]"
 
@@ -136,5 +137,6 @@ def _facts(row: dict[str, Any]) -> str:
     )
 
 
-def _line(cells: list[str]) -> str:
+def line(cells: list[str]) -> str:
+    """A line of a Markdown table."""
     return f"| {' | '.join(cells)} |"

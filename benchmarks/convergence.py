@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.adaptive import CPU, ROWS, subject_of
+from benchmarks.adversaries import interval, line
 from oag_transform import DefendedModel
 from oag_transform.evaluation import adaptive, adaptive_checks
 from oag_transform.evaluation.adaptive import PGD, Bound
@@ -57,15 +58,12 @@ def table(path: Path) -> str:
     """Both curves of a run as a Markdown table."""
     run = json.loads(path.read_text(encoding="utf-8"))
     header = ["Gradients", "draws each", "right by vote [95%]", "one draw", "mean margin", "agreement", "CPU s an image"]
-    lines = [_line(header), "|" + "---|" * len(header)]
+    lines = [line(header), "|" + "---|" * len(header)]
     for curve in CURVES:
         for point in run[curve]:
-            cell = Cell(point["vote"])
-            low, high = cell.interval
-            right = f"{cell.correct}/{cell.n} [{low:.2f}, {high:.2f}]"
             numbers = [f"{point['one_draw']:.2f}", f"{point['margin']:.2f}", f"{point['agreement']:.2f}"]
             took = f"{point['cpu_seconds_an_image']:.1f}"
-            lines.append(_line([str(point["steps"]), str(point["draws"]), right, *numbers, took]))
+            lines.append(line([str(point["steps"]), str(point["draws"]), interval(Cell(point["vote"])), *numbers, took]))
     height, width = run["size"]
     about = (
         f"{run['row']}, {run['bound']}: {run['n']} photographs of {height} x {width} pixels that the bare target "
@@ -82,10 +80,6 @@ def draw(path: Path) -> None:
         cells = [Cell(point["vote"]) for point in run[curve]]
         series = figures.Series(run["row"], [point[curve] for point in run[curve]], cells)
         figures.lines(path.with_name(f"{path.stem}-{curve}.svg"), [series], xlabel=label, ylabel="right by vote (%)")
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
