@@ -22,8 +22,8 @@ from torchvision.transforms.v2 import GaussianBlur
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
 from oag_transform.defended import SHIFT
-from oag_transform.defenses.filters import JPEG, GaussianNoise
-from oag_transform.defenses.in_turn import InTurn
+from oag_transform.baselines.filters import JPEG, GaussianNoise
+from oag_transform.baselines.compose import Compose
 from oag_transform.evaluation import adaptive, adaptive_checks
 from oag_transform.evaluation.adaptive import APGD, PGD, Bound, Found, HopSkipJump, Square
 from oag_transform.evaluation.data import image_folder
@@ -42,7 +42,7 @@ BLACK_BOX = ("square", "hopskipjump")
 
 def after_noise(seed: int) -> nn.Module:
     """Noise, then ours set for it."""
-    return InTurn(GaussianNoise(255 * STD, seed=seed), OnlineAlternateGenerator.for_noise(STD, seed=seed))
+    return Compose(GaussianNoise(255 * STD, seed=seed), OnlineAlternateGenerator.for_noise(STD, seed=seed))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def attacks(options: argparse.Namespace, bound: Bound, row: Row, streams: adapti
 def _noise_alone(model: DefendedModel) -> DefendedModel:
     """The target behind the noise alone: what its gradient finds is tried on whatever follows the noise."""
     defense = model.defense
-    noise = defense.defenses[0] if isinstance(defense, InTurn) else defense
+    noise = defense.defenses[0] if isinstance(defense, Compose) else defense
     return DefendedModel(model.target, noise, shift=0, gradient="own")
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oag_transform import OnlineAlternateGenerator, streams
-from oag_transform.defenses.catalogue import Needs, by_key
+from oag_transform.baselines.catalogue import Needs, by_key
 from oag_transform.generator import energy, loop, reference
 from oag_transform.generator.settings import Settings
 from oag_transform.generator.state import begin

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from benchmarks import adaptive as benchmark
 from benchmarks import adversaries, convergence
 from oag_transform import DefendedModel, OnlineAlternateGenerator, streams
-from oag_transform.defenses.filters import JPEG, BitDepth, GaussianNoise
-from oag_transform.defenses.in_turn import InTurn
+from oag_transform.baselines.filters import JPEG, BitDepth, GaussianNoise
+from oag_transform.baselines.compose import Compose
 from oag_transform.evaluation import adaptive, adaptive_checks
 from oag_transform.evaluation import unrolled as unrolled_module
 from oag_transform.evaluation.adaptive import APGD, PGD, Bound, Found, HopSkipJump, Square
@@ -242,7 +242,7 @@ def test_a_column_of_exact_gradients_takes_bpda_where_there_are_none(tmp_path: P
 
 
 def test_unrolled_reaches_into_defenses_in_turn() -> None:
-    model = DefendedModel(Linear(), InTurn(GaussianNoise(8, seed=0), small()), shift=0, samples=2)
+    model = DefendedModel(Linear(), Compose(GaussianNoise(8, seed=0), small()), shift=0, samples=2)
     exact = unrolled(model)
     images = picture(2, 3, SIDE, SIDE).float().requires_grad_()
     torch.testing.assert_close(exact(images, index=[3, 5]), model(images, index=[3, 5]), rtol=1e-3, atol=1e-3)

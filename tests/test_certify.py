@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from oag_transform import ABSTAIN
 from oag_transform.apps.cli import main
-from oag_transform.defenses.catalogue import OURS_KEY
-from oag_transform.defenses.smoothing import DENOISERS, denoisers
+from oag_transform.baselines.catalogue import OAG_KEY
+from oag_transform.baselines.smoothing import DENOISERS, denoisers
 from oag_transform.evaluation import batch_norm, certification
 from oag_transform.evaluation.certification import Certification, CertifiedRow, Counted, grey_levels, read
 from oag_transform.evaluation.data import Preprocessing, image_folder, read_images
@@ -69,7 +69,7 @@ def made(*counts: tuple[int, int, int], alpha: float = 0.001) -> Certification:
 
 def test_the_command_writes_data_a_table_and_a_curve(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     every = [denoiser.key for denoiser in denoisers()]
-    assert every == [OURS_KEY, "none", "tv", "nlm", "wavelets"]
+    assert every == [OAG_KEY, "none", "tv", "nlm", "wavelets"]
     few = ("--n0", "2", "--n", "6", "--alpha", "0.1", "--defenses", *every)
     assert main(arguments(folder, tmp_path, "--noise-std", "0.05", "0.1", *few)) == 0
     printed = capsys.readouterr().out
@@ -244,7 +244,7 @@ def test_the_sign_test_counts_photographs_that_one_alone_proves() -> None:
         made((0, 100, 100), (0, 100, 100), (0, 50, 100), (0, 100, 100)),
         made((0, 50, 100), (1, 100, 100), (0, 100, 100), (0, 100, 100)),
     )
-    ours = CertifiedRow(OURS_KEY, "ours", 0.25, "", a.rows[0].photographs)
+    ours = CertifiedRow(OAG_KEY, "ours", 0.25, "", a.rows[0].photographs)
     both = Certification((ours, b.rows[0]), 0.001, 1, 100, 1, Cell("1"), (3, 224, 224), {})
     more, fewer, p = both.against(both.rows[1], 0.0)
     assert (more, fewer) == (2, 1)
@@ -261,7 +261,7 @@ def test_a_denoiser_that_fails_is_told_and_the_others_go_on(
             raise RuntimeError("no such luck")
 
     failing = [type(each)(each.key, each.label, lambda *_: Failing()) if each.key == "tv" else each for each in DENOISERS]
-    monkeypatch.setattr("oag_transform.defenses.smoothing.DENOISERS", tuple(failing))
+    monkeypatch.setattr("oag_transform.baselines.smoothing.DENOISERS", tuple(failing))
     assert main(arguments(folder, tmp_path, "--defenses", "none", "tv")) == 1
     assert "failed: RuntimeError: no such luck" in capsys.readouterr().out
     rows = read(tmp_path / "certificates.json").rows

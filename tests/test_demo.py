@@ -21,7 +21,7 @@ if importlib.util.find_spec("foolbox") is None or importlib.util.find_spec("effi
     pytest.skip("needs the demo extra", allow_module_level=True)
 
 from oag_transform.apps import demonstration
-from oag_transform.apps.demonstration import ADAPTIVE, CLEAN, COMPRESSED, NOISE, NONE, OURS, VIEWS, Outcome, WhiteNoise
+from oag_transform.apps.demonstration import ADAPTIVE, CLEAN, COMPRESSED, NOISE, NONE, OAG, VIEWS, Outcome, WhiteNoise
 
 GAIN = {"FGSM 6/255": 8, "IGSM 6/255": 13, "MI-FGSM 2/255": 9, "C&W": 12}  # seen: 11, 16, 12, 15
 """Photographs that ours sets right, less those that it gets wrong, at least."""
@@ -53,18 +53,18 @@ def test_the_attacks_fool_the_target_within_their_bounds(seen: Outcome) -> None:
 
 
 def test_ours_sets_them_right(seen: Outcome) -> None:
-    assert sets_right(seen.right[OURS], seen.right[NONE])
-    assert gain(seen.right[OURS][CLEAN], seen.right[NONE][CLEAN]) >= -2  # seen: -1
+    assert sets_right(seen.right[OAG], seen.right[NONE])
+    assert gain(seen.right[OAG][CLEAN], seen.right[NONE][CLEAN]) >= -2  # seen: -1
 
 
 def test_ours_is_no_worse_than_white_noise_of_its_strength(seen: Outcome) -> None:
-    assert sum(gain(seen.right[OURS][name], seen.right[NOISE][name]) for name in seen.images) >= -6  # seen: -2, of 85
+    assert sum(gain(seen.right[OAG][name], seen.right[NOISE][name]) for name in seen.images) >= -6  # seen: -2, of 85
 
 
 def test_ours_does_what_its_views_alone_do_not(seen: Outcome) -> None:
     """A defense that returns its input is the views alone, and fails here."""
     assert not sets_right(seen.right[VIEWS], seen.right[NONE])
-    assert sum(gain(seen.right[OURS][name], seen.right[VIEWS][name]) for name in GAIN) >= 6  # seen: 11, of 68
+    assert sum(gain(seen.right[OAG][name], seen.right[VIEWS][name]) for name in GAIN) >= 6  # seen: 11, of 68
 
 
 def test_one_who_knows_gets_through_each_defense(seen: Outcome) -> None:
@@ -87,7 +87,7 @@ def test_table(seen: Outcome) -> None:
     lines = demonstration.table(seen).splitlines()
     assert max(map(len, lines)) <= 110
     cells = {line[:21].strip(): line[21:].split() for line in lines[3:8]}
-    assert list(cells) == [NONE, VIEWS, COMPRESSED, NOISE, OURS]
+    assert list(cells) == [NONE, VIEWS, COMPRESSED, NOISE, OAG]
     for row, found in cells.items():
         columns = [*seen.images, ADAPTIVE]
         assert found == [f"{int(seen.right[row][name].sum())}/{len(seen.right[row][name])}" for name in columns]

@@ -18,8 +18,8 @@ from skimage import color
 from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
 from torch import Generator, Tensor, nn
 
-from oag_transform.defenses import denoisers
-from oag_transform.defenses.denoisers import (
+from oag_transform.baselines import denoisers
+from oag_transform.baselines.denoisers import (
     BM3D,
     TVM,
     NonLocalMeans,

@@ -12,7 +12,7 @@ import pytest
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
 from oag_transform.apps.cli import main
-from oag_transform.defenses.catalogue import DEFENSES, OURS, Needs
+from oag_transform.baselines.catalogue import DEFENSES, OAG, Needs
 from oag_transform.evaluation.catalogue import ATTACKS, EXPERIMENTS
 from oag_transform.evaluation.data import Listing, image_folder
 from oag_transform.evaluation.experiments import plan
@@ -113,7 +113,7 @@ def test_a_second_run_computes_nothing_and_a_changed_setting_does(
     def again(*_: object, **__: object) -> None:
         raise RuntimeError("computed again")
 
-    monkeypatch.setattr("oag_transform.defenses.filters.MeanFilter.forward", again)
+    monkeypatch.setattr("oag_transform.baselines.filters.MeanFilter.forward", again)
     assert main(run) == 0
     after = json.loads((tmp_path / "table1.json").read_text())
     assert before["rows"] == after["rows"]
@@ -171,7 +171,7 @@ def test_fit_target_and_evaluate_it(folder: Path, tmp_path: Path) -> None:
 
 
 def test_fit_pixelcnn_and_defend_with_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from oag_transform.defenses import pixeldefend
+    from oag_transform.baselines import pixeldefend
 
     fit = pixeldefend.fit_pixelcnn
     monkeypatch.setattr(pixeldefend, "fit_pixelcnn", lambda images, **more: fit(images, steps=2, **more))
@@ -309,7 +309,7 @@ def test_a_corrupt_image_ends_the_run_with_its_name(folder: Path, tmp_path: Path
 def test_without_its_extra_the_command_names_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "oag_transform.defenses.denoisers", raising=False)  # imported again, in vain
+    monkeypatch.delitem(sys.modules, "oag_transform.baselines.denoisers", raising=False)  # imported again, in vain
     for name in [name for name in sys.modules if name.partition(".")[0] == "skimage"]:
         monkeypatch.setitem(sys.modules, name, None)
     assert main(arguments(folder, tmp_path, "table4")) == 2
@@ -347,7 +347,7 @@ def test_rows_of_ours_at_the_default_and_those_with_views_as_in_a_defended_model
     assert list(every)[-3:] == ["oag-full-4-views", "oag", "oag-4-views"]
     made = [family.make(3, 0, Needs()).settings.strength for family in list(every.values())[-3:]]  # type: ignore[union-attr]
     assert made == [1, None, None]
-    assert every["oag"].label == OURS
+    assert every["oag"].label == OAG
     assert every["oag"].published == every["oag-4-views"].published == OnlineAlternateGenerator().settings.network_steps
     assert {key: family.in_views for key, family in every.items()} == {key: "4-views" in key for key in every}
     assert DefendedModel(every["oag"].make(3, 0, Needs())).samples == 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from oag_transform import OnlineAlternateGenerator
-from oag_transform.defenses.catalogue import Defense, Needs, chosen
+from oag_transform.baselines.catalogue import Defense, Needs, chosen
 from oag_transform.evaluation.attacks import Attack, fgsm, igsm, mifgsm
 from oag_transform.evaluation.catalogue import EXPERIMENTS, experiment
 from oag_transform.evaluation.data import image_folder

@@ -19,9 +19,9 @@ from scipy.fft import dctn, idctn
 from torch import Generator, Tensor, nn
 
 from oag_transform import DefendedModel, noise_level
-from oag_transform.defenses import denoisers, filters
-from oag_transform.defenses.denoisers import TVM, NonLocalMeans, PixelDeflection, TotalVariation, Wavelets
-from oag_transform.defenses.filters import (
+from oag_transform.baselines import denoisers, filters
+from oag_transform.baselines.denoisers import TVM, NonLocalMeans, PixelDeflection, TotalVariation, Wavelets
+from oag_transform.baselines.filters import (
     JPEG,
     BitDepth,
     GaussianNoise,

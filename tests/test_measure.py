@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator, streams
-from oag_transform.defenses import denoisers, filters, per_image
-from oag_transform.defenses.catalogue import DEFENSES, Needs
-from oag_transform.defenses.filters import JPEG, GaussianNoise, MeanFilter
+from oag_transform.baselines import denoisers, filters, per_image
+from oag_transform.baselines.catalogue import DEFENSES, Needs
+from oag_transform.baselines.filters import JPEG, GaussianNoise, MeanFilter
 from oag_transform.evaluation.attacks import igsm
 from oag_transform.evaluation.data import image_folder
 from oag_transform.evaluation.measure import (

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
-from oag_transform.defenses.per_image import (
+from oag_transform.baselines.per_image import (
     DeepImagePrior,
     OnlineAutoencoder,
     Weights,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from oag_transform.defenses.pixeldefend import (
+from oag_transform.baselines.pixeldefend import (
     Mixture,
     PixelCNN,
     PixelDefend,

@@ -23,43 +23,43 @@ def chosen(*rows: Row) -> tuple[str, list[str], str]:
 
 
 NONE = row("None", 40, 0)
-OURS = row("ours", 38, 30, 0.5)
+OAG = row("ours", 38, 30, 0.5)
 
 
 def test_the_cheapest_that_is_level_with_the_best_is_taken() -> None:
     jpeg = row("JPEG", 38, 26, 0.01)  # 4 of 4 discordant images lost: p = 0.125
-    assert chosen(NONE, OURS, jpeg) == ("ours", ["ours", "JPEG"], "JPEG")
-    assert chosen(NONE, jpeg, OURS) == ("ours", ["JPEG", "ours"], "JPEG")
+    assert chosen(NONE, OAG, jpeg) == ("ours", ["ours", "JPEG"], "JPEG")
+    assert chosen(NONE, jpeg, OAG) == ("ours", ["JPEG", "ours"], "JPEG")
 
 
 def test_worse_under_attack_is_not_level() -> None:
     # 5 of 5 lost: p = 0.0625, level; 6 of 6: p = 0.03125
-    assert chosen(NONE, OURS, row("JPEG", 38, 25, 0.01))[1] == ["ours", "JPEG"]
-    assert chosen(NONE, OURS, row("JPEG", 38, 24, 0.01)) == ("ours", ["ours"], "ours")
+    assert chosen(NONE, OAG, row("JPEG", 38, 25, 0.01))[1] == ["ours", "JPEG"]
+    assert chosen(NONE, OAG, row("JPEG", 38, 24, 0.01)) == ("ours", ["ours"], "ours")
 
 
 def test_worse_on_clean_images_is_not_level_and_better_is() -> None:
-    assert chosen(NONE, OURS, row("JPEG", 32, 30, 0.01))[1:] == (["ours"], "ours")
+    assert chosen(NONE, OAG, row("JPEG", 32, 30, 0.01))[1:] == (["ours"], "ours")
     better = row("JPEG", 40, 26, 0.01)
     assert chosen(NONE, row("ours", 32, 30, 0.5), better)[1:] == (["ours", "JPEG"], "JPEG")
 
 
 def test_the_test_is_paired() -> None:
     # as many right, but other images: no one is ahead; and far fewer, but of images that the best has wrong
-    assert chosen(NONE, OURS, row("JPEG", 38, 30, 0.01, first=10))[1] == ["ours", "JPEG"]
+    assert chosen(NONE, OAG, row("JPEG", 38, 30, 0.01, first=10))[1] == ["ours", "JPEG"]
     assert chosen(NONE, row("ours", 38, 24, 0.5), row("JPEG", 38, 16, 0.01, first=24))[1] == ["ours", "JPEG"]
 
 
 def test_rows_that_failed_or_have_fewer_images_are_left_out() -> None:
     few = Row("slow", (Cell("11"), Cell("11"), Cell("11")), 0.001, "", "slow")
-    assert chosen(NONE, few, OURS, row("broken", 40, 40, 0.001, error="no"))[0] == "ours"
+    assert chosen(NONE, few, OAG, row("broken", 40, 40, 0.001, error="no"))[0] == "ours"
     assert choose([row("broken", 0, 0, error="no")], clean=0, attacked=(1, 2)) is None
     assert recommend([], clean=0, attacked=[1]) == "Nothing was measured that could be recommended."
 
 
 def test_no_defense_is_recommended_where_none_can_be_told_from_it() -> None:
     strong = row("None", 40, 29)
-    words = recommend([strong, OURS], clean=0, attacked=(1, 2))
+    words = recommend([strong, OAG], clean=0, attacked=(1, 2))
     assert "No defense can be told from 'None' here" in words
     assert "DefendedModel" not in words
 
@@ -68,13 +68,13 @@ def test_no_defense_is_recommended_where_none_can_be_told_from_it() -> None:
     ("rows", "parts"),
     [
         (
-            (NONE, OURS, row("JPEG", 38, 26, 0.0123)),
+            (NONE, OAG, row("JPEG", 38, 26, 0.0123)),
             ["all 40 images, ours has the highest mean accuracy under attack: 75.0%, and 95.0% on clean", "is JPEG.",
              "The cheapest of these is JPEG: DefendedModel(target, JPEG), 0.012 s an image."],
         ),
-        ((NONE, OURS), ["No other is level with it", "Take DefendedModel(target, ours), 0.5 s an image."]),
+        ((NONE, OAG), ["No other is level with it", "Take DefendedModel(target, ours), 0.5 s an image."]),
         (
-            (NONE, OURS, row("slower", 38, 29, 3.0), row("slowest", 38, 29, 4.0)),
+            (NONE, OAG, row("slower", 38, 29, 3.0), row("slowest", 38, 29, 4.0)),
             ["are slower; slowest.", "It is also the cheapest of these: DefendedModel(target, ours)"],
         ),
     ],

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
-from oag_transform.defenses.filters import JPEG, Randomization
+from oag_transform.baselines.filters import JPEG, Randomization
 from oag_transform.straight_through import straight_through
 
 PURIFY = OnlineAlternateGenerator(network_steps=2, filters=4, seed=0)

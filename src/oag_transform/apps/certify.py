@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..defenses.smoothing import DENOISERS, Denoiser, denoisers
+from ..baselines.smoothing import DENOISERS, Denoiser, denoisers
 from . import photographs, process
 
 HELP = "prove within which radius a smoothed classifier's answer can't change"
@@ -65,7 +65,7 @@ class CertifyOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments; the denoisers are those of :data:`oag_transform.defenses.smoothing.DENOISERS`."""
+    """The command's arguments; the denoisers are those of :data:`oag_transform.baselines.smoothing.DENOISERS`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
         "Certified accuracy against L2 radius by randomized smoothing, behind our denoiser and behind others, on\n"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import streams
 from ..defended import DefendedModel
-from ..defenses.filters import JPEG
+from ..baselines.filters import JPEG
 from ..evaluation.attacks import cw, paper_attacks
 from ..evaluation.backbones import efficientnet_lite
 from ..evaluation.render.figures import residuals
@@ -23,7 +23,7 @@ STEPS = 5  # of that attack, of 2 grey levels each
 THROUGH = 8  # photographs that are attacked through the defense
 CW_STEPS = 10  # of Adam, in one search: as many succeed as with 30 in two
 QUALITY = 75
-NONE, VIEWS, COMPRESSED, NOISE, OURS = "as it is", "four views alone", f"JPEG {QUALITY}", "white noise as strong", "ours"
+NONE, VIEWS, COMPRESSED, NOISE, OAG = "as it is", "four views alone", f"JPEG {QUALITY}", "white noise as strong", "ours"
 CLEAN, ADAPTIVE = "clean", "through it"
 
 
@@ -65,7 +65,7 @@ def measure(seed: int = 0, count: int = 20, ours: Callable[..., Tensor] | None =
         NONE: DefendedModel(target, _nothing, shift=0),
         VIEWS: DefendedModel(target, _nothing),
         COMPRESSED: DefendedModel(target, JPEG(QUALITY)),
-        OURS: DefendedModel(target, OnlineAlternateGenerator(seed=seed) if ours is None else ours),
+        OAG: DefendedModel(target, OnlineAlternateGenerator(seed=seed) if ours is None else ours),
     }
     images = {CLEAN: clean}
     _say("attacks")
@@ -76,7 +76,7 @@ def measure(seed: int = 0, count: int = 20, ours: Callable[..., Tensor] | None =
     _say("purification")
     start = time.perf_counter()
     with torch.no_grad():
-        purified = {name: models[OURS].purify(x) for name, x in images.items()}
+        purified = {name: models[OAG].purify(x) for name, x in images.items()}
     seconds = (time.perf_counter() - start) / (len(labels) * len(images))
     changes = {name: (purified[name] - x).square().mean((1, 2, 3)).sqrt() for name, x in images.items()}
 
@@ -89,7 +89,7 @@ def measure(seed: int = 0, count: int = 20, ours: Callable[..., Tensor] | None =
         right = {
             **{row: {name: _behind(models[row], x, labels) for name, x in images.items()} for row in (NONE, VIEWS, COMPRESSED)},
             NOISE: {name: _behind(noisy(x, name), x, labels) for name, x in images.items()},
-            OURS: {name: _right(models[OURS], purified[name], labels) for name in images},
+            OAG: {name: _right(models[OAG], purified[name], labels) for name in images},
         }
     models[NOISE] = noisy(clean[:THROUGH], CLEAN)
     _say("attacks through the defenses")

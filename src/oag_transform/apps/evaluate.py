@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..defenses.catalogue import DEFENSES, OURS_KEY, Defense, Needs, chosen
+from ..baselines.catalogue import DEFENSES, OAG_KEY, Defense, Needs, chosen
 from ..evaluation.catalogue import ATTACKS, EXPERIMENTS, Experiment, attack, experiment
 from . import photographs, process
 
@@ -269,7 +269,7 @@ def _plan(options: EvaluateOptions) -> "Plan":
     needs = Needs(_pixelcnn(options.pixelcnn), dtype)
     paper = options.setting == "paper"
     every = tuple(as_published(family) if paper else family for family in _tuned(options.tuned))
-    network_steps = next(int(family.tuned) for family in every if family.key == OURS_KEY)
+    network_steps = next(int(family.tuned) for family in every if family.key == OAG_KEY)
     families = _families(options, every, needs)
     targets = [
         load_target(name, weights, classes=listing.classes, device=device, resize=options.resize, crop=options.crop)
@@ -324,7 +324,7 @@ def _attacks(options: EvaluateOptions) -> "tuple[Attack, ...]":
 
 
 def _pixelcnn(path: Path | None) -> object:
-    from ..defenses.pixeldefend import load_pixelcnn  # with torch
+    from ..baselines.pixeldefend import load_pixelcnn  # with torch
 
     return None if path is None else load_pixelcnn(path)
 

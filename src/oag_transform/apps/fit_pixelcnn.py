@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
     asked = FitPixelcnnOptions.of(options)
     process.log_to_stderr()
     # torch, for a command that runs
-    from ..defenses.pixeldefend import bits_per_dim, fit_pixelcnn, save_pixelcnn
+    from ..baselines.pixeldefend import bits_per_dim, fit_pixelcnn, save_pixelcnn
     from ..evaluation import data
 
     photographs.check_output(asked.out)

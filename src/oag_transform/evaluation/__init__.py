@@ -15,5 +15,5 @@ On the command line it is ``oag-transform evaluate``. Its parts serve on their o
 - :mod:`~oag_transform.evaluation.recommend`: what to take, in words
 - :mod:`~oag_transform.evaluation.render`: how results are shown, from their JSON alone
 
-The defenses are in :mod:`oag_transform.defenses`.
+The defenses are in :mod:`oag_transform.baselines`.
 """

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..defended import DefendedModel
-from ..defenses.catalogue import OURS_KEY
-from ..defenses.smoothing import Denoiser
+from ..baselines.catalogue import OAG_KEY
+from ..baselines.smoothing import Denoiser
 from ..generator.run import operands
 from ..generator.settings import Settings
 from ..smoothed import COUNTING, LOOKS, SELECTION, Certificate, SmoothedModel, Tally, certificate, lower_bound
@@ -189,7 +189,7 @@ class Certification:
 
     def ours(self, noise_std: float) -> CertifiedRow | None:
         """Our row at this noise, where there is one that could be measured."""
-        found = [row for row in self.at_noise(noise_std) if row.denoiser == OURS_KEY and not row.error]
+        found = [row for row in self.at_noise(noise_std) if row.denoiser == OAG_KEY and not row.error]
         return found[0] if found else None
 
     def at_noise(self, noise_std: float) -> list[CertifiedRow]:
@@ -234,7 +234,7 @@ def certify(
         listing: the photographs.
         data: their name.
         noises: standard deviations of the smoothing noise, on the [0, 1] scale.
-        denoisers: see :data:`oag_transform.defenses.smoothing.DENOISERS`.
+        denoisers: see :data:`oag_transform.baselines.smoothing.DENOISERS`.
         count: of photographs, right or wrong.
         plan: see :class:`Plan`.
         cache: folder of tallies, one file for each photograph and row. What is in it is taken from there.

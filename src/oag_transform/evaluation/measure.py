@@ -76,7 +76,7 @@ class Candidate:
         make: seed -> the defense, a transform of [0, 1] batches; None where there is no defense.
         in_views: seen in the four views of a :class:`~oag_transform.DefendedModel`, or as it is.
         count: the first so many images only, for slow defenses; None: all of them.
-        defense: key in :data:`oag_transform.defenses.catalogue.DEFENSES`; empty for none of them.
+        defense: key in :data:`oag_transform.baselines.catalogue.DEFENSES`; empty for none of them.
         setting: of that defense.
     """
 

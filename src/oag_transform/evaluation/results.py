@@ -64,7 +64,7 @@ class Row:
         cells: one for each column; None where nothing was measured.
         seconds: seconds an image, of the defense alone; None where there is no defense or it was not timed.
         error: why the defense could not be measured; empty where it could.
-        defense: key of the defense in :data:`oag_transform.defenses.catalogue.DEFENSES`; empty for none of them.
+        defense: key of the defense in :data:`oag_transform.baselines.catalogue.DEFENSES`; empty for none of them.
         setting: of that defense.
         code: Python that makes the model that was measured, such as ``"DefendedModel(target, JPEG(25))"``.
     """

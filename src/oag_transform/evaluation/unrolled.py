@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import _checks, streams
 from ..defended import DefendedModel
-from ..defenses.in_turn import InTurn
+from ..baselines.compose import Compose
 from ..generator import reference
 from ..transform import OnlineAlternateGenerator
 
@@ -91,4 +91,4 @@ class _Expected(torch.autograd.Function):
 def _unrolled(defense: Any, expected: bool) -> Any:
     if isinstance(defense, OnlineAlternateGenerator):
         return Unrolled(defense, expected=expected)
-    return InTurn(*(_unrolled(each, expected) for each in defense.defenses)) if isinstance(defense, InTurn) else defense
+    return Compose(*(_unrolled(each, expected) for each in defense.defenses)) if isinstance(defense, Compose) else defense

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from ...defenses.catalogue import OURS_KEY, Defense
+from ...baselines.catalogue import OAG_KEY, Defense
 from ...stopping import smallest_flat_step
 from ...transform import DivergenceError
 from ..attacks import igsm
@@ -53,7 +53,7 @@ def fig4(plan: Plan) -> Result:
     rows = []
     for column in columns:
         cells = along(plan.subject, model, column.images(plan.subject, longest), steps, column.label)
-        rows.append(Row(column.label, tuple(cells), defense=OURS_KEY))
+        rows.append(Row(column.label, tuple(cells), defense=OAG_KEY))
     curve = [(step, cell.accuracy) for step, cell in zip(steps, rows[0].cells, strict=True) if cell is not None]
     chosen = smallest_flat_step(curve, FLAT)
     lines = Lines(
@@ -88,7 +88,7 @@ def tradeoff(plan: Plan) -> Result:
         drawn = tuple(len(rows) + i for i, row in enumerate(found) if not row.error)
         rows += found
         if drawn:
-            curves.append(Curve(family.label, drawn, family.key == OURS_KEY))
+            curves.append(Curve(family.label, drawn, family.key == OAG_KEY))
     caption = "Clean accuracy, and mean accuracy under the attacks, of each setting."
     return plan.result(
         "tradeoff",
@@ -131,7 +131,7 @@ def _gaussian(plan: Plan) -> Column:
 
 def _settings(plan: Plan, family: Defense, columns: Sequence[Column]) -> list[Row]:
     """A defense at each of its settings, in their order."""
-    if family.key == OURS_KEY:
+    if family.key == OAG_KEY:
         return _our_settings(plan, family, columns)
     return [measure(plan.subject, plan.candidate(family, setting), columns) for setting in family.settings]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ...defenses.catalogue import NONE, OURS_KEY, VIEWS, Defense, Needs, by_key
+from ...baselines.catalogue import NONE, OAG_KEY, VIEWS, Defense, Needs, by_key
 from ...generator.settings import PAPER
 from ...transform import OnlineAlternateGenerator
 from .. import catalogue
@@ -71,7 +71,7 @@ class Plan:
         def make(seed: int) -> nn.Module:
             return OnlineAlternateGenerator(**chosen, seed=seed)
 
-        return Candidate(label, make, defense=OURS_KEY, setting=chosen["network_steps"])
+        return Candidate(label, make, defense=OAG_KEY, setting=chosen["network_steps"])
 
     def candidate(self, family: Defense, setting: float) -> Candidate:
         """A defense at one setting."""
@@ -141,9 +141,9 @@ class Plan:
 
 def as_published(family: Defense) -> Defense:
     """Our transform at the paper's setting in place of the default; another defense as it is."""
-    if family.key != OURS_KEY:
+    if family.key != OAG_KEY:
         return family
-    return dataclasses.replace(by_key("oag-paper"), key=OURS_KEY, settings=PAPER_STEPS, slow=False)
+    return dataclasses.replace(by_key("oag-paper"), key=OAG_KEY, settings=PAPER_STEPS, slow=False)
 
 
 def seen_by(subjects: Sequence[Subject]) -> dict[str, str]:
@@ -178,7 +178,7 @@ def with_mean(row: Row, of: int = 0) -> Row:
 
 def is_ours(row: Row) -> bool:
     """Whether it is a row of our transform, at whatever setting."""
-    return row.defense.split("-")[0] == OURS_KEY
+    return row.defense.split("-")[0] == OAG_KEY
 
 
 def against_peers(rows: Sequence[Row]) -> list[str]:

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from ...defenses.catalogue import OURS_KEY
+from ...baselines.catalogue import OAG_KEY
 from ...transform import OnlineAlternateGenerator
 from ..attacks import Attack
 from ..measure import NO_DEFENSE, Column, GrayBox, attacked, classify, measure, probabilities
@@ -134,7 +134,7 @@ def table6(plan: Plan) -> Result:
 
 def autoencoder(plan: Plan) -> Result:
     """IV-H: whether the alternate update is needed."""
-    pair = tuple(family for family in plan.families if family.key in ("autoencoder", OURS_KEY))
+    pair = tuple(family for family in plan.families if family.key in ("autoencoder", OAG_KEY))
     subject = plan.subject.first(plan.slow_count)  # the same images for both
     small = dataclasses.replace(plan, families=pair, subject=subject)
     columns = small.columns(plan.attacks)

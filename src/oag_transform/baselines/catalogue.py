@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # a command line is parsed with this list, before anybody waits for torch
     from torch import nn
 
-OURS = "Online alternate generator"
-OURS_KEY = "oag"
+OAG = "Online alternate generator"
+OAG_KEY = "oag"
 NONE = "None"
 VIEWS = "4 views"
 
@@ -157,11 +157,11 @@ _NOISE = Defense(
     settings=(6, 12, 18, 24),
     differentiable=True,
 )
-_OURS = Defense(key="oag", label=OURS, knob="T_N", make=_ours, published=9, tuned=9, settings=(48, 36, 24, 18, 12, 9, 6))
+_OURS = Defense(key="oag", label=OAG, knob="T_N", make=_ours, published=9, tuned=9, settings=(48, 36, 24, 18, 12, 9, 6))
 _OURS_FULL = dataclasses.replace(
     _OURS,
     key="oag-full",
-    label=f"{OURS}, full strength",
+    label=f"{OAG}, full strength",
     make=lambda steps, seed, needs: _ours(steps, seed, needs, strength=1.0),
 )
 
@@ -300,7 +300,7 @@ DEFENSES: tuple[Defense, ...] = (
     ),
     Defense(
         key="oag-paper",
-        label=f"{OURS}, paper(), closed form",
+        label=f"{OAG}, paper(), closed form",
         knob="T_N",
         make=_ours_as_published,
         published=300,

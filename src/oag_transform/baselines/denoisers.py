@@ -1,6 +1,6 @@
 """Portable defenses that denoise: total variation, wavelets, and means or transforms of patches that look alike.
 
-The contract is that of :mod:`oag_transform.defenses.filters`; none has a gradient. All but :class:`TVM` work on the CPU.
+The contract is that of :mod:`oag_transform.baselines.filters`; none has a gradient. All but :class:`TVM` work on the CPU.
 """
 
 import importlib

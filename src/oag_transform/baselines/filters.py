@@ -5,7 +5,7 @@ device (:class:`Randomization` to larger ones). Those that say so have a gradien
 compute, for ``DefendedModel(..., gradient="own")``; the result of the others has none. ``index`` names the random streams of
 the images: an integer is that of the first image, image i uses stream ``index + i`` of ``seed``; a sequence has one for each.
 ``seed=None`` draws a fresh seed in each call. All raise ValueError for bad hyper-parameters, and ValueError or TypeError for
-other images than these. Peers that denoise are in :mod:`oag_transform.defenses.denoisers`.
+other images than these. Peers that denoise are in :mod:`oag_transform.baselines.denoisers`.
 """
 
 import io

@@ -1,7 +1,7 @@
 """The list of denoisers before a classifier that is smoothed: ours and its controls, each set by the noise's known strength.
 
 How they were set is in docs/certificates.md: on noisy photographs, without an attack, and none on the images of its tables.
-Light to import, as :mod:`oag_transform.defenses.catalogue` is.
+Light to import, as :mod:`oag_transform.baselines.catalogue` is.
 """
 
 import importlib
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .catalogue import NONE, OURS, OURS_KEY
+from .catalogue import NONE, OAG, OAG_KEY
 
 if TYPE_CHECKING:  # a command line is parsed with this list, before anybody waits for torch
     from torch import nn
@@ -62,7 +62,7 @@ def _denoiser(name: str, *arguments: float, **settings: float) -> "nn.Module":
 
 
 DENOISERS: tuple[Denoiser, ...] = (
-    Denoiser(OURS_KEY, OURS, _ours),
+    Denoiser(OAG_KEY, OAG, _ours),
     Denoiser("none", NONE, _none),
     # 50 iterations come within 2.5 grey levels (RMS) of the minimum, closer than the library's own early stop
     Denoiser("tv", "Total variation", lambda std, *_: _denoiser("TotalVariation", 0.8 * std, iterations=50)),

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class InTurn(nn.Module):
+class Compose(nn.Module):
     """One defense after the other, such as noise first and then what removes it; ``index`` goes to those that take one."""
 
     def __init__(self, *defenses: nn.Module) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from oag_transform import OnlineAlternateGenerator
-from oag_transform.defenses import catalogue, denoisers, filters, per_image
-from oag_transform.defenses.catalogue import DEFENSES, OURS, Defense, Needs, by_key, chosen
-from oag_transform.defenses.filters import JPEG, MeanFilter
-from oag_transform.defenses.pixeldefend import PixelCNN
+from oag_transform.baselines import catalogue, denoisers, filters, per_image
+from oag_transform.baselines.catalogue import DEFENSES, OAG, Defense, Needs, by_key, chosen
+from oag_transform.baselines.filters import JPEG, MeanFilter
+from oag_transform.baselines.pixeldefend import PixelCNN
 
 every = pytest.mark.parametrize("defense", DEFENSES, ids=lambda defense: defense.key)
 NEEDS = Needs(pixelcnn=PixelCNN(radius=1, hidden=4, layers=1, components=1), compute_dtype=torch.bfloat16)
@@ -31,7 +31,7 @@ def image() -> Tensor:
 
 
 def test_importing_it_imports_nothing_heavy() -> None:
-    program = "import sys, oag_transform.defenses.catalogue; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    program = "import sys, oag_transform.baselines.catalogue; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(result.stdout.split())
     assert "oag_transform" in loaded
@@ -41,8 +41,8 @@ def test_importing_it_imports_nothing_heavy() -> None:
 def test_names_are_unique_and_ours_stands_last() -> None:
     for names in ([d.key for d in DEFENSES], [d.label for d in DEFENSES]):
         assert len(set(names)) == len(names)
-    assert [d.key for d in DEFENSES if d.label.startswith(OURS)] == [d.key for d in DEFENSES[-4:]]
-    assert by_key("oag").label == OURS
+    assert [d.key for d in DEFENSES if d.label.startswith(OAG)] == [d.key for d in DEFENSES[-4:]]
+    assert by_key("oag").label == OAG
 
 
 @every
@@ -63,7 +63,7 @@ def test_each_makes_an_image_of_an_image(defense: Defense) -> None:
     result = module(image().requires_grad_(), index=[5])
     assert result.shape == image().shape or defense.key == "randomization"
     assert ((result >= 0) & (result <= 1)).all()
-    assert result.requires_grad == (defense.differentiable or defense.label.startswith(OURS))  # ours: straight through
+    assert result.requires_grad == (defense.differentiable or defense.label.startswith(OAG))  # ours: straight through
 
 
 @pytest.mark.parametrize(
@@ -112,4 +112,4 @@ def test_defenses_are_chosen_by_key() -> None:
 def test_setting_and_label_are_described() -> None:
     assert by_key("jpeg").describe(75) == "JPEG, quality 75"
     assert by_key("randomization").describe(331 / 299) == "Randomization, ratio 1.107"
-    assert dataclasses.replace(by_key("oag"), knob="T").describe(12) == f"{OURS}, T 12"
+    assert dataclasses.replace(by_key("oag"), knob="T").describe(12) == f"{OAG}, T 12"
