@@ -1,6 +1,5 @@
 """The service: real servers on loopback, with a classifier of dark and bright; its limits, its batches, its page."""
 
-import argparse
 import asyncio
 import base64
 import contextlib
@@ -41,7 +40,8 @@ import uvicorn
 
 from examples import ask_service
 from oag_transform import DivergenceError, OnlineAlternateGenerator
-from oag_transform.apps import cli, serve
+from oag_transform.apps import cli
+from oag_transform.apps.serve import Serve
 from oag_transform.apps.service import application
 from oag_transform.apps.service.application import HERE
 from oag_transform.apps.service.batching import Batcher
@@ -643,19 +643,14 @@ def test_wrong_arguments_are_one_line(arguments: list[str], words: str, capsys: 
 
 
 def test_loopback_is_the_default() -> None:
-    parser = argparse.ArgumentParser()
-    serve.add_arguments(parser)
-    assert parser.parse_args(["--model", "x"]).host == "127.0.0.1"
+    assert Serve(model="x").host == "127.0.0.1"
 
 
-@pytest.mark.parametrize(("given", "changed"), [([], {}), (["--network-steps", "3"], {"network_steps": 3})])
-def test_the_service_purifies_as_the_transform_does(given: list[str], changed: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", [{}, {"network_steps": 3, "strength": 0.5}])
+def test_the_service_purifies_as_the_transform_does(changed: dict[str, Any], tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(CLASSES), encoding="utf-8")
-    parser = argparse.ArgumentParser()
-    serve.add_arguments(parser)
-    arguments = ["--model", "tests.tiny:brightness", "--labels", str(labels), "--crop", "40", "--resize", "40", *given]
-    engine = serve._engine(serve.ServeOptions.of(parser.parse_args(arguments)))
+    engine = Serve(model="tests.tiny:brightness", labels=labels, crop=40, resize=40, **changed).engine()
     assert engine.transform.settings == OnlineAlternateGenerator(**changed).settings
 
 
