@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import PIL.Image
+import pytest
 import torch
 from torchvision.transforms.v2 import functional
 from torchvision.transforms.v2.functional import to_pil_image
 
 from examples import choose_network_steps, defended_model, torchvision_pipeline
 from oag_transform import OnlineAlternateGenerator
-from oag_transform.generator.run import _multiplies_bfloat16 as multiplies_bfloat16
 from oag_transform.streams import index_of
 from tests.photographs import photographs
 
@@ -48,6 +48,7 @@ def test_choose_network_steps() -> None:
     assert chosen.steps == next(step for step, accuracy in chosen.curve if accuracy >= best - 0.01)
 
 
+@pytest.mark.usefixtures("choice_of_processes")
 def test_distributed_sampler(tmp_path: Path) -> None:
     """Two processes and three images: each image once, and as one process makes it."""
     (tmp_path / "in").mkdir()
@@ -57,8 +58,7 @@ def test_distributed_sampler(tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([*launcher, str(example), str(tmp_path / "in"), str(tmp_path / "out")], check=True, env=environment)
-    chosen = torch.bfloat16 if multiplies_bfloat16() else torch.float32  # in the processes, whatever --bfloat16 says
-    transform = OnlineAlternateGenerator(seed=0, compute_dtype=chosen)
+    transform = OnlineAlternateGenerator(seed=0)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0.png", "1.png", "2.png"]
     for path in (tmp_path / "in").iterdir():
         expected = transform(PIL.Image.open(path), index=index_of(path.name))
