@@ -288,3 +288,98 @@ def test_from_torchvision(name: str | WeightsEnum, monkeypatch: pytest.MonkeyPat
 def test_from_torchvision_refuses_what_is_no_classifier(name: Any) -> None:
     with pytest.raises(ValueError, match="classifier"):
         DefendedModel.from_torchvision(name)
+
+
+class WorksInPlace(nn.Module):
+    """A target that normalises in place, as many scripts do, and gives its answers in one buffer, as CUDA graphs do."""
+
+    def __init__(self, target: nn.Module) -> None:
+        super().__init__()
+        self.target = target
+        self.buffer: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.target(images.sub_(0.45).div_(0.22))
+        if logits.requires_grad:
+            return logits
+        self.buffer = torch.empty_like(logits) if self.buffer is None else self.buffer
+        return self.buffer.copy_(logits)
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_what_works_in_place_changes_neither_other_views_nor_the_callers_images(samples: int, shift: int) -> None:
+    images, bare = rand(2, 3, 20, 20), make_target()
+    mean, std = [0.45] * 3, [0.22] * 3
+    for defended_by in (defense(), nn.Identity()):
+        settings = {"samples": samples, "shift": shift}
+        expected = DefendedModel(bare, defended_by, normalize=Normalize(mean, std), **settings)
+        models = [
+            DefendedModel(bare, defended_by, normalize=Normalize(mean, std, inplace=True), **settings),
+            DefendedModel(WorksInPlace(bare), defended_by, **settings),
+        ]
+        for model in models:
+            given = images.clone()
+            with torch.no_grad():
+                torch.testing.assert_close(model(given), expected(given), rtol=1e-5, atol=1e-6)
+                purified = expected.purify(given)
+                kept = purified.clone()
+                model.classify(purified)
+            assert torch.equal(given, images)
+            assert torch.equal(purified, kept)
+            point, other = given.clone().requires_grad_(), given.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(model(point).square().sum(), point)
+            (right,) = torch.autograd.grad(expected(other).square().sum(), other)
+            torch.testing.assert_close(slope, right, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "own"])
+def test_a_defense_that_works_in_place_leaves_the_callers_images(gradient: Any) -> None:
+    images, target = rand(2, 3, 20, 20), make_target()
+    given = images.clone()
+    found = DefendedModel(target, lambda x: x.mul_(0.5), shift=0, gradient=gradient)(given)
+    assert torch.equal(found, target(images * 0.5))
+    assert torch.equal(given, images)
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_a_target_may_begin_with_an_operation_in_place(shift: int) -> None:
+    bare, images = make_target(), rand(2, 3, 20, 20)
+    slopes = []
+    for target in (nn.Sequential(nn.ReLU(inplace=True), bare), nn.Sequential(nn.ReLU(), bare)):
+        point = images.clone().requires_grad_()
+        slopes += torch.autograd.grad(DefendedModel(target, defense(), shift=shift)(point).square().sum(), point)
+    assert torch.equal(*slopes)
+
+
+class NotFinite(nn.Module):
+    """A target whose logits are of another value where an image is bright; class 0 of two else."""
+
+    def __init__(self, value: float, column: int = 1) -> None:
+        super().__init__()
+        self.value, self.column = value, column
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = torch.stack([torch.ones(len(images)), torch.zeros(len(images)), torch.zeros(len(images))], 1)
+        logits[images.mean((1, 2, 3)) > 0.8, self.column] = self.value
+        return logits
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("samples", "shift"), [(1, 0), (2, 0), (1, 3), (3, 3)])
+def test_logits_that_are_not_finite_are_an_error_that_names_the_image(value: float, samples: int, shift: int) -> None:
+    images = torch.full((5, 3, 20, 20), 0.5)
+    images[[1, 4]] = 1.0
+    model = DefendedModel(NotFinite(value), nn.Identity(), samples=samples, shift=shift)
+    with pytest.raises(ValueError, match=r"expected finite logits, got NaN or infinity for image\(s\) \[1, 4\]"):
+        model(images)
+    assert model(images[[0, 2, 3]]).argmax(1).tolist() == [0, 0, 0]
+
+
+def test_another_defense_after_construction_gets_the_streams_too() -> None:
+    images = rand(2, 3, 20, 20)
+    model = DefendedModel(make_target(), nn.Identity(), shift=0)
+    model.defense = defense()
+    assert torch.equal(model.purify(images, index=[7, 3]), defense()(images, index=[7, 3]))
+    model.defense = nn.Identity()
+    assert torch.equal(model.purify(images, index=[7, 3]), images)

@@ -1,8 +1,9 @@
 """The validators: what is wrong is named, with what was expected, before any work is done."""
 
+import contextlib
 import math
 import numbers
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import PIL.Image
@@ -13,6 +14,25 @@ from torchvision import tv_tensors
 NOT_TRACED = "a defense can't be exported or traced: it trains a network for each image; export the target alone"
 NOT_VMAPPED = "a defense can't be vmapped: it takes batches (N, C, H, W) as they are; call it on the batch"
 RANGE_TOLERANCE = 1e-4  # rounding of a normalisation undone; anything more is an error
+
+
+class NonFiniteLogitsError(ValueError):
+    """A classifier gave logits that are NaN or infinite.
+
+    Attributes:
+        images: positions of the images in what was classified.
+    """
+
+    def __init__(self, images: list[int]) -> None:
+        super().__init__(images)
+        self.images = images
+
+    def __str__(self) -> str:
+        first = ", ".join(map(str, self.images[:10])) + (", ..." if len(self.images) > 10 else "")
+        return (
+            f"expected finite logits, got NaN or infinity for image(s) [{first}]; a network in float16 may overflow, "
+            "use float32 or bfloat16"
+        )
 
 
 def integer(name: str, value: Any, *, at_least: int = 0) -> int:
@@ -193,6 +213,27 @@ def logits(output: Any, count: int) -> Tensor:
             + ("; give a binary classifier two logits, (-x, x)" if found.shape[1:] in ((), (1,)) else "")
         )
     return found
+
+
+def finite(logits: Tensor) -> Tensor:
+    """The logits (..., N, classes) themselves, all of them finite.
+
+    Raises:
+        NonFiniteLogitsError: NaN or infinity, with the rows 0 to N - 1 that have it; see :func:`rows_are`.
+    """
+    good = logits.detach().isfinite().all(-1)
+    if not good.all():
+        raise NonFiniteLogitsError((~good).reshape(-1, logits.shape[-2]).any(0).nonzero().flatten().tolist())
+    return logits
+
+
+@contextlib.contextmanager
+def rows_are(images: Sequence[int]) -> Iterator[None]:
+    """In here row r of a batch is image ``images[r]``: a :class:`NonFiniteLogitsError` names that one."""
+    try:
+        yield
+    except NonFiniteLogitsError as error:
+        raise NonFiniteLogitsError(sorted({images[row] for row in error.images})) from error
 
 
 def _size(height: int, width: int, minimum: int) -> None:

@@ -81,7 +81,6 @@ class DefendedModel(nn.Module):
         self.target = target
         self.defense = OnlineAlternateGenerator() if defense is None else defense
         self.normalize = normalize
-        self._takes_index = takes_index(self.defense)
         self.training = target.training  # callers look at the wrapper: say what is true of the target
         self.register_load_state_dict_pre_hook(_from_bare_target)  # type: ignore[no-untyped-call]
 
@@ -164,7 +163,7 @@ class DefendedModel(nn.Module):
 
         Raises:
             TypeError, ValueError: not such images, a shift that doesn't fit into them, a bad ``index``, or a target whose
-                output isn't logits (N, classes) of at least two classes.
+                output isn't logits (N, classes) of at least two classes, or not finite: the error names the image.
         """
         return self.classify(self.purify(images, index=index))
 
@@ -173,19 +172,34 @@ class DefendedModel(nn.Module):
         """What the defense makes of images (N, C, H, W): (N * samples, C, H, W), those of an image one after the other."""
         self._check(images)
         indices = [i * self.samples + k for i in _checks.indices(index, len(images)) for k in range(self.samples)]
-        repeated = images.repeat_interleave(self.samples, 0) if self.samples > 1 else images
+        repeated = images.repeat_interleave(self.samples, 0)  # a copy: the defense may work in place
 
         def defend(batch: Tensor) -> Tensor:
-            return self.defense(batch, index=indices) if self._takes_index else self.defense(batch)
+            return self.defense(batch, index=indices) if takes_index(self.defense) else self.defense(batch)
 
         return straight_through(repeated, defend) if self.gradient == "straight_through" else defend(repeated)
 
     def classify(self, purified: Tensor) -> Tensor:
         """Logits (N, classes) of what :meth:`purify` returns: views, normalisation, target, average."""
-        views = shifted(purified, self.shift)
         # one view after the other: four times the batch at once would be four times the target's memory
-        logits = [self.target(view if self.normalize is None else self.normalize(view)) for view in views]
-        return average([_checks.logits(each, len(purified)) for each in logits], self.samples)
+        logits = [self._logits(view) for view in self._views(purified)]
+        averaged = average(logits, self.samples)
+        self._check_finite(torch.stack(logits))  # last, and here: all that is compiled is one graph
+        return averaged
+
+    def _views(self, purified: Tensor) -> Sequence[Tensor]:
+        return shifted(purified, self.shift)
+
+    def _logits(self, view: Tensor) -> Tensor:
+        """What the target says of a view. Neither shares memory with another: normalisation and target may work in place."""
+        own = view.clone()
+        output = self.target(own if self.normalize is None else self.normalize(own))
+        return _checks.logits(output, len(view)).clone()
+
+    @uncompiled
+    def _check_finite(self, logits: Tensor) -> None:
+        with _checks.rows_are([row // self.samples for row in range(logits.shape[1])]):
+            _checks.finite(logits)
 
     def _check(self, images: Any) -> None:
         _checks.eager(images)

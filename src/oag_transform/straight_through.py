@@ -26,7 +26,8 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(images: Tensor, defense: Callable[[Tensor], Tensor]) -> Tensor:
         result = defense(images.detach())
-        return result.view_as(result)  # one that returns its input must not hand on the same tensor
+        shared = result.untyped_storage().data_ptr() == images.untyped_storage().data_ptr()
+        return result.clone() if shared else result.detach()  # no view, so that the caller may change it in place
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
