@@ -176,8 +176,7 @@ def images(images: Any, *, minimum_size: int) -> None:
         low, high = _extremes(images)
         if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):  # also true for NaN
             raise ValueError(
-                f"expected floating-point values in [0, 1], got [{low:.4g}, {high:.4g}]; purify before any normalisation, "
-                "and divide 0-255 images by 255"
+                f"expected floating-point values in [0, 1], got [{low:.4g}, {high:.4g}]; {_range_remedy(low, high)}"
             )
 
 
@@ -215,6 +214,18 @@ def logits(output: Any, count: int) -> Tensor:
     return found
 
 
+def finite_pixels(images: Tensor) -> Tensor:
+    """The images themselves, all of whose values are finite.
+
+    Raises:
+        ValueError: NaN or infinity, which no clipping mends.
+    """
+    if not images.isfinite().all():
+        low, high = _extremes(images)
+        raise ValueError(f"expected finite values, got [{low:.4g}, {high:.4g}]; {_range_remedy(low, high)}")
+    return images
+
+
 def finite(logits: Tensor) -> Tensor:
     """The logits (..., N, classes) themselves, all of them finite.
 
@@ -249,6 +260,19 @@ def _extremes(images: Tensor) -> tuple[float, float]:
         if "vmap" in str(error):
             raise RuntimeError(NOT_VMAPPED) from error
         raise
+
+
+def _range_remedy(low: float, high: float) -> str:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "NaN and infinity are no pixels"
+    if high > 16:  # beyond what a normalisation or noise gives
+        return "divide 0-255 images by 255"
+    if low >= -1 and high <= 2:
+        return (
+            "use clamp(0, 1) where a resize, noise or an attack goes slightly beyond (or DefendedModel(..., clip=True)), "
+            "and purify before any normalisation"
+        )
+    return "purify before any normalisation, or use clamp(0, 1) where noise or an attack goes beyond"
 
 
 def _remedy(mode: str) -> str:

@@ -21,6 +21,15 @@ def straight_through(images: Tensor, defense: Callable[[Tensor], Tensor]) -> Ten
     return _StraightThrough.apply(images, defense)
 
 
+def clipped(images: Tensor) -> Tensor:
+    """Images clipped to [0, 1], with the derivative of the identity also where they are beyond.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    return straight_through(images, lambda plain: _checks.finite_pixels(plain).clamp(0, 1))
+
+
 class _StraightThrough(torch.autograd.Function):
     # the defense runs in here because forward() gets plain tensors, under torch.func as well
     @staticmethod
