@@ -1,8 +1,28 @@
-"""Where there is no GPU, the fused kernels run in Triton's interpreter."""
+"""What holds for every test: how properties are tried, the precision that a machine chooses, and Triton without a GPU."""
 
 import os
+from collections.abc import Iterator
 
+import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():  # read when triton is imported, which torchvision may do
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy one is slow
+settings.load_profile("any machine")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--bfloat16", choices=("yes", "no"), help="what compute_dtype=None takes on any CPU (default: this one's)")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def choice_of_bfloat16(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Makes every CPU one that is faster in bfloat16, or none, where ``--bfloat16`` says so; in this process only."""
+    forced = pytestconfig.getoption("--bfloat16")
+    with pytest.MonkeyPatch.context() as patch:
+        if forced is not None:
+            patch.setattr("oag_transform.generator.run._multiplies_bfloat16", lambda: forced == "yes")
+        yield
