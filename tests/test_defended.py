@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import foolbox
@@ -316,7 +317,7 @@ def test_what_works_in_place_changes_neither_other_views_nor_the_callers_images(
     images, bare = rand(2, 3, 20, 20), make_target()
     mean, std = [0.45] * 3, [0.22] * 3
     for defended_by in (defense(), nn.Identity()):
-        settings = {"samples": samples, "shift": shift}
+        settings: dict[str, Any] = {"samples": samples, "shift": shift}
         expected = DefendedModel(bare, defended_by, normalize=Normalize(mean, std), **settings)
         models = [
             DefendedModel(bare, defended_by, normalize=Normalize(mean, std, inplace=True), **settings),
@@ -349,7 +350,7 @@ def test_a_defense_that_works_in_place_leaves_the_callers_images(gradient: Any) 
 @pytest.mark.parametrize("shift", [0, 3])
 def test_a_target_may_begin_with_an_operation_in_place(shift: int) -> None:
     bare, images = make_target(), rand(2, 3, 20, 20)
-    slopes = []
+    slopes: list[Tensor] = []
     for target in (nn.Sequential(nn.ReLU(inplace=True), bare), nn.Sequential(nn.ReLU(), bare)):
         point = images.clone().requires_grad_()
         slopes += torch.autograd.grad(DefendedModel(target, defense(), shift=shift)(point).square().sum(), point)
@@ -431,10 +432,11 @@ def test_several_defenses_average_probabilities_over_the_views_of_all(samples: i
     target, images, mean = make_target().double(), rand(2, 3, 20, 20).double(), 0.4
     purify, waves = defense(fc_lr=0.05), Waves(0.3)
     model = DefendedModel(target, [purify, nn.Identity(), waves], normalize=lambda x: x - mean, samples=samples, shift=shift)
+    defenses: list[Callable[..., Tensor]] = [purify, lambda x, index: x, waves]
     found = model(images, index=[5, 2])
     for image, stream, log_probabilities in zip(images, (5, 2), found, strict=True):
         probabilities = []
-        for d, make in enumerate((purify, lambda x, index: x, waves)):
+        for d, make in enumerate(defenses):
             for k in range(samples):
                 one = make(image[None], index=[(3 * stream + d) * samples + k])
                 probabilities += [target(view - mean).softmax(-1)[0] for view in shifted(one, shift)]

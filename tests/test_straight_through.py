@@ -113,6 +113,7 @@ def test_the_transforms_result_can_be_changed_in_place() -> None:
         result = PURIFY(point)
         result.mul_(2).sum().backward()
         assert torch.equal(result, 2 * PURIFY(images))
+        assert point.grad is not None
         assert torch.equal(point.grad, torch.full_like(images, 2))
     wrapped = PURIFY(tv_tensors.Image(rand(3, 16, 16).requires_grad_()))
     wrapped.add_(1)
