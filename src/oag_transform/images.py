@@ -16,7 +16,11 @@ IMAGENET_MEAN_GREY = 117.0  # luminance of IMAGENET_MEAN
 
 def to_batch(images: PIL.Image.Image | Tensor) -> Tensor:
     """An image or a batch of any checked kind -> (N, C, H, W), float32 (float64 stays), in [0, 1], detached, plain."""
-    tensor = F.pil_to_tensor(images) if isinstance(images, PIL.Image.Image) else images.detach().as_subclass(Tensor)
+    if isinstance(images, PIL.Image.Image):
+        with torch.device("cpu"):  # whatever torch.set_default_device says
+            tensor = F.pil_to_tensor(images)
+    else:
+        tensor = images.detach().as_subclass(Tensor)
     tensor = tensor.reshape(-1, *tensor.shape[-3:]) if tensor.numel() else tensor.new_empty(0, *tensor.shape[-3:])
     if tensor.dtype == torch.uint8:
         return tensor.float().div_(255)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _checks, streams
-from ..defended import DefendedModel, average, shifted
+from ..defended import DefendedModel, shifted
 from .measure import Candidate, Subject, model_key
 from .store import Array
 from .unrolled import differentiable, settings_of, unrolled
@@ -137,13 +137,11 @@ class ViewsInTurn(DefendedModel):
 
     calls = 0
 
-    def classify(self, purified: Tensor) -> Tensor:
-        """Logits (N, classes) of the next view of what :meth:`purify` returns."""
+    def _views(self, purified: Tensor) -> Sequence[Tensor]:
         views = shifted(purified, self.shift)
         view = views[self.calls % len(views)]
         self.calls += 1
-        logits = self.target(view if self.normalize is None else self.normalize(view))
-        return average([_checks.logits(logits, len(purified))], self.samples)
+        return [view]
 
 
 def in_turn(model: DefendedModel) -> DefendedModel:

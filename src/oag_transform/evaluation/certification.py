@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .. import _checks
 from ..defended import DefendedModel
 from ..baselines.catalogue import OAG_KEY
 from ..baselines.smoothing import Denoiser
@@ -293,9 +294,10 @@ def _smoothed(target: nn.Module, defense: nn.Module, noise_std: float, plan: Pla
 def _clean(subject: Subject) -> Cell:
     guesses = []
     for start in range(0, len(subject.images), subject.store.chunk):
-        with torch.no_grad():
-            batch = subject.batch(subject.images, range(start, start + subject.store.chunk))
-            guesses.append(subject.target.model(batch).argmax(1).cpu())
+        rows = range(start, start + subject.store.chunk)
+        with torch.no_grad(), _checks.rows_are(rows):
+            batch = subject.batch(subject.images, rows)
+            guesses.append(_checks.finite(subject.target.model(batch)).argmax(1).cpu())
     return Cell("".join("01"[int(right)] for right in torch.cat(guesses) == subject.labels))
 
 
@@ -351,7 +353,8 @@ def _photographs(
     found = []
     for i in tqdm(range(len(names)), desc=f"{label}, {noise_std:g}", unit="image", leave=False, disable=not progress):
         path = folder / f"{i:06d}-{fingerprint(subject.images[i])}.json"
-        tally, seconds = _counted(model, subject.batch(subject.images, range(i, i + 1)), i, plan, path)
+        with _checks.rows_are([i]):
+            tally, seconds = _counted(model, subject.batch(subject.images, range(i, i + 1)), i, plan, path)
         found.append(Counted(names[i], int(subject.labels[i]), tally, seconds))
     return tuple(found)
 
