@@ -5,9 +5,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from oag_transform.files import read, read_rgb
+from oag_transform.files import decode, read, read_rgb
 
 WIDE = np.array([[0, 128, 257], [1000, 32768, 65535]], np.uint16)
+TRANSPARENT = "its transparency is dropped"
 NARROW = np.array([[0, 0, 1], [4, 128, 255]], np.uint8)  # WIDE * 255 / 65535, rounded: 128 / 257 = 0.498, 1000 / 257 = 3.89
 
 
@@ -75,12 +76,16 @@ def test_a_photograph_is_turned_as_its_exif_says(tmp_path: Path) -> None:
     assert 0x0112 not in turned.getexif()  # or a viewer would turn it again
 
 
-def test_other_modes_are_left_to_the_caller(tmp_path: Path) -> None:
-    image = PIL.Image.new("RGBA", (3, 2), (10, 20, 30, 128))
-    image.save(tmp_path / "a.png", dpi=(300, 300))
-    assert read(tmp_path / "a.png").mode == "RGBA"
-    assert round(read(tmp_path / "a.png").info["dpi"][0]) == 300
-    assert read_rgb(tmp_path / "a.png").getpixel((0, 0)) == (10, 20, 30)
+def test_an_image_is_rgb_or_grey_whatever_its_mode(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    PIL.Image.new("RGBA", (3, 2), (10, 20, 30, 128)).save(path, dpi=(300, 300))
+    decoded = decode(path)
+    assert (decoded.image.mode, decoded.image.getpixel((0, 0)), decoded.notes) == ("RGB", (10, 20, 30), (TRANSPARENT,))
+    assert round(decoded.image.info["dpi"][0]) == 300
+    PIL.Image.new("LA", (3, 2), (10, 128)).save(path)
+    assert (read(path).mode, read(path).getpixel((0, 0)), read_rgb(path).getpixel((0, 0))) == ("L", 10, (10, 10, 10))
+    PIL.Image.new("1", (3, 2), 1).save(path)
+    assert (read(path).mode, read(path).getpixel((0, 0))) == ("L", 255)
 
 
 def test_what_is_no_image_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

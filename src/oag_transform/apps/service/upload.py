@@ -1,7 +1,5 @@
 """What a client sends, checked before anything is worked on: type, bytes, pixels, shape; a refusal is one sentence."""
 
-import io
-import warnings
 from dataclasses import dataclass
 
 import PIL.Image
@@ -81,24 +79,19 @@ def decode(content: bytes, pixels: int) -> PIL.Image.Image:
     if (scans := content.count(b"\xff\xda")) > SCANS and content.startswith(b"\xff\xd8\xff"):
         raise RefusedError(422, f"The JPEG has {scans} scans; at most {SCANS} are accepted.")
     try:
-        return files.read_bytes(content, name="the upload", formats=FORMATS).convert("RGB")
-    except ValueError as error:
+        return files.decode(content, name="the upload", formats=FORMATS).image.convert("RGB")
+    except files.UnreadableImageError as error:
         raise RefusedError(422, _sentence(str(error))) from error
 
 
 def _size(content: bytes) -> tuple[int, int]:
     """Width and height, from the header alone."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # the caller has a limit of its own
-            with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as file:
-                return file.size
-    except PIL.Image.DecompressionBombError as error:
-        raise RefusedError(413, "The image has more pixels than are accepted.") from error
-    except PIL.UnidentifiedImageError as error:
-        raise RefusedError(422, "The upload is not an image that can be read: its header is broken.") from error
-    except files.UNREADABLE as error:
-        raise RefusedError(422, _sentence(f"the upload is not an image that can be read: {error}")) from error
+        return files.size(content, name="the upload", formats=FORMATS)
+    except files.UnreadableImageError as error:
+        if isinstance(error.__cause__, PIL.Image.DecompressionBombError):
+            raise RefusedError(413, "The image has more pixels than are accepted.") from error
+        raise RefusedError(422, _sentence(str(error))) from error
 
 
 def _any_of(names: tuple[str, ...]) -> str:
