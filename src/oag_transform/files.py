@@ -1,7 +1,9 @@
 """Image files: the one place that calls Pillow's readers. It gives an image as a viewer shows it, or one error of one line."""
 
 import io
+import logging
 import warnings
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +12,14 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or what it logs of a file would be printed, without the name
+
 ORIENTATION = PIL.ExifTags.Base.Orientation
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 WHITE_IS_ZERO, SIGNED = 0, 2  # values of the last two
+PNG = b"\x89PNG\r\n\x1a\n"
+KEPT = (b"eXIf", b"pHYs", b"tRNS")  # orientation, resolution, transparency
+GREY = ("1", "L", "LA", "La")  # modes
 STALE = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 """What Pillow keeps in ``info`` that says how the file's pixels are turned."""
 
@@ -73,19 +80,22 @@ def decode(source: Path | bytes, *, name: str | None = None, formats: tuple[str,
     named = _name(source, name)
     notes: list[str] = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # images of 100 megapixels are real; damage becomes a note or an error
-            with _open(source, formats) as file:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            with _open(source, formats, notes) as file:
                 white, inverted = _white(file)  # before the pixels: tags of TIFF are of the frame at hand
                 _load(file, notes)
-                image = file.copy()
+                # the one copy of what may be 179 megapixels; an open file's own pixels may be mapped from the disk
+                image = file.copy() if _is_deep(file) else file.convert("L" if file.mode in GREY else "RGB")
                 exif, orientation = _exif(file, notes)
                 notes += _frames(file)
-                if image.has_transparency_data:
+                # Pillow's doubts about metadata; others are of size, and images of 100 megapixels are real
+                doubts = [str(warning.message) for warning in warned if warning.category is UserWarning]
+                notes += [f"its metadata is damaged ({one_line(doubt)})" for doubt in doubts[:1]]
+                if file.has_transparency_data:
                     notes.append("its transparency is dropped")
-            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+            if _is_deep(image):
                 image = _eight_bits(named, image, white, inverted)
-            image = image.convert("L" if image.mode in ("1", "L", "LA", "La") else "RGB")
             return Decoded(_turned(image, orientation), exif, tuple(notes))
     except UnreadableImageError:
         raise
@@ -102,7 +112,7 @@ def size(source: Path | bytes, *, name: str | None = None, formats: tuple[str, .
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with _open(source, formats) as file:
+            with _open(source, formats, []) as file:
                 return file.size
     except Exception as error:  # as in decode
         raise _unreadable(_name(source, name), source, formats, error) from error
@@ -116,18 +126,56 @@ def one_line(text: str) -> str:
 def reason(error: BaseException) -> str:
     """An error in one line; with its kind, where the text isn't meant to be read without."""
     text = one_line((str(error).splitlines() or [""])[0])
-    return text if text and isinstance(error, (OSError, SyntaxError, ValueError)) else f"{type(error).__name__} {text}".strip()
+    return (
+        text
+        if text and isinstance(error, (OSError, SyntaxError, ValueError))
+        else f"{type(error).__name__}: {text}".rstrip(": ")
+    )
 
 
 def _name(source: Path | bytes, name: str | None) -> str:
     return one_line(name or (str(source) if isinstance(source, Path) else "the file"))
 
 
-def _open(source: Path | bytes, formats: tuple[str, ...] | None) -> PIL.Image.Image:
+def _open(source: Path | bytes, formats: tuple[str, ...] | None, notes: list[str]) -> PIL.Image.Image:
     if formats is None:
         PIL.Image.init()
         formats = tuple(name for name in PIL.Image.ID if name != "EPS")  # Pillow would have Ghostscript run it
-    return PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+    try:
+        return PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+    except Exception as error:  # as in decode
+        bare = _bare_png(source)
+        if bare is None:
+            raise
+        try:
+            file = PIL.Image.open(io.BytesIO(bare), formats=formats)
+        except Exception:  # the first error tells more
+            raise error from None
+        notes.append("its metadata is damaged or too long, and left out")
+        return file
+
+
+def _bare_png(source: Path | bytes) -> bytes | None:
+    """A PNG without what keeps Pillow from opening it, chunks of long text or with a wrong checksum; None: not a PNG."""
+    if isinstance(source, Path):
+        if not source.is_file():
+            return None
+        with source.open("rb") as file:
+            content = file.read(len(PNG))
+            content += file.read() if content == PNG else b""
+    else:
+        content = source
+    if not content.startswith(PNG):
+        return None
+    kept, at = [PNG], len(PNG)
+    while at < len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        kind, checksum = content[at + 4 : at + 8], int.from_bytes(content[end - 4 : end], "big")
+        # by the standard, the kinds with a capital can't be left out
+        if kind[:1].isupper() or (kind in KEPT and zlib.crc32(content[at + 4 : end - 4]) == checksum):
+            kept.append(content[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _load(file: PIL.Image.Image, notes: list[str]) -> None:
@@ -176,6 +224,10 @@ def _turned(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
         return image
     image.getexif()[ORIENTATION] = orientation  # alone: of other tags, exif_transpose would write those that it can't
     return PIL.ImageOps.exif_transpose(image)
+
+
+def _is_deep(image: PIL.Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def _white(file: PIL.Image.Image) -> tuple[int | None, bool]:

@@ -26,18 +26,19 @@ def to_batch(images: PIL.Image.Image | Tensor) -> Tensor:
     return tensor.to(work_type(images)[1])
 
 
-def resize(image: PIL.Image.Image, side: int, interpolation: InterpolationMode) -> PIL.Image.Image:
+def resize(image: PIL.Image.Image, side: int, interpolation: InterpolationMode, name: str) -> PIL.Image.Image:
     """The image with a short side of ``side`` pixels and a long side in proportion, by torchvision's ``resize``.
 
     Raises:
-        ValueError: the image is so thin that the result would have more than :data:`THIN` times ``side`` x ``side`` pixels, and
-            more than the image has. The memory for it would bear no relation to the file.
+        ValueError: the image, which the message calls ``name``, is so thin that the result would have more pixels than it, and
+            more than :data:`THIN` times ``side`` x ``side``. A small file would need any amount of memory.
     """
     (width, height), short = image.size, min(image.size)
     long = max(width, height) * side // short
     if side * long > max(width * height, THIN * side * side):
         raise ValueError(
-            f"{width} x {height} pixels are too thin for a short side of {side}, which would make the long side {long}; crop it"
+            f"{name} has {width} x {height} pixels, too thin to be resized to a short side of {side}: the long side would have "
+            f"{long}; crop it"
         )
     return F.resize(image, [side], interpolation=interpolation)
 

@@ -60,10 +60,10 @@ def run(options: argparse.Namespace) -> int:
     photographs.check_output(asked.out)
     listing = asked.photographs.listing()
     order = data.shuffled(listing, asked.photographs.seed)[: asked.count]
-    if len(order) < 2:
-        raise ValueError(f"two images at least are needed, one to train on and one to hold out, got {len(order)}")
-    images = data.read_images(listing, order, data.Preprocessing(asked.resize, asked.crop))
-    held_out = max(1, len(order) // 20)
+    images, _ = data.read_images(listing, order, data.Preprocessing(asked.resize, asked.crop))
+    if len(images) < 2:
+        raise ValueError(f"two images at least are needed, one to train on and one to hold out, got {len(images)}")
+    held_out = max(1, len(images) // 20)
     model = fit_pixelcnn(images[held_out:], seed=asked.photographs.seed, progress=sys.stderr.isatty())
     save_pixelcnn(model, asked.out)
     bits = bits_per_dim(model, images[:held_out])

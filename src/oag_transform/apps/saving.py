@@ -2,6 +2,7 @@
 
 import io
 import os
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +57,9 @@ def metadata(decoded: files.Decoded) -> Metadata:
         notes.append(f"its colour profile is dropped, which isn't one for {mode}")
         icc = None
     try:
-        exif = _exif(decoded.exif, decoded.image.size)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoding has told of them
+            exif = _exif(decoded.exif, decoded.image.size)
     except Exception as error:  # malformed tags make Pillow raise nearly anything
         notes.append(f"its EXIF can't be kept ({files.reason(error)})")
         exif = b""
@@ -91,7 +94,9 @@ def encode(image: PIL.Image.Image, suffix: str, kept: Metadata) -> tuple[bytes, 
 
 def _encode(image: PIL.Image.Image, name: str, extra: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, name.upper(), **OPTIONS[name], **extra)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        image.save(buffer, name.upper(), **OPTIONS[name], **extra)
     return buffer.getvalue()
 
 

@@ -216,7 +216,7 @@ def write(made: Made, token: str) -> Result:
 def _read(job: Job, content: bytes | None, resize: int | None) -> _Read:
     decoded = files.decode(job.source if content is None else content, name=str(job.source))
     if resize is not None:
-        image = images.resize(decoded.image, resize, InterpolationMode.BICUBIC)
+        image = images.resize(decoded.image, resize, InterpolationMode.BICUBIC, files.one_line(str(job.source)))
         decoded = decoded._replace(image=image)
     return _Read(job, F.pil_to_tensor(decoded.image), saving.metadata(decoded))
 
