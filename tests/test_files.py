@@ -239,6 +239,14 @@ def test_the_first_image_is_used_where_the_next_is_damaged(name: str) -> None:
         np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(first))
 
 
+def test_a_palette_that_is_missing_makes_no_difference_to_an_opaque_image() -> None:
+    buffer = io.BytesIO()
+    picture("P").save(buffer, "PNG")
+    start = buffer.getvalue().index(b"PLTE") - 4
+    content = buffer.getvalue()[:start] + buffer.getvalue()[buffer.getvalue().index(b"IDAT") - 4 :]
+    assert (decode(content).image.size, decode(content).notes) == ((28, 20), ())
+
+
 def test_a_png_is_used_without_the_parts_that_keep_pillow_from_opening_it() -> None:
     buffer, text = io.BytesIO(), PngInfo()
     text.add_text("parameters", "steps 20")

@@ -92,7 +92,7 @@ def decode(source: Path | bytes, *, name: str | None = None, formats: tuple[str,
                 # Pillow's doubts about metadata; others are of size, and images of 100 megapixels are real
                 doubts = [str(warning.message) for warning in warned if warning.category is UserWarning]
                 notes += [f"its metadata is damaged ({one_line(doubt)})" for doubt in doubts[:1]]
-                if file.has_transparency_data:
+                if not (file.mode == "P" and file.palette is None) and file.has_transparency_data:  # which asserts a palette
                     notes.append("its transparency is dropped")
             if _is_deep(image):
                 image = _eight_bits(named, image, white, inverted)
