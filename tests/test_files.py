@@ -332,6 +332,12 @@ def look_at(was: str, content: bytes) -> str:
     return "unreadable"
 
 
+def printed(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    """Lines of both streams but for libtiff's own, which come from C and name Pillow's stand-in for the file."""
+    out, err = capfd.readouterr()
+    return [line for line in (out + err).splitlines() if not line.startswith("tempfile.tif: ")]
+
+
 @pytest.fixture
 def _small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of damaged headers that state millions of pixels none is an image, and no test needs gigabytes."""
@@ -343,7 +349,7 @@ def test_damaged_files_give_an_image_or_an_error_that_names_them(capfd: pytest.C
     assert {name.split()[0] for name in corpus()} >= {"BMP", "GIF", "JPEG", "PNG", "PPM", "TGA", "TIFF", "WEBP"}
     seen = look_at_mutations(2 * len(corpus()), seed=0)
     assert min(seen.values()) > len(corpus()) / 8  # neither all nor none are broken
-    assert capfd.readouterr() == ("", "")
+    assert not printed(capfd)
 
 
 @pytest.mark.slow
@@ -351,7 +357,7 @@ def test_damaged_files_give_an_image_or_an_error_that_names_them(capfd: pytest.C
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_thousands_of_damaged_files_too(seed: int, capfd: pytest.CaptureFixture[str]) -> None:
     assert look_at_mutations(4000, seed)["image"] > 400
-    assert capfd.readouterr() == ("", "")
+    assert not printed(capfd)
 
 
 def test_a_large_photograph_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ def _bare_png(source: Path | bytes) -> bytes | None:
 
 def _load(file: PIL.Image.Image, notes: list[str]) -> None:
     """Decode the pixels; damage to what follows them in the file is a note."""
-    finish = getattr(file, "load_end", None)
+    finish = getattr(file, "load_end", lambda: None)
 
     def load_end() -> None:
         try:
@@ -188,8 +188,7 @@ def _load(file: PIL.Image.Image, notes: list[str]) -> None:
         except Exception as error:  # as in decode
             notes.append(f"what follows its pixels is damaged ({reason(error)})")
 
-    if finish is not None:
-        file.load_end = load_end  # type: ignore[attr-defined]  # Pillow's hook: reads on, and still checks the decoder's status
+    file.load_end = load_end  # type: ignore[attr-defined]  # Pillow's hook: reads on, and still checks the decoder's status
     file.load()
 
 
