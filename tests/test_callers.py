@@ -71,6 +71,7 @@ def test_exporters_and_tracers_are_told_in_one_sentence(make: Callable[[], nn.Mo
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.integrations
 def test_art_predicts_and_attacks_through_the_preprocessor() -> None:
     pytest.importorskip("art")
     from art.attacks.evasion import FastGradientMethod
@@ -95,6 +96,7 @@ def test_art_predicts_and_attacks_through_the_preprocessor() -> None:
     assert (attacked - batch).abs().max() <= 4 / 255 + 1e-6
 
 
+@pytest.mark.integrations
 def test_a_classifier_of_timm_has_its_data_configs_normalisation() -> None:
     timm = pytest.importorskip("timm")
     name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
@@ -111,6 +113,7 @@ def test_a_classifier_of_timm_has_its_data_configs_normalisation() -> None:
         DefendedModel.from_timm("resnet5000")
 
 
+@pytest.mark.integrations
 @pytest.mark.filterwarnings("ignore")
 def test_a_classifier_of_hugging_face() -> None:
     transformers = pytest.importorskip("transformers")
