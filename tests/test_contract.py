@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import os
 import pickle
 import random
 import sys
@@ -317,6 +318,9 @@ def test_streams_for_each_image() -> None:
         assert torch.equal(list(small().trace(images, index=sequence))[-1].images, expected)
     assert index_of("a/cat.jpg") != index_of("b/cat.jpg")
     assert 0 <= index_of("") < 2**63
+    assert index_of(os.fsdecode(b"bad\xff.png")) not in (index_of(os.fsdecode(b"bad\xfe.png")), index_of("bad.png"))
+    with pytest.raises(TypeError, match="name must be a str, got bytes"):
+        index_of(b"cat.jpg")  # type: ignore[arg-type]
     for bad, message in [
         ([1, 2], "one for each of 3 images, got 2"),
         ([1, -1, 2], "got -1"),

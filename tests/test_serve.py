@@ -266,7 +266,7 @@ def refused(answer: Answer, status: int, words: str) -> None:
         (bomb(700, 700), 413, "700 x 700 pixels; at most 0.4 megapixels"),
         (bomb(60_000, 60_000), 413, "pixels"),
         (encoded(PIL.Image.new("L", (500, 20))), 422, "16 times the other"),
-        (encoded(image(0.5), "JPEG")[:-2] + 200 * SCAN, 422, "201 scans"),
+        (encoded(image(0.5), "JPEG")[:-2] + 200 * SCAN, 422, "more than 100 scans"),
     ],
     ids=["empty", "text", "gif", "postscript", "cut-png", "cut-jpeg", "broken-png", "bomb", "huge-bomb", "strip", "scans"],
 )
@@ -291,6 +291,27 @@ def test_no_damage_to_a_file_makes_anything_but_a_refusal(noise: bytes, place: i
 
 
 PNG_AND_JPEG = (png(0.5), encoded(image(0.5), "JPEG"))
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
+def test_what_lies_behind_a_jpeg_or_in_its_thumbnail_has_no_scans(options: dict[str, Any]) -> None:
+    thumbnail = PNG_AND_JPEG[1][:-2] + 200 * SCAN
+    buffer = io.BytesIO()
+    image(0.5).save(buffer, "JPEG", exif=b"Exif\0\0" + thumbnail, **options)
+    motion_photo = buffer.getvalue() + 1000 * SCAN
+    whole = decode(buffer.getvalue(), 400_000)
+    assert decode(motion_photo, 400_000).tobytes() == whole.tobytes()
+    with pytest.raises(RefusedError, match="more than 100 scans"):
+        decode(buffer.getvalue()[:-2] + 200 * SCAN, 400_000)
+
+
+def test_a_turned_jpeg_with_a_tag_of_another_type_is_answered(server: Server) -> None:
+    tags = "1201 0300 01000000 06000000  3101 0500 01000000 26000000  00000000  0100000001000000"  # turned; software: a ratio
+    exif = b"Exif\0\0II*\0\x08\0\0\0\2\0" + bytes.fromhex(tags)
+    jpeg = encoded(image(0.5), "JPEG")
+    content = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+    for path in ("/classify", "/purify", "/attack?eps=4"):
+        assert server.post(path, content, "image/jpeg").status == 200
 
 
 def test_an_upload_that_is_too_long_is_refused_and_the_client_hears_it(server: Server) -> None:

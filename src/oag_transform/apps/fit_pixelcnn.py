@@ -44,10 +44,10 @@ class FitPixelcnn(ImageOptions):
         check_output(self.out)
         listing = self.listing()
         order = data.shuffled(listing, self.seed)[: self.count]
-        if len(order) < 2:
-            raise ValueError(f"--data must have two images at least, one to train on and one to hold out, got {len(order)}")
-        images = data.read_images(listing, order, data.Preprocessing(self.resize, self.crop))
-        held_out = max(1, len(order) // 20)
+        images, _ = data.read_images(listing, order, data.Preprocessing(self.resize, self.crop))
+        if len(images) < 2:
+            raise ValueError(f"--data must have two images at least, one to train on and one to hold out, got {len(images)}")
+        held_out = max(1, len(images) // 20)
         model = fit_pixelcnn(images[held_out:], seed=self.seed, progress=sys.stderr.isatty())
         save_pixelcnn(model, self.out)
         bits = bits_per_dim(model, images[:held_out])

@@ -246,7 +246,7 @@ def certify(
         progress: show a bar.
 
     Raises:
-        ValueError: a denoiser can't be made here, a photograph can't be read, or ``others`` with a target without batch
+        ValueError: a denoiser can't be made here, no photograph can be read, or ``others`` with a target without batch
             normalization. Nothing was counted.
     """
     device = torch.device(device)
@@ -258,9 +258,10 @@ def certify(
     apart: list[Tensor | None] = [None]
     if others is not None:
         batch_norms(target)
-        apart.append(read_images(others, shuffled(others, plan.seed)[:ADAPTED_ON], target.preprocessing))
-    positions = shuffled(listing, plan.seed)[:count]
-    images = read_images(listing, positions, target.preprocessing)
+        apart.append(read_images(others, shuffled(others, plan.seed)[:ADAPTED_ON], target.preprocessing)[0])
+    images, positions = read_images(listing, shuffled(listing, plan.seed)[:count], target.preprocessing)
+    if not positions:
+        raise ValueError(f"none of the {count} images can be read")
     labels = torch.tensor([listing.labels[position] for position in positions])
     store = Store(cache, chunk=plan.batch_size)
     subject = Subject(target, images, labels, listing.classes, len(images), store, plan.seed, device)

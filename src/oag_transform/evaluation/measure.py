@@ -155,7 +155,7 @@ def choose_subject(target: Target, listing: Listing, count: int, store: Store, s
     It is less meaningful to attack the others (IV-A). There are fewer where the listing has no more.
 
     Raises:
-        ValueError: the target gets none of them right, or a file can't be read.
+        ValueError: the target gets none of them right, or none can be read.
     """
     images, labels, found, looked_at = [], [], 0, 0
     parts = batches(listing, target.preprocessing, store.chunk, seed)
@@ -169,6 +169,8 @@ def choose_subject(target: Target, listing: Listing, count: int, store: Store, s
         looked_at += len(truth) if found < count else int(right[-1]) + 1
         if found == count:
             break
+    if not looked_at:
+        raise ValueError("none of the images can be read")
     if not found:
         raise ValueError(f"{target.name} gets none of {looked_at} images right: do its classes have the order of the data's?")
     return Subject(target, torch.cat(images), torch.cat(labels), listing.classes, looked_at, store, seed, device)
