@@ -1,8 +1,8 @@
 """The main job: a real classifier under real attacks, behind the default defense. Skipped only without the ``demo`` extra.
 
 Bounds are paired counts over the images that the classifier gets right (17 of foolbox's 20), clean and under four attacks: OAG
-against no defense, against its views alone, and against white noise of the same size in them. Beside each bound stands the count
-that was measured.
+against no defense, against its views alone, and against white noise of the same size in them. Beside each bound stands the
+count that was measured.
 """
 
 import importlib.util
