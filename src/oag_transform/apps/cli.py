@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from .. import __version__
+from . import process
 
 PROG = "oag-transform"
 COMMANDS = ("demo", "purify", "evaluate", "certify", "serve", "fit-target", "fit-pixelcnn")
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: help or the version was asked for, or there is no such command.
     """
+    process.open_missing_streams()
     given = sys.argv[1:] if arguments is None else arguments
     called, extra = PROG, "cli"  # without this extra no command can be imported
     try:

@@ -11,7 +11,7 @@ import PIL.Image
 from PIL.ExifTags import IFD, Base
 
 from .. import files
-from .jobs import SUFFIXES
+from .sources import SUFFIXES
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "png": {},
