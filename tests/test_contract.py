@@ -199,7 +199,7 @@ BAD: list[tuple[object, type[Exception], str]] = [
     (rand(4, 20, 20), ValueError, r"C = 1 or 3, got \(4, 20, 20\)"),
     (rand(20, 20), ValueError, r"shape \(\.\.\., C, H, W\)"),
     (rand(20, 20, 3), ValueError, r"got \(20, 20, 3\)"),
-    (rand(3, 8, 20), ValueError, "at least kernel_size = 9 pixels, got 8 x 20"),
+    (rand(3, 8, 20), ValueError, "at least 9 pixels, got 8 x 20"),
     (rand(2, 3, 0, 20), ValueError, "got 0 x 20"),
     (rand(3, 20, 20).to(torch.int64), TypeError, "got torch.int64"),
     (rand(3, 20, 20).to(torch.complex64), TypeError, "got torch.complex64"),

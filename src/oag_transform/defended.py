@@ -13,11 +13,9 @@ from torchvision.transforms.v2 import Normalize
 from torchvision.transforms.v2 import functional as tvf
 
 from . import _checks
+from .generator.settings import shift_for
 from .straight_through import straight_through
 from .transform import OnlineAlternateGenerator, uncompiled
-
-SHIFT = 5
-"""Default shift of the views: of 3, 5 and 7 pixels the largest that cost nothing on clean and noisy 224 x 224 photographs."""
 
 
 class DefendedModel(nn.Module):
@@ -41,8 +39,8 @@ class DefendedModel(nn.Module):
         samples: number k of independent purifications whose class probabilities are averaged: k times the cost, for a
             point of accuracy at most with the default defense. 1 where the defense isn't random.
         shift: pixels by which each of the four views is moved, up or down and left or right; less than the image's sides.
-            An odd number lies off the grid of every even stride. 0: the purified image itself is the only view. The default
-            is meant for images of about 224 pixels.
+            An odd number lies off the grid of every even stride. 0: the purified image itself is the only view. ``None``:
+            follows the image's short side, see :func:`~oag_transform.generator.settings.shift_for`; 5 at 224 pixels.
         gradient: ``"straight_through"``: whoever differentiates sees the identity in place of the defense, whichever that is
             (BPDA). ``"own"``: what the defense itself gives.
 
@@ -66,7 +64,7 @@ class DefendedModel(nn.Module):
         *,
         normalize: Callable[[Tensor], Tensor] | None = None,
         samples: int = 1,
-        shift: int = SHIFT,
+        shift: int | None = None,
         gradient: Literal["straight_through", "own"] = "straight_through",
     ) -> None:
         super().__init__()
@@ -76,7 +74,7 @@ class DefendedModel(nn.Module):
             if value is not None and not callable(value):
                 raise TypeError(f"{name} must be callable or None, got {type(value).__name__}")
         self.samples = _checks.integer("samples", samples, at_least=1)
-        self.shift = _checks.integer("shift", shift)
+        self.shift = None if shift is None else _checks.integer("shift", shift)
         self.gradient = _checks.choice("gradient", gradient, ("straight_through", "own"))
         self.target = target
         self.defense = OnlineAlternateGenerator() if defense is None else defense
@@ -92,7 +90,7 @@ class DefendedModel(nn.Module):
         defense: Callable[..., Tensor] | None = None,
         *,
         samples: int = 1,
-        shift: int = SHIFT,
+        shift: int | None = None,
         gradient: Literal["straight_through", "own"] = "straight_through",
         progress: bool = True,
     ) -> "DefendedModel":
@@ -126,7 +124,7 @@ class DefendedModel(nn.Module):
         *,
         pretrained: bool = True,
         samples: int = 1,
-        shift: int = SHIFT,
+        shift: int | None = None,
         gradient: Literal["straight_through", "own"] = "straight_through",
     ) -> "DefendedModel":
         """A classifier of timm (extra ``timm``), in eval mode, with the normalisation of its data config.
@@ -182,10 +180,14 @@ class DefendedModel(nn.Module):
 
     def classify(self, purified: Tensor) -> Tensor:
         """Logits (N, classes) of what :meth:`purify` returns: views, normalisation, target, average."""
-        views = shifted(purified, self.shift)
+        views = self.views(purified)
         # one view after the other: four times the batch at once would be four times the target's memory
         logits = [self.target(view if self.normalize is None else self.normalize(view)) for view in views]
         return average([_checks.logits(each, len(purified)) for each in logits], self.samples)
+
+    def views(self, images: Tensor) -> Sequence[Tensor]:
+        """The views of images (N, C, H, W) that the target sees; see :func:`shifted`."""
+        return shifted(images, shift_for(*images.shape[-2:]) if self.shift is None else self.shift)
 
     def _check(self, images: Any) -> None:
         _checks.eager(images)
@@ -194,7 +196,7 @@ class DefendedModel(nn.Module):
             raise ValueError(f"expected a batch of images (N, C, H, W), got {got}")
         if not images.is_floating_point():
             raise TypeError(f"expected floating-point images in [0, 1], got {images.dtype}; use images.float() / 255 for uint8")
-        if self.shift >= min(images.shape[-2:]):
+        if self.shift is not None and self.shift >= min(images.shape[-2:]):
             raise ValueError(f"shift must be less than the sides of the images, {tuple(images.shape[-2:])}, got {self.shift}")
 
     def extra_repr(self) -> str:

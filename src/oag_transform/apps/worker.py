@@ -78,7 +78,7 @@ def check(settings: Settings) -> None:
     """
     transform = transform_of(settings)
     if settings.resize is not None:
-        _checks.integer("resize", settings.resize, at_least=transform.settings.kernel_size)
+        _checks.integer("resize", settings.resize, at_least=transform.settings.minimum_size)
     try:
         torch.empty(0, device=settings.device)
     except (RuntimeError, AssertionError) as error:  # a PyTorch without CUDA asserts that

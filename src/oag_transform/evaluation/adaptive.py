@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _checks, streams
-from ..defended import DefendedModel, average, shifted
+from ..defended import DefendedModel, average
 from .measure import Candidate, Subject, model_key
 from .store import Array
 from .unrolled import differentiable, settings_of, unrolled
@@ -128,7 +128,7 @@ class ViewsInTurn(DefendedModel):
 
     def classify(self, purified: Tensor) -> Tensor:
         """Logits (N, classes) of the next view of what :meth:`purify` returns."""
-        views = shifted(purified, self.shift)
+        views = self.views(purified)
         view = views[self.calls % len(views)]
         self.calls += 1
         logits = self.target(view if self.normalize is None else self.normalize(view))
