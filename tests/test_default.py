@@ -83,7 +83,7 @@ def test_gabor_functions_are_half_as_fine_in_hue_and_as_wide_as_half_their_perio
     """Frequency from the zero crossings' spacing and width from the envelope, of long kernels with room for both."""
     size, filters = 31, 400
     generator = torch.Generator().manual_seed(0)
-    kernels = energy.gabor_kernels(generator, filters, 3, size, torch.float64)[filters // 10 :]
+    kernels = energy.gabor_kernels([generator], filters, 3, size, torch.float64)[0, filters // 10 :]
     spectrum = torch.fft.fftshift(torch.fft.fft2(kernels, s=(128, 128)).abs().square().sum(1), dim=(-2, -1))
     axis = torch.arange(-64, 64, dtype=torch.float64) / 128
     radius = (axis[:, None].square() + axis.square()).sqrt()

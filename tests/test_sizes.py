@@ -135,3 +135,13 @@ def test_the_views_follow_the_size(shape: tuple[int, int], given_shift: int | No
     assert len(seen) == 4
     assert all(torch.equal(one, other) for one, other in zip(seen, shifted(images, expected), strict=True))
     assert model.shift == given_shift
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((40, 3, 32, 32), [16, 16, 8]), ((5, 3, 64, 64), [4, 1]), ((2, 1, 224, 224), [1, 1]), ((0, 3, 9, 9), [])],
+)
+def test_a_cpu_takes_as_many_images_together_as_have_so_many_pixels(shape: tuple[int, ...], expected: list[int]) -> None:
+    batch = torch.zeros(shape)
+    assert [len(rows) for rows in OnlineAlternateGenerator().chunks(batch)] == expected
+    assert [len(rows) for rows in OnlineAlternateGenerator(chunk_size=3).chunks(batch)][:1] == [min(3, shape[0])][: shape[0]]

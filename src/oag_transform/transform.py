@@ -26,6 +26,9 @@ from .straight_through import straight_through
 
 Gradient = Literal["straight_through", "none"]
 OnFailure = Literal["raise", "return_input"]
+CHUNK_PIXELS = 2**14
+"""Of images that a CPU works on together: operators on fewer take less time than Python needs to call them."""
+
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,7 +45,8 @@ class Arguments(BySize):
     )
     chunk_size: int | None = argument(
         None,
-        "images that are worked on together. ``None``: 1 on the CPU, where that is fastest, 32 elsewhere.",
+        """images that are worked on together. ``None``: on the CPU as many as have 16,384 pixels together, and at least
+        one, which is fastest there; 32 elsewhere.""",
         lambda name, value: None if value is None else _checks.integer(name, value, at_least=1),
     )
     gradient: Gradient = argument(
@@ -130,8 +134,7 @@ class OnlineAlternateGenerator(nn.Module):
     Shape:
         - Input: a PIL image (RGB or L), or a tensor or ``tv_tensors.Image`` of shape (..., C, H, W), C = 1 or 3,
           H, W of at least 2, or ``kernel_size`` where it is given; uint8, or float16, bfloat16, float32 or float64 in
-          [0, 1]; any device. Or, as a v2
-          transform, a sample around images; see :meth:`forward`.
+          [0, 1]; any device. Or, as a v2 transform, a sample around images; see :meth:`forward`.
         - Output: the same kind, shape, dtype and device. float64 is computed in float64, all else in float32.
 
     Each image has a random stream of its own: ``t(batch)[i]`` is ``t(batch[i], index=i)``, whatever else is in the batch
@@ -304,8 +307,8 @@ class OnlineAlternateGenerator(nn.Module):
 
     def chunks(self, batch: Tensor) -> list[range]:
         """Rows of a batch (N, C, H, W) that are worked on together; see ``chunk_size``."""
-        # one image at a time keeps the state of a CPU run in its caches
-        size = self.settings.chunk_size or (1 if batch.device.type == "cpu" else 32)
+        pixels = batch.shape[-2] * batch.shape[-1]
+        size = self.settings.chunk_size or (max(CHUNK_PIXELS // max(pixels, 1), 1) if batch.device.type == "cpu" else 32)
         return [range(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
 
     def extra_repr(self) -> str:

@@ -204,7 +204,7 @@ SIZED = ("kernel_size", "stride", "filters", "threshold", "scale")
 SMALL, LARGE = 32, 192
 """Short sides of an image, in pixels, up to and from which its default stays the same."""
 
-AT_SMALL: dict[str, Any] = {"kernel_size": 6, "stride": 2, "filters": 192, "threshold": 12.0, "scale": 4.0}
+AT_SMALL: dict[str, Any] = {"kernel_size": 6, "stride": 2, "filters": 192, "threshold": 10.0, "scale": 4.0}
 """The default of images of :data:`SMALL` pixels; that of large ones is in :class:`Settings`."""
 
 
@@ -213,8 +213,8 @@ def default_for(height: int, width: int) -> dict[str, Any]:
 
     What is fine detail at 224 pixels is most of an image of 32, so small images get finer kernels and less Langevin noise.
     ``threshold`` and ``scale`` go in a straight line over the logarithm of the short side from :data:`SMALL` to :data:`LARGE`;
-    kernels, stride and filters are those of the nearer end. No kernel is larger than the image. docs/settings.md says how it was
-    chosen.
+    kernels, stride and filters are those of the nearer end. No kernel is larger than the image. docs/settings.md says how all
+    this was chosen.
     """
     side = min(height, width)
     large = {name: Settings.__dataclass_fields__[name].default for name in SIZED}
