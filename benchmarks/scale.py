@@ -66,9 +66,9 @@ def stages(folder: Path) -> dict[str, float]:
         return {
             f"read and decode a JPEG of {SOURCE_SIDE} x {SOURCE_SIDE}": median_seconds(lambda: files.read_rgb(source)),
             f"resize and crop to {SIDE} x {SIDE}": median_seconds(
-                lambda: F.center_crop(F.resize(files.read_bytes(content).convert("RGB"), [SIDE]), [SIDE, SIDE])
+                lambda: F.center_crop(F.resize(files.read_rgb(content), [SIDE]), [SIDE, SIDE])
             )
-            - median_seconds(lambda: files.read_bytes(content).convert("RGB")),
+            - median_seconds(lambda: files.read_rgb(content)),
             "hand its pixels to another process (pickle, both ends)": median_seconds(
                 lambda: pickle.loads(pickle.dumps(pixels.numpy()))
             ),

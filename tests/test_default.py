@@ -20,9 +20,10 @@ from oag_transform.generator.state import State, begin
 from oag_transform.images import to_model_units, to_pixels
 from tests.photographs import photographs, picture
 
-PSNR = (33.41, 33.74)  # of the mode, which has no Langevin noise, to the photograph, in dB
-FULL_PSNR = (31.42, 30.81)  # with strength=1
-SHARE = (0.050, 0.057)  # of white noise of 6 grey levels that comes through
+# the middle of what operands in float32 and in bfloat16 gave on two machines
+PSNR = (33.42, 33.73)  # of the mode, which has no Langevin noise, to the photograph, in dB
+FULL_PSNR = (31.45, 30.82)  # with strength=1
+SHARE = (0.051, 0.057)  # of white noise of 6 grey levels that comes through
 STRENGTH = (0.493, 0.366)
 GREY_ESTIMATE = (0.772, 0.541)  # of the photographs in grey, in grey levels
 
@@ -44,11 +45,12 @@ def psnr(one: Tensor, other: Tensor) -> list[float]:
     return (-10 * (one - other).square().mean((1, 2, 3)).log10()).tolist()
 
 
-def test_golden_what_the_default_keeps_and_what_it_lets_through() -> None:
-    clean, purify = photographs(), OnlineAlternateGenerator()
-    kept = modes(clean, purify)
+@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_golden_what_the_default_keeps_and_what_it_lets_through(compute_dtype: torch.dtype) -> None:
+    clean, purify = photographs(), OnlineAlternateGenerator(compute_dtype=compute_dtype)
+    kept, full = modes(clean, purify), modes(clean, OnlineAlternateGenerator(strength=1, compute_dtype=compute_dtype))
     assert psnr(kept, clean) == pytest.approx(PSNR, abs=0.05)
-    assert psnr(modes(clean, OnlineAlternateGenerator(strength=1)), clean) == pytest.approx(FULL_PSNR, abs=0.05)
+    assert psnr(full, clean) == pytest.approx(FULL_PSNR, abs=0.05)
     through = modes((clean + noise()).clamp(0, 1), purify) - kept
     share = (through * noise()).sum((1, 2, 3)) / noise().square().sum((1, 2, 3))
     assert share.tolist() == pytest.approx(SHARE, abs=0.002)

@@ -23,6 +23,8 @@ if importlib.util.find_spec("foolbox") is None or importlib.util.find_spec("effi
 from oag_transform.apps import demonstration
 from oag_transform.apps.demonstration import ADAPTIVE, CLEAN, COMPRESSED, NOISE, NONE, OAG, VIEWS, Outcome, WhiteNoise
 
+pytestmark = pytest.mark.slow  # two minutes of attacks
+
 GAIN = {"FGSM 6/255": 8, "IGSM 6/255": 13, "MI-FGSM 2/255": 9, "C&W": 12}  # seen: 11, 16, 12, 15
 """Photographs that ours sets right, less those that it gets wrong, at least."""
 

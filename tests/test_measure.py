@@ -237,3 +237,32 @@ def test_probabilities_are_the_bare_targets(subject: Subject) -> None:
 def test_only_ours_has_a_trace(subject: Subject) -> None:
     with pytest.raises(TypeError, match="which has a trace, got JPEG"):
         traced(Candidate("", lambda _: JPEG(25)).model(subject))
+
+
+class NaNFrom(Brightness):
+    """NaN for every image from one on, in the order in which they are asked for."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first, self.seen = first, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = torch.arange(self.seen, self.seen + len(images))
+        self.seen += len(images)
+        return super().forward(images).where((rows < self.first)[:, None], torch.nan)
+
+
+def test_logits_that_are_not_finite_are_an_error_that_names_the_image(folder: Path, tmp_path: Path) -> None:
+    good = make_subject(folder, tmp_path / "good", chunk=2)
+    target = good.target._replace(model=NaNFrom(3), fingerprint="NaN")
+    listing = image_folder(folder)
+    with pytest.raises(ValueError, match=r"expected finite logits, got NaN or infinity for image\(s\) \[3\]"):
+        choose_subject(target, listing, 6, Store(tmp_path / "store", chunk=2), 0, torch.device("cpu"))
+    calls = (
+        lambda model: classify(good, model, good.images, ""),
+        lambda model: along(good, model, good.images, [1], ""),
+    )
+    for call in calls:
+        purify = OnlineAlternateGenerator(network_steps=1, filters=4, seed=0)
+        with pytest.raises(ValueError, match=r"for image\(s\) \[3\]"):
+            call(DefendedModel(NaNFrom(3), purify, shift=0))

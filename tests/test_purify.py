@@ -31,6 +31,7 @@ from oag_transform.streams import index_of
 
 FAST = ["--network-steps", "1"]
 PROFILE = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
+pytestmark = pytest.mark.usefixtures("choice_of_processes")
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 
 

@@ -33,7 +33,7 @@ from oag_transform.streams import index_of  # noqa: E402
 from tests.test_purify import POSIX, purify, read, save, tree  # noqa: E402
 from tests.tiny import write_photographs  # noqa: E402
 
-pytestmark = POSIX
+pytestmark = [pytest.mark.ray, POSIX]
 SEED = ["--seed", "1"]
 RAY = ["--engine", "ray", "--jobs", "2"]
 SIZES = [(33, 28), (20, 40), (33, 28)]

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import streams
-from ..defended import DefendedModel
 from ..baselines.filters import JPEG
+from ..defended import DefendedModel
 from ..evaluation.attacks import cw, paper_attacks
 from ..evaluation.backbones import efficientnet_lite
 from ..evaluation.render.figures import residuals

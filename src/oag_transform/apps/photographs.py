@@ -107,14 +107,3 @@ def check_sides(resize: int | None, crop: int | None) -> None:
             _checks.integer(name, side, at_least=1)
     if resize is not None and crop is not None and resize < crop:
         raise ValueError(f"--resize must be at least --crop, got {resize} and {crop}")
-
-
-def check_output(path: Path) -> None:
-    """Raise unless a file can be written there, whose folder is made.
-
-    Raises:
-        ValueError: it is a folder.
-    """
-    if path.is_dir():
-        raise ValueError(f"--out must be a file, got the folder {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)

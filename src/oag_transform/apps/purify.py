@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are
     from . import cluster_purify, worker
 
 HELP = "purify image files, and folders of them"
-EXTRA: str | None = None
+EXTRA = "cli"
 RAY_EXTRA = "ray"
 ENGINES = ("local", "ray")
 PARQUET = "parquet"

@@ -2,13 +2,11 @@
 
 import contextlib
 import functools
-import io
 import itertools
 import multiprocessing
 import os
 import signal
 import threading
-import warnings
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -16,13 +14,12 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-import PIL.Image
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from .. import _checks, files, streams
+from .. import _checks, files, images, streams
 from ..transform import OnlineAlternateGenerator
 from . import saving
 from .jobs import Job
@@ -101,11 +98,8 @@ def batches(jobs: Iterable[Job], size: int) -> Iterator[tuple[Job, ...]]:
 
 def _sides(job: Job) -> tuple[int, int] | None:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with PIL.Image.open(job.source) as file:
-                return file.size
-    except files.UNREADABLE:  # told when it is its turn
+        return files.size(job.source)
+    except files.UnreadableImageError:  # told when it is its turn
         return None
 
 
@@ -198,7 +192,7 @@ def make_batch(settings: Settings, batch: Sequence[Job], contents: Sequence[byte
     for job, content in zip(batch, [None] * len(batch) if contents is None else contents, strict=True):
         try:
             read = _read(job, content, settings.resize)
-        except (*files.UNREADABLE, MemoryError) as error:
+        except ValueError as error:
             finished.append(Made(job, None, _named(job, error)))
         else:
             groups.setdefault(tuple(read.pixels.shape), []).append(read)
@@ -220,15 +214,11 @@ def write(made: Made, token: str) -> Result:
 
 
 def _read(job: Job, content: bytes | None, resize: int | None) -> _Read:
-    image = files.read(job.source) if content is None else files.read_bytes(content, name=str(job.source))
-    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow's, about transparency, which is told below
-        image = image.convert(mode)
+    decoded = files.decode(job.source if content is None else content, name=str(job.source))
     if resize is not None:
-        image = F.resize(image, [resize], interpolation=InterpolationMode.BICUBIC)
-    source = job.source if content is None else io.BytesIO(content)
-    return _Read(job, F.pil_to_tensor(image), saving.metadata(source, image.size, mode))
+        image = images.resize(decoded.image, resize, InterpolationMode.BICUBIC, files.one_line(str(job.source)))
+        decoded = decoded._replace(image=image)
+    return _Read(job, F.pil_to_tensor(decoded.image), saving.metadata(decoded))
 
 
 def _make_group(settings: Settings, group: Sequence[_Read]) -> list[Made]:
@@ -260,8 +250,7 @@ def transform_of(settings: Settings) -> OnlineAlternateGenerator:
 
 def stream(name: str) -> int:
     """The random stream of an image's name, see :class:`oag_transform.apps.jobs.Job`."""
-    # file names may have bytes that are no UTF-8
-    return streams.index_of(name.encode(errors="backslashreplace").decode())
+    return streams.index_of(name)
 
 
 def _named(job: Job, error: BaseException) -> str:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _checks, streams
-from ..defended import DefendedModel, average
+from ..defended import DefendedModel
 from .measure import Candidate, Subject, model_key
 from .store import Array
 from .unrolled import differentiable, settings_of, unrolled
@@ -38,13 +38,20 @@ Paint = Callable[[Tensor], Tensor]
 """A linear map from parameters to perturbations (N, C, H, W) that makes no value larger than the largest parameter."""
 
 
+LEAST_BOUND = 1e-6
+"""Smallest bound, on the [0, 1] scale: a smaller one is lost in the rounding of float32 pixels, which lie up to 6e-8 apart."""
+
+
 @dataclass(frozen=True)
 class Bound:
     """How far an attacked image may lie from the original: L-infinity or L2 norm, on the [0, 1] scale.
 
     Attributes:
         norm: ``"linf"`` or ``"l2"``, over all pixels and channels of an image.
-        eps: at least 0.
+        eps: at least 1e-6, in L-infinity at most 1; n grey levels are n / 255.
+
+    Raises:
+        ValueError: the norm is another, or the bound isn't finite or is out of its range.
     """
 
     norm: Norm
@@ -52,7 +59,11 @@ class Bound:
 
     def __post_init__(self) -> None:
         _checks.choice("norm", self.norm, ("linf", "l2"))
-        _checks.number("eps", self.eps, at_least=0)
+        _checks.number("eps", self.eps, at_least=LEAST_BOUND)
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(
+                f"eps must be at most 1 in L-infinity, on the [0, 1] scale, got {self.eps}; give 8 grey levels as 8 / 255"
+            )
 
     def __str__(self) -> str:
         return f"L-infinity {255 * self.eps:g}/255" if self.norm == "linf" else f"L2 {self.eps:g}"
@@ -126,13 +137,11 @@ class ViewsInTurn(DefendedModel):
 
     calls = 0
 
-    def classify(self, purified: Tensor) -> Tensor:
-        """Logits (N, classes) of the next view of what :meth:`purify` returns."""
-        views = self.views(purified)
+    def _views(self, purified: Tensor) -> Sequence[Tensor]:
+        views = super()._views(purified)
         view = views[self.calls % len(views)]
         self.calls += 1
-        logits = self.target(view if self.normalize is None else self.normalize(view))
-        return average([_checks.logits(logits, len(purified))], self.samples)
+        return [view]
 
 
 def in_turn(model: DefendedModel) -> DefendedModel:

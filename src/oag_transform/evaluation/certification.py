@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .. import _checks
 from ..defended import DefendedModel
 from ..baselines.catalogue import OAG_KEY
 from ..baselines.smoothing import Denoiser
@@ -245,7 +246,7 @@ def certify(
         progress: show a bar.
 
     Raises:
-        ValueError: a denoiser can't be made here, a photograph can't be read, or ``others`` with a target without batch
+        ValueError: a denoiser can't be made here, no photograph can be read, or ``others`` with a target without batch
             normalization. Nothing was counted.
     """
     device = torch.device(device)
@@ -257,9 +258,10 @@ def certify(
     apart: list[Tensor | None] = [None]
     if others is not None:
         batch_norms(target)
-        apart.append(read_images(others, shuffled(others, plan.seed)[:ADAPTED_ON], target.preprocessing))
-    positions = shuffled(listing, plan.seed)[:count]
-    images = read_images(listing, positions, target.preprocessing)
+        apart.append(read_images(others, shuffled(others, plan.seed)[:ADAPTED_ON], target.preprocessing)[0])
+    images, positions = read_images(listing, shuffled(listing, plan.seed)[:count], target.preprocessing)
+    if not positions:
+        raise ValueError(f"none of the {count} images can be read")
     labels = torch.tensor([listing.labels[position] for position in positions])
     store = Store(cache, chunk=plan.batch_size)
     subject = Subject(target, images, labels, listing.classes, len(images), store, plan.seed, device)
@@ -293,9 +295,10 @@ def _smoothed(target: nn.Module, defense: nn.Module, noise_std: float, plan: Pla
 def _clean(subject: Subject) -> Cell:
     guesses = []
     for start in range(0, len(subject.images), subject.store.chunk):
-        with torch.no_grad():
-            batch = subject.batch(subject.images, range(start, start + subject.store.chunk))
-            guesses.append(subject.target.model(batch).argmax(1).cpu())
+        rows = range(start, start + subject.store.chunk)
+        with torch.no_grad(), _checks.rows_are(rows):
+            batch = subject.batch(subject.images, rows)
+            guesses.append(_checks.finite(subject.target.model(batch)).argmax(1).cpu())
     return Cell("".join("01"[int(right)] for right in torch.cat(guesses) == subject.labels))
 
 
@@ -351,7 +354,8 @@ def _photographs(
     found = []
     for i in tqdm(range(len(names)), desc=f"{label}, {noise_std:g}", unit="image", leave=False, disable=not progress):
         path = folder / f"{i:06d}-{fingerprint(subject.images[i])}.json"
-        tally, seconds = _counted(model, subject.batch(subject.images, range(i, i + 1)), i, plan, path)
+        with _checks.rows_are([i]):
+            tally, seconds = _counted(model, subject.batch(subject.images, range(i, i + 1)), i, plan, path)
         found.append(Counted(names[i], int(subject.labels[i]), tally, seconds))
     return tuple(found)
 

@@ -3,6 +3,7 @@
 A listing names the files; images are read when they are needed, so that a listing of 50,000 costs nothing.
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ..files import read_rgb
+from ..files import one_line, read_rgb
+from ..images import resize as resized
+
+logger = logging.getLogger(__name__)
 
 FLOWERS = (
     *("daffodil", "snowdrop", "lily of the valley", "bluebell", "crocus", "iris", "tigerlily", "tulip", "fritillary"),
@@ -123,27 +127,35 @@ def shuffled(listing: Listing, seed: int) -> list[int]:
     return [position for _, _, position in sorted(turns)]
 
 
-def read_images(listing: Listing, positions: list[int], preprocessing: Preprocessing) -> Tensor:
-    """(N, 3, crop, crop) uint8 images, read by :func:`oag_transform.files.read_rgb`.
+def read_images(listing: Listing, positions: list[int], preprocessing: Preprocessing) -> tuple[Tensor, list[int]]:
+    """Images (n, 3, crop, crop) uint8, read by :func:`oag_transform.files.read_rgb`, and their n positions.
 
-    Raises:
-        ValueError: a file that is not an image, or is broken.
+    A file that can't be read is left out, and so is an image that is too thin to be resized; each is a line in the log.
     """
     resize, crop, interpolation = preprocessing
-    images = []
+    images, kept = [], []
     for position in positions:
-        image = read_rgb(listing.paths[position])
-        image = F.center_crop(F.resize(image, [resize], interpolation=interpolation), [crop, crop])
-        images.append(F.pil_to_tensor(image))
-    return torch.stack(images)
+        path = listing.paths[position]
+        try:
+            image = resized(read_rgb(path), resize, interpolation, one_line(str(path)))
+        except ValueError as error:
+            logger.warning("left out: %s", error)
+            continue
+        images.append(F.pil_to_tensor(F.center_crop(image, [crop, crop])))
+        kept.append(position)
+    return torch.stack(images) if images else torch.empty(0, 3, crop, crop, dtype=torch.uint8), kept
 
 
 def batches(listing: Listing, preprocessing: Preprocessing, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (n, 3, crop, crop) uint8 and labels (n,), n <= ``size``, in the order of :func:`shuffled`."""
+    """Images (n, 3, crop, crop) uint8 and labels (n,), 1 <= n <= ``size``, in the order of :func:`shuffled`.
+
+    Those that :func:`read_images` leaves out are missing.
+    """
     order = shuffled(listing, seed)
     for start in range(0, len(order), size):
-        positions = order[start : start + size]
-        yield read_images(listing, positions, preprocessing), torch.tensor([listing.labels[p] for p in positions])
+        images, positions = read_images(listing, order[start : start + size], preprocessing)
+        if positions:
+            yield images, torch.tensor([listing.labels[p] for p in positions])
 
 
 def _check_files(paths: tuple[Path, ...]) -> None:

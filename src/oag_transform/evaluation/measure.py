@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .. import streams
+from .. import _checks, streams
 from ..defended import DefendedModel
 from ..transform import OnlineAlternateGenerator
 from .attacks import Attack
@@ -155,13 +155,13 @@ def choose_subject(target: Target, listing: Listing, count: int, store: Store, s
     It is less meaningful to attack the others (IV-A). There are fewer where the listing has no more.
 
     Raises:
-        ValueError: the target gets none of them right, or a file can't be read.
+        ValueError: the target gets none of them right, or none can be read.
     """
     images, labels, found, looked_at = [], [], 0, 0
     parts = batches(listing, target.preprocessing, store.chunk, seed)
     for batch, truth in tqdm(parts, desc=f"{target.name}: images", unit="batch", leave=False, disable=not store.progress):
-        with torch.no_grad():
-            guesses = target.model(batch.to(device).float() / 255).argmax(1).cpu()
+        with torch.no_grad(), _checks.rows_are(range(looked_at, looked_at + len(batch))):
+            guesses = _checks.finite(target.model(batch.to(device).float() / 255)).argmax(1).cpu()
         right = (guesses == truth).nonzero().flatten()[: count - found]
         images.append(batch[right])
         labels.append(truth[right])
@@ -169,6 +169,8 @@ def choose_subject(target: Target, listing: Listing, count: int, store: Store, s
         looked_at += len(truth) if found < count else int(right[-1]) + 1
         if found == count:
             break
+    if not looked_at:
+        raise ValueError("none of the images can be read")
     if not found:
         raise ValueError(f"{target.name} gets none of {looked_at} images right: do its classes have the order of the data's?")
     return Subject(target, torch.cat(images), torch.cat(labels), listing.classes, looked_at, store, seed, device)
@@ -214,7 +216,7 @@ def classify(subject: Subject, model: DefendedModel, images: Tensor, desc: str) 
 
     def compute(rows: range) -> Array:
         batch = subject.batch(images, rows)
-        with torch.no_grad():
+        with torch.no_grad(), _checks.rows_are(rows):
             start = time.perf_counter()
             purified = model.purify(batch, index=rows)
             seconds = _elapsed(start, subject.device)
@@ -240,7 +242,7 @@ def along(subject: Subject, model: DefendedModel, images: Tensor, steps: Sequenc
         classes = []
         for moment in moments:
             if moment.step in steps:
-                with torch.no_grad():
+                with torch.no_grad(), _checks.rows_are(rows):
                     classes.append(model.classify(moment.images).argmax(1).cpu().numpy())
         return np.stack(classes, 1)
 
@@ -302,6 +304,8 @@ def in_code(model: DefendedModel) -> str:
 
 def _call(defense: Any) -> str:
     """``Class(...)`` with the arguments of a module that differ from their defaults, which it keeps as attributes."""
+    if isinstance(defense, nn.ModuleList):
+        return f"[{', '.join(map(_call, defense))}]"
     if isinstance(defense, nn.Identity):
         return "torch.nn.Identity()"
     given = []

@@ -59,10 +59,15 @@ def operands(settings: Common, device: torch.device, dtype: torch.dtype) -> torc
 
 
 def _multiplies_bfloat16() -> bool:
-    """Whether this CPU has AVX512-BF16, as all with AMX do."""
-    if hasattr(torch.cpu, "get_capabilities"):  # newer than PyTorch 2.6
-        return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
-    return bool(torch.cpu._is_avx512_bf16_supported())
+    """Whether this CPU is faster with operands in bfloat16: it has AMX, or is an AMD with AVX512-BF16.
+
+    An image of 224 x 224 took an AMD EPYC with AVX512-BF16 0.078 s in bfloat16 and 0.119 s in float32; an Intel with
+    AVX512-BF16 and without AMX was slower in bfloat16.
+    """
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older PyTorch, which doesn't say whose CPU it is
+        return bool(torch.cpu._is_amx_tile_supported())
+    found = torch.cpu.get_capabilities()  # what isn't there on an architecture isn't named
+    return found.get("amx_bf16", False) or (found.get("avx512_bf16", False) and found.get("cpu_name", "").startswith("AMD"))
 
 
 def alternate(

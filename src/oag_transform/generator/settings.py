@@ -137,8 +137,8 @@ class Common:
     compute_dtype: torch.dtype | None = argument(
         None,
         """precision of the convolutions' operands; the state stays in float32 (float64 for float64 images). ``None``: bfloat16
-        on a CPU that multiplies it faster (AVX512-BF16, AMX), else the state's; ``repr`` says which. An explicit one gives the
-        same result on every machine, to rounding.""",
+        on a CPU that was seen to be faster with it (with AMX, or an AMD with AVX512-BF16), else the state's; ``repr`` says
+        which. An explicit one gives the same result on every machine, to rounding.""",
         # sums over positions overflow float16
         lambda name, value: _checks.choice(name, value, (None, torch.float32, torch.bfloat16)),
     )
