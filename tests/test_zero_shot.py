@@ -46,7 +46,7 @@ def test_both_remove_noise() -> None:
 
 
 def test_a_step_of_zs_n2n_is_that_of_its_losses() -> None:
-    """One step by hand: equations 4 and 6, with means over pixels in place of sums."""
+    """One step by hand: the residual and the consistency loss, symmetric in the halves."""
     _, noisy = scene(0.1, side=8)
     defense = ZeroShotNoise2Noise(steps=1, channels=4, lr=0.01, seed=3)
     trained = defense._trained(noisy, Generator().manual_seed(5))
