@@ -21,7 +21,7 @@ from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from oag_transform.evaluation.render.figures import Series, Tradeoff, cost, iterations, lines, residuals, tradeoff
-from oag_transform.evaluation.results import Cell
+from oag_transform.evaluation.result import Cell
 
 DEFENSES = (
     "JPEG, quality 75",

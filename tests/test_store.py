@@ -81,7 +81,7 @@ def test_the_digest_knows_a_constant_that_makes_a_result(package: Path) -> None:
     assert after != before
     change(package / "noise_level.py", "FULL = 2.7", "FULL = 2.6")
     assert digest(package) == before
-    (package / "defenses" / "filters.py").rename(package / "defenses" / "other.py")
+    (package / "baselines" / "filters.py").rename(package / "baselines" / "other.py")
     assert digest(package) not in (before, after)
 
 
