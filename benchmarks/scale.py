@@ -44,7 +44,7 @@ H100_TFLOPS, SHARE = 67, 0.3  # float32 outside of the tensor cores, NVIDIA's da
 median_seconds = functools.partial(seconds, repeats=REPEATS)
 
 
-def photograph(path: Path) -> Path:
+def source_image(path: Path) -> Path:
     """A JPEG file of 500 x 500 pixels, about ImageNet's size."""
     F.to_pil_image(torch.from_numpy(skimage.data.astronaut()[:SOURCE_SIDE, :SOURCE_SIDE]).movedim(2, 0)).save(path, quality=90)
     return path
@@ -52,7 +52,7 @@ def photograph(path: Path) -> Path:
 
 def stages(folder: Path) -> dict[str, float]:
     """Seconds of one thread for an image, by what is done with it."""
-    source = photograph(folder / "source.jpg")
+    source = source_image(folder / "source.jpg")
     content = source.read_bytes()
     image = F.center_crop(F.resize(files.read_rgb(source), [SIDE]), [SIDE, SIDE])
     pixels = F.pil_to_tensor(image)[None]
@@ -66,9 +66,9 @@ def stages(folder: Path) -> dict[str, float]:
         return {
             f"read and decode a JPEG of {SOURCE_SIDE} x {SOURCE_SIDE}": median_seconds(lambda: files.read_rgb(source)),
             f"resize and crop to {SIDE} x {SIDE}": median_seconds(
-                lambda: F.center_crop(F.resize(files.read_bytes(content).convert("RGB"), [SIDE]), [SIDE, SIDE])
+                lambda: F.center_crop(F.resize(files.read_rgb(content), [SIDE]), [SIDE, SIDE])
             )
-            - median_seconds(lambda: files.read_bytes(content).convert("RGB")),
+            - median_seconds(lambda: files.read_rgb(content)),
             "hand its pixels to another process (pickle, both ends)": median_seconds(
                 lambda: pickle.loads(pickle.dumps(pixels.numpy()))
             ),
@@ -80,7 +80,7 @@ def stages(folder: Path) -> dict[str, float]:
 
 def engines(folder: Path) -> dict[str, dict[str, float]]:
     """Of each way to purify a folder: images a second once it works, and the seconds until it does."""
-    original = photograph(folder / "source.jpg")
+    original = source_image(folder / "source.jpg")
     image = F.center_crop(F.resize(files.read_rgb(original), [SIDE]), [SIDE, SIDE])
     for count in (FEW, MANY):
         (folder / str(count)).mkdir()

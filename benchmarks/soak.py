@@ -1,7 +1,7 @@
 """Soak of ``oag-transform serve``: many clients at once, some of them sending what is bad, against one server on loopback.
 
 Run from the repository root: ``python -m benchmarks.soak [--requests 1000] [--clients 8] [--side 64]``. The server is a process
-of its own around a small classifier with random weights; images are crops of scikit-image's photographs. Every request must be
+of its own around a small classifier with random weights; images are crops of scikit-image's samples. Every request must be
 answered with the status it deserves, and every purified image must be of the size that was sent. Beside it stands the transform
 alone, on the same images in batches of the server's size, in this process, after the server has ended.
 """
@@ -69,7 +69,7 @@ def classifier() -> nn.Module:
 
 
 def crops(count: int, side: int) -> list[PIL.Image.Image]:
-    """Square crops of two photographs."""
+    """Square crops of two sample images."""
     wholes = [PIL.Image.fromarray(skimage.data.astronaut()), PIL.Image.fromarray(skimage.data.coffee())]
     places = [(7 * i % (wholes[i % 2].width - side), 11 * i % (wholes[i % 2].height - side)) for i in range(count)]
     return [wholes[i % 2].crop((x, y, x + side, y + side)) for i, (x, y) in enumerate(places)]

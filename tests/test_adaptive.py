@@ -82,7 +82,7 @@ def length(perturbation: Tensor, bound: Bound) -> Tensor:
 
 # DLR is constant where the right class comes third, as it may at a random start that far away; pyautoattack says so
 @pytest.mark.filterwarnings("ignore:there are .* points with zero gradient")
-@pytest.mark.parametrize("bound", [LINF, L2, Bound("linf", 1.5), Bound("l2", 60.0)], ids=str)
+@pytest.mark.parametrize("bound", [LINF, L2, Bound("linf", 1.0), Bound("l2", 60.0)], ids=str)
 @pytest.mark.parametrize("name", ATTACKS)
 def test_points_are_images_within_the_bound(name: str, bound: Bound) -> None:
     images, labels = examples()
@@ -247,7 +247,7 @@ def test_exact_gradients_are_bpda_where_there_are_none() -> None:
 def test_every_attack_of_the_list_can_be_made() -> None:
     for name in ADAPTIVE_ATTACKS:
         assert make_attack(name, LINF, AdaptiveOptions(), randomised=True, views=True).algorithm.bound == LINF
-    with pytest.raises(ValueError, match="attack must be one of transfer, noise, bpda"):
+    with pytest.raises(ValueError, match="attack must be one of .*transfer"):
         make_attack("pgd", LINF, AdaptiveOptions(), randomised=True, views=True)
 
 
@@ -267,7 +267,8 @@ def test_whether_draws_differ(defense: Any, expected: bool) -> None:
 
 
 def test_unrolled_reaches_into_defenses_in_turn() -> None:
-    model = DefendedModel(Linear(), Compose(GaussianNoise(8, seed=0), small()), shift=0, samples=2)
+    purify = small(compute_dtype=torch.float32)  # unrolled has the images' own precision
+    model = DefendedModel(Linear(), Compose(GaussianNoise(8, seed=0), purify), shift=0, samples=2)
     exact = unrolled(model)
     images = picture(2, 3, SIDE, SIDE).float().requires_grad_()
     torch.testing.assert_close(exact(images, index=[3, 5]), model(images, index=[3, 5]), rtol=1e-3, atol=1e-3)
@@ -296,13 +297,18 @@ def test_four_calls_of_one_view_are_the_four_views() -> None:
     torch.testing.assert_close(mean, model(images).softmax(1))
 
 
-@settings(deadline=None, max_examples=25)
-@given(st.sampled_from(["linf", "l2"]), st.just(0.0) | st.floats(1e-30, 3), st.integers(0, 100))
-def test_projected_is_within_the_bound_and_leaves_what_is(norm: adaptive.Norm, eps: float, seed: int) -> None:
-    bound = Bound(norm, eps)
+bounds = st.one_of(
+    st.builds(Bound, st.just("linf"), st.floats(adaptive.LEAST_BOUND, 1)),
+    st.builds(Bound, st.just("l2"), st.floats(adaptive.LEAST_BOUND, 100)),
+)
+
+
+@settings(max_examples=50)
+@given(bounds, st.integers(0, 100))
+def test_projected_is_within_the_bound_and_leaves_what_is(bound: Bound, seed: int) -> None:
     values = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     projected = bound.projected(values)
-    assert (length(projected, bound) <= eps * (1 + 1e-12)).all()
+    assert (length(projected, bound) <= bound.eps * (1 + 1e-12)).all()
     torch.testing.assert_close(bound.projected(projected), projected)
 
 
@@ -415,9 +421,17 @@ def test_bpda_passes_a_defense_without_a_gradient() -> None:
     assert found.losses[-1].mean() > found.losses[0].mean()
 
 
-@pytest.mark.parametrize(("norm", "eps"), [("l1", 1.0), ("linf", -0.1), ("l2", math.nan), ("l2", 2e-158)])
-def test_bad_bounds_raise(norm: Any, eps: float) -> None:
-    with pytest.raises(ValueError, match="norm" if norm == "l1" else "eps"):
+@pytest.mark.parametrize(
+    ("norm", "eps", "message"),
+    [
+        ("l1", 1.0, "norm must be one of"),
+        ("linf", 8.0, "eps must be at most 1 in L-infinity, .* got 8.0; give 8 grey levels as 8 / 255"),
+        *((norm, eps, "eps must be a finite number >= 1e-06, got") for norm in ("linf", "l2") for eps in (-0.1, 0.0, 2e-158)),
+        *((norm, eps, "eps must be a finite number >= 1e-06, got") for norm in ("linf", "l2") for eps in (math.inf, math.nan)),
+    ],
+)
+def test_bad_bounds_raise(norm: Any, eps: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Bound(norm, eps)
 
 

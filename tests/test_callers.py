@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import Normalize
+from torchvision.transforms.v2.functional import to_pil_image
 
-from oag_transform import DefendedModel, OnlineAlternateGenerator
+from oag_transform import DefendedModel, OnlineAlternateGenerator, SmoothedModel
 from oag_transform.defended import shifted
+from oag_transform.evaluation.attacks.unrolled import unrolled
 
 
 def make_target() -> nn.Sequential:
@@ -71,6 +73,7 @@ def test_exporters_and_tracers_are_told_in_one_sentence(make: Callable[[], nn.Mo
     assert len(str(caught.value)) < 200
 
 
+@pytest.mark.integrations
 def test_art_predicts_and_attacks_through_the_preprocessor() -> None:
     pytest.importorskip("art")
     from art.attacks.evasion import FastGradientMethod
@@ -95,6 +98,7 @@ def test_art_predicts_and_attacks_through_the_preprocessor() -> None:
     assert (attacked - batch).abs().max() <= 4 / 255 + 1e-6
 
 
+@pytest.mark.integrations
 def test_a_classifier_of_timm_has_its_data_configs_normalisation() -> None:
     timm = pytest.importorskip("timm")
     name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
@@ -111,6 +115,7 @@ def test_a_classifier_of_timm_has_its_data_configs_normalisation() -> None:
         DefendedModel.from_timm("resnet5000")
 
 
+@pytest.mark.integrations
 @pytest.mark.filterwarnings("ignore")
 def test_a_classifier_of_hugging_face() -> None:
     transformers = pytest.importorskip("transformers")
@@ -123,3 +128,20 @@ def test_a_classifier_of_hugging_face() -> None:
     with torch.no_grad():
         views = [target(normalize(view)).logits.softmax(-1) for view in shifted(defense()(batch), 5)]
         torch.testing.assert_close(model(batch).softmax(-1), torch.stack(views).mean(0))
+
+
+@pytest.mark.parametrize("make", [unrolled, lambda x: x, lambda x: SmoothedModel(x, 0.1, seed=0, samples=2)])
+def test_the_default_device_is_another_than_the_images(make: Callable[[DefendedModel], nn.Module]) -> None:
+    """``meta`` stands for a GPU: what follows it can't be computed at all."""
+    model, exact = make(DefendedModel(make_target(), defense())), defense(langevin="exact", image_steps=2, threshold=0)
+    other = make(DefendedModel(model.target, exact)) if isinstance(model, DefendedModel) else model
+    batch, picture = images(), to_pil_image(images()[0])
+    expected = [each(batch) for each in (model, other)]
+    try:
+        torch.set_default_device("meta")
+        found = [each(batch) for each in (model, other)]
+        purified = defense()(picture)
+    finally:
+        torch.set_default_device(None)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert np.array_equal(np.asarray(purified), np.asarray(defense()(picture)))

@@ -94,7 +94,7 @@ def test_no_radius_exceeds_the_true_one(folder: Path, found: Path) -> None:
     (row,) = [row for row in read(found).rows if row.defense == "none"]
     listing = image_folder(folder)
     order = [listing.names.index(each.name) for each in row.certificates]
-    images = read_images(listing, order, Preprocessing(14, SIDE)).double() / 255
+    images = read_images(listing, order, Preprocessing(14, SIDE))[0].double() / 255
     true = (images.mean((1, 2, 3)) - 0.5).abs() * math.sqrt(3 * SIDE**2)
     chosen = [max(each.selection, key=each.selection.__getitem__) for each in row.certificates]
     counts = [each.counted[label] for each, label in zip(row.certificates, chosen, strict=True)]
@@ -275,7 +275,7 @@ def test_batch_normalization_is_adapted_to_each_denoiser(folder: Path, tmp_path:
 def test_adapted_statistics_are_those_of_noisy_images(folder: Path) -> None:
     target = load_target("tests.tiny:normalized", classes=tiny.CLASSES, resize=40, crop=40)
     listing = image_folder(folder)
-    images = read_images(listing, list(range(6)), target.preprocessing)
+    images, _ = read_images(listing, list(range(6)), target.preprocessing)
     found = adapt_batch_norm(target, nn.Identity(), STD, images, batch_size=6, seed=0)
     (before,), (after,) = batch_norms(target), batch_norms(found)
     mean, variance = cast(Tensor, after.running_mean), cast(Tensor, after.running_var)

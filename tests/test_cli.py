@@ -1,24 +1,29 @@
 """The command line: what it says of itself, and what it says when it can't."""
 
-import argparse
+import dataclasses
 import importlib.metadata
+import io
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from docstring_parser import parse_from_object
 
 from oag_transform import DivergenceError
-from oag_transform.apps import cli, demo, purify
+from oag_transform.apps import cli, demo
+from tests.tiny import write_photographs
+
+CONVERTED = [name for name in cli.COMMANDS if hasattr(cli._module(name), "COMMAND")]
 
 
 def raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
     """The exit status of the demo, which raises that."""
 
-    def run(_: argparse.Namespace) -> int:
+    def run(_: demo.Demo) -> int:
         raise error
 
-    monkeypatch.setattr(demo, "run", run)
+    monkeypatch.setattr(demo.Demo, "run", run)
     return cli.main(["demo"])
 
 
@@ -43,18 +48,38 @@ def test_help_lists_every_command_with_its_extra(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit) as error:
         cli.main(["--help"])
     assert error.value.code == 0
+    listed = {words[0]: words for words in map(str.split, capsys.readouterr().out.partition("commands:\n")[2].splitlines())}
+    assert tuple(listed) == cli.COMMANDS
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    for name, words in listed.items():
+        assert len(words) > 3, name
+        assert words[-2] == "(extra"
+        extra = words[-1].strip("')")
+        assert f"\n{extra} = [" in project, name
+
+
+@pytest.mark.parametrize("name", CONVERTED)
+def test_each_option_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = cli._module(name).COMMAND
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    for name, command in cli.COMMANDS.items():
-        assert f"{name} {command.HELP}" in shown
-        assert command.EXTRA is None or f"{command.HELP} (extra '{command.EXTRA}')" in shown
+    assert " ".join(command.__doc__.split()) in shown
+    docs = {doc.arg_name: doc.description for cls in command.__mro__[-2::-1] for doc in parse_from_object(cls).params}
+    for field in dataclasses.fields(command):
+        assert "\n" not in (docs[field.name] or "\n"), f"tyro would keep the line break in the help of {field.name}"
 
 
 def test_the_extra_of_the_command_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert raising(ModuleNotFoundError("No module named 'foolbox'", name="foolbox"), monkeypatch) == 2
     assert capsys.readouterr().err == "oag-transform demo: needs foolbox: pip install 'oag-transform[demo]'\n"
-    monkeypatch.setattr(purify, "run", demo.run)
-    assert cli.main(["purify", "a.png", "--out", "o"]) == 2
-    assert capsys.readouterr().err == "oag-transform purify: needs foolbox: pip install oag-transform\n"
+
+
+@pytest.mark.parametrize(("arguments", "called"), [(["--help"], "oag-transform"), (["serve", "-h"], "oag-transform serve")])
+def test_without_tyro_one_line_says_what_to_install(arguments: list[str], called: str) -> None:
+    code = f"import sys; sys.modules['tyro'] = None; from oag_transform.apps.cli import main; sys.exit(main({arguments}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, f"{called}: needs tyro: pip install 'oag-transform[cli]'\n")
 
 
 def test_demo_without_its_extra_names_it(tmp_path: Path) -> None:
@@ -83,11 +108,51 @@ def test_ctrl_c_and_our_own_faults(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         raising(RuntimeError("a fault"), monkeypatch)
 
 
-@pytest.mark.parametrize("arguments", [[], ["purify", "a.png"], ["purify", "--out", "o"], ["unknown"]])
-def test_usage_errors_come_from_argparse(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [[], ["unknown"], ["--unknown", "demo"]])
+def test_without_a_command_it_shows_how_it_is_used(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         cli.main(arguments)
     assert error.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: oag-transform")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("fit-target --out a.pt", "--data"),
+        ("fit-target --data d --out a.pt --epochs many", "--epochs"),
+        ("fit-target --data d --out a.pt --size many", "--size"),
+        ("fit-target --data d --out a.pt --compute-dtype float16", "--compute-dtype"),
+        ("fit-target --data d --out a.pt --layout tree", "--layout"),
+        ("fit-target --data d --out a.pt --layout ilsvrc2012", "--layout ilsvrc2012 needs --devkit"),
+        ("fit-target --data d --out a.pt --seed 9223372036854775808", "--seed must be below 2^63"),
+        ("fit-target --data d --out a.pt --batch-size 0", "--batch-size must be an integer >= 1, got 0"),
+        ("fit-target --data d --out a.pt --device tpu9", "--device tpu9 can't be used"),
+        ("fit-pixelcnn --data d --out a.pt --resize 8 --crop 9", "--resize must be at least --crop, got 8 and 9"),
+        ("serve --model m --prot 80", "--prot"),
+        ("serve --model", "--model"),
+        ("serve --model m 80", "80"),
+        ("demo --no-out", "--no-out"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_wrong_argument_is_one_line_that_names_it(
+    arguments: str,
+    words: str,
+    encoding: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_photographs(tmp_path / "d")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))  # decides how tyro draws its boxes
+    assert cli.main(arguments.split()) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"oag-transform {arguments.split()[0]}: ")
+    assert words in shown
+    assert shown.count("\n") == 1
+    assert not any(mark in shown for mark in ("─", "│", "╭", "--help", "---"))
 
 
 def test_importing_the_package_stays_light() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator, streams
-from oag_transform.baselines import denoisers, filters, per_image
+from oag_transform.baselines import barrage, denoisers, filters, per_image, tensor_network, zero_shot
 from oag_transform.baselines.catalogue import DEFENSES, Needs
 from oag_transform.baselines.filters import JPEG, GaussianNoise, MeanFilter
 from oag_transform.evaluation.attacks.gray_box import igsm
@@ -166,12 +166,17 @@ def test_a_row_knows_its_defense_setting_seconds_and_code(subject: Subject) -> N
     assert (bare.seconds, bare.defense, bare.code) == (None, "", "DefendedModel(target, torch.nn.Identity(), shift=0)")
 
 
-@pytest.mark.parametrize("defense", [each for each in DEFENSES if each.key not in ("pixeldefend", "bm3d")], ids=lambda d: d.key)
+MADE = [each for each in DEFENSES if each.key not in ("pixeldefend", "bm3d", "zeropur", "anti-adversary")]  # without needs
+
+
+@pytest.mark.parametrize("defense", MADE, ids=lambda d: d.key)
 def test_the_code_of_a_row_makes_its_model_but_for_the_seed(defense: Any, subject: Subject) -> None:
     row = Row("", lambda seed: defense.make(defense.tuned, seed, Needs()), defense.in_views)
     model = row.model(subject)
     ours = {"DefendedModel": DefendedModel, "OnlineAlternateGenerator": OnlineAlternateGenerator}
-    names = vars(filters) | vars(denoisers) | vars(per_image) | ours | {"target": subject.target.model}
+    modules = (filters, denoisers, per_image, barrage, tensor_network, zero_shot)
+    names = {name: value for module in modules for name, value in vars(module).items()} | ours
+    names["target"] = subject.target.model
     made = eval(in_code(model), names)
     assert (made.shift, made.samples) == (model.shift, model.samples)
     given, expected = (re.sub(r"\.0\b", "", repr(each)) for each in (made.defense, defense.make(defense.tuned, None, Needs())))
@@ -237,3 +242,32 @@ def test_probabilities_are_the_bare_targets(subject: Subject) -> None:
 def test_only_ours_has_a_trace(subject: Subject) -> None:
     with pytest.raises(TypeError, match="which has a trace, got JPEG"):
         traced(Row("", lambda _: JPEG(25)).model(subject))
+
+
+class NaNFrom(Brightness):
+    """NaN for every image from one on, in the order in which they are asked for."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first, self.seen = first, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = torch.arange(self.seen, self.seen + len(images))
+        self.seen += len(images)
+        return super().forward(images).where((rows < self.first)[:, None], torch.nan)
+
+
+def test_logits_that_are_not_finite_are_an_error_that_names_the_image(folder: Path, tmp_path: Path) -> None:
+    good = make_subject(folder, tmp_path / "good", chunk=2)
+    target = good.target._replace(model=NaNFrom(3), fingerprint="NaN")
+    listing = image_folder(folder)
+    with pytest.raises(ValueError, match=r"expected finite logits, got NaN or infinity for image\(s\) \[3\]"):
+        choose_subject(target, listing, 6, Store(tmp_path / "store", chunk=2), 0, torch.device("cpu"))
+    calls = (
+        lambda model: classify(good, model, good.images, ""),
+        lambda model: along(good, model, good.images, [1], ""),
+    )
+    for call in calls:
+        purify = OnlineAlternateGenerator(network_steps=1, filters=4, seed=0)
+        with pytest.raises(ValueError, match=r"for image\(s\) \[3\]"):
+            call(DefendedModel(NaNFrom(3), purify, shift=0))

@@ -1,5 +1,6 @@
 """The three layouts on tiny files, and what is said of broken ones."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from oag_transform.evaluation.data import (
     read_images,
     shuffled,
 )
+from oag_transform.images import resize
 
 SMALL = Preprocessing(24, 20)
 
@@ -129,7 +131,7 @@ def test_images_are_those_of_torchvisions_own_pipeline(tmp_path: Path) -> None:
         write_image(tmp_path / "ape" / "2.png", "L", size=(30, 50)),
     ]
     listing = image_folder(tmp_path)
-    images = read_images(listing, [0, 1], SMALL)
+    images, _ = read_images(listing, [0, 1], SMALL)
     bicubic = v2.InterpolationMode.BICUBIC
     pipeline = v2.Compose([v2.RGB(), v2.Resize(24, interpolation=bicubic), v2.CenterCrop(20), v2.PILToTensor()])
     for image, path in zip(images, paths, strict=True):
@@ -147,18 +149,38 @@ def test_sixteen_bits_and_turned_photographs_are_read_as_a_viewer_shows_them(tmp
     exif = stripes.getexif()
     exif[0x0112] = 6
     stripes.save(tmp_path / "ape" / "2.png", exif=exif)
-    sixteen, turned = read_images(image_folder(tmp_path), [0, 1], SMALL)[:, 0]
+    sixteen, turned = read_images(image_folder(tmp_path), [0, 1], SMALL)[0][:, 0]
     assert torch.equal(sixteen, torch.from_numpy(np.rint(wide / 257)[2:22, 2:22].astype(np.uint8)))
     assert torch.equal(turned[:, 0], torch.arange(20, 220, 10, dtype=torch.uint8))  # what ran to the right runs down
     assert torch.equal(turned, turned[:, :1].expand(20, 20))
 
 
-def test_a_broken_image_is_named(tmp_path: Path) -> None:
-    (tmp_path / "ape").mkdir()
+def test_an_image_that_cannot_be_used_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("ape", "bee"):
+        (tmp_path / name).mkdir()
     whole = write_image(tmp_path / "ape" / "1.png").read_bytes()
     (tmp_path / "ape" / "2.png").write_text("no image")
     (tmp_path / "ape" / "3.png").write_bytes(whole[: len(whole) // 2])
+    write_image(tmp_path / "bee" / "4.png", size=(2, 3000))
+    write_image(tmp_path / "bee" / "5.png")
     listing = image_folder(tmp_path)
-    for position, name in ((1, "2.png"), (2, "3.png")):
-        with pytest.raises(ValueError, match=f"{name} is not an image that can be read"):
-            read_images(listing, [position], SMALL)
+    images, positions = read_images(listing, [4, 3, 2, 1, 0], SMALL)
+    assert positions == [4, 0]
+    assert torch.equal(images, read_images(listing, [4, 0], SMALL)[0])
+    reasons = (r"4\.png has 2 x 3000 pixels, too thin", r"3\.png is not an image that can be read", r"2\.png is not an image")
+    assert [bool(re.search(reason, line)) for reason, line in zip(reasons, caplog.messages, strict=True)] == [True] * 3
+    assert [labels.tolist() for _, labels in batches(listing, SMALL, 5, seed=0)] in ([[0, 1]], [[1, 0]])
+    assert sum(len(labels) for _, labels in batches(listing, SMALL, 1, seed=0)) == 2
+    nothing, none = read_images(listing, [1, 2], SMALL)
+    assert (tuple(nothing.shape), none) == ((0, 3, 20, 20), [])
+
+
+def test_resizing_is_torchvisions_and_refuses_what_a_small_file_would_blow_up() -> None:
+    bicubic = v2.InterpolationMode.BICUBIC
+    for size in ((30, 50), (50, 30), (3, 60), (600, 40000)):  # the last one is thin, but gets smaller
+        image = PIL.Image.new("RGB", size, (10, 20, 30))
+        assert resize(image, 32, bicubic, "it").size == v2.functional.resize(image, [32], interpolation=bicubic).size
+    with pytest.raises(
+        ValueError, match=r"thin\.png has 2 x 6000 pixels, too thin .* side of 256: .* would have 768000; crop it"
+    ):
+        resize(PIL.Image.new("L", (2, 6000)), 256, bicubic, "thin.png")

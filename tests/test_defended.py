@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import foolbox
@@ -11,10 +12,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, SqueezeNet1_1_Weights, WeightsEnum
-from torchvision.transforms.v2 import Normalize
+from torchvision.transforms.v2 import Lambda, Normalize
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
 from oag_transform.defended import shifted
+from oag_transform.evaluation.attacks.unrolled import differentiable, unrolled
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -160,7 +162,7 @@ def test_pickles_and_copies() -> None:
     model, images = DefendedModel(make_target(), defense(), samples=2), rand(2, 3, 20, 20)
     for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         assert torch.equal(other(images), model(images))
-    assert "samples=2, shift=5" in repr(model)
+    assert "samples=2, shift=None" in repr(model)
 
 
 def test_empty_batch() -> None:
@@ -172,12 +174,15 @@ def test_empty_batch() -> None:
     ("arguments", "error", "message"),
     [
         ({"target": len}, TypeError, "target must be a torch.nn.Module, got builtin"),
-        ({"defense": 3}, TypeError, "defense must be callable or None, got int"),
+        ({"defense": 3}, TypeError, "defense must be callable, a list of modules or None, got int"),
+        ({"defense": []}, TypeError, r"a list of defenses must have torch.nn.Modules, at least one, got \[\]"),
+        ({"defense": [nn.Identity(), len]}, TypeError, r"got \['Identity', 'builtin_function_or_method'\]; wrap a function"),
         ({"normalize": (0.5, 0.5)}, TypeError, "normalize must be callable or None, got tuple"),
         ({"samples": 0}, ValueError, "samples must be an integer >= 1, got 0"),
         ({"shift": -1}, ValueError, "shift must be an integer >= 0, got -1"),
         ({"shift": 2.0}, ValueError, "shift must be an integer >= 0, got 2.0"),
         ({"gradient": "none"}, ValueError, "gradient must be one of"),
+        ({"clip": 1}, ValueError, "clip must be True or False, got 1"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -288,3 +293,225 @@ def test_from_torchvision(name: str | WeightsEnum, monkeypatch: pytest.MonkeyPat
 def test_from_torchvision_refuses_what_is_no_classifier(name: Any) -> None:
     with pytest.raises(ValueError, match="classifier"):
         DefendedModel.from_torchvision(name)
+
+
+class WorksInPlace(nn.Module):
+    """A target that normalises in place, as many scripts do, and gives its answers in one buffer, as CUDA graphs do."""
+
+    def __init__(self, target: nn.Module) -> None:
+        super().__init__()
+        self.target = target
+        self.buffer: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.target(images.sub_(0.45).div_(0.22))
+        if logits.requires_grad:
+            return logits
+        self.buffer = torch.empty_like(logits) if self.buffer is None else self.buffer
+        return self.buffer.copy_(logits)
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_what_works_in_place_changes_neither_other_views_nor_the_callers_images(samples: int, shift: int) -> None:
+    images, bare = rand(2, 3, 20, 20), make_target()
+    mean, std = [0.45] * 3, [0.22] * 3
+    for defended_by in (defense(), nn.Identity()):
+        settings: dict[str, Any] = {"samples": samples, "shift": shift}
+        expected = DefendedModel(bare, defended_by, normalize=Normalize(mean, std), **settings)
+        models = [
+            DefendedModel(bare, defended_by, normalize=Normalize(mean, std, inplace=True), **settings),
+            DefendedModel(WorksInPlace(bare), defended_by, **settings),
+        ]
+        for model in models:
+            given = images.clone()
+            with torch.no_grad():
+                torch.testing.assert_close(model(given), expected(given), rtol=1e-5, atol=1e-6)
+                purified = expected.purify(given)
+                kept = purified.clone()
+                model.classify(purified)
+            assert torch.equal(given, images)
+            assert torch.equal(purified, kept)
+            point, other = given.clone().requires_grad_(), given.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(model(point).square().sum(), point)
+            (right,) = torch.autograd.grad(expected(other).square().sum(), other)
+            torch.testing.assert_close(slope, right, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "own"])
+def test_a_defense_that_works_in_place_leaves_the_callers_images(gradient: Any) -> None:
+    images, target = rand(2, 3, 20, 20), make_target()
+    given = images.clone()
+    found = DefendedModel(target, lambda x: x.mul_(0.5), shift=0, gradient=gradient)(given)
+    assert torch.equal(found, target(images * 0.5))
+    assert torch.equal(given, images)
+
+
+@pytest.mark.parametrize("shift", [0, 3])
+def test_a_target_may_begin_with_an_operation_in_place(shift: int) -> None:
+    bare, images = make_target(), rand(2, 3, 20, 20)
+    slopes: list[Tensor] = []
+    for target in (nn.Sequential(nn.ReLU(inplace=True), bare), nn.Sequential(nn.ReLU(), bare)):
+        point = images.clone().requires_grad_()
+        slopes += torch.autograd.grad(DefendedModel(target, defense(), shift=shift)(point).square().sum(), point)
+    assert torch.equal(*slopes)
+
+
+class NotFinite(nn.Module):
+    """A target whose logits are of another value where an image is bright; class 0 of two else."""
+
+    def __init__(self, value: float, column: int = 1) -> None:
+        super().__init__()
+        self.value, self.column = value, column
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = torch.stack([torch.ones(len(images)), torch.zeros(len(images)), torch.zeros(len(images))], 1)
+        logits[images.mean((1, 2, 3)) > 0.8, self.column] = self.value
+        return logits
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(("samples", "shift"), [(1, 0), (2, 0), (1, 3), (3, 3)])
+def test_logits_that_are_not_finite_are_an_error_that_names_the_image(value: float, samples: int, shift: int) -> None:
+    images = torch.full((5, 3, 20, 20), 0.5)
+    images[[1, 4]] = 1.0
+    model = DefendedModel(NotFinite(value), nn.Identity(), samples=samples, shift=shift)
+    with pytest.raises(ValueError, match=r"expected finite logits, got NaN or infinity for image\(s\) \[1, 4\]"):
+        model(images)
+    assert model(images[[0, 2, 3]]).argmax(1).tolist() == [0, 0, 0]
+
+
+def test_another_defense_after_construction_gets_the_streams_too() -> None:
+    images = rand(2, 3, 20, 20)
+    model = DefendedModel(make_target(), nn.Identity(), shift=0)
+    model.defense = defense()
+    assert torch.equal(model.purify(images, index=[7, 3]), defense()(images, index=[7, 3]))
+    model.defense = nn.Identity()
+    assert torch.equal(model.purify(images, index=[7, 3]), images)
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "own"])
+@pytest.mark.parametrize("shift", [0, 3])
+def test_clip_is_a_clamp_whose_gradient_is_the_identitys(gradient: Any, shift: int) -> None:
+    images = 1.5 * rand(2, 3, 20, 20) - 0.25
+    made = nn.Identity() if gradient == "own" else defense()
+    model, plain = (DefendedModel(make_target(), made, shift=shift, gradient=gradient, clip=clip) for clip in (True, False))
+    assert "clip=True" in repr(model)
+    point, inside = images.clone().requires_grad_(), images.clamp(0, 1).requires_grad_()
+    assert torch.equal(model(point), plain(inside))
+    (slope,) = torch.autograd.grad(model(point).square().sum(), point)
+    assert torch.equal(slope, *torch.autograd.grad(plain(inside).square().sum(), inside))
+    assert (slope[images < 0] != 0).any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_clip_mends_neither_nan_nor_infinity(value: float) -> None:
+    images = rand(2, 3, 20, 20)
+    images[1, 0, 3, 3] = value
+    with pytest.raises(ValueError, match=r"expected finite values, got .*; NaN and infinity are no pixels"):
+        DefendedModel(make_target(), nn.Identity(), clip=True)(images)
+
+
+class Waves(nn.Module):
+    """A differentiable defense that draws a number from each image's own stream; it has a parameter."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.size = nn.Parameter(torch.tensor(size))
+        self.asked: list[int] = []
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        self.asked += index
+        draws = torch.tensor([torch.rand((), generator=torch.Generator().manual_seed(i)) for i in index])
+        return images + self.size.to(images.dtype) * draws.to(images.dtype)[:, None, None, None] * images.square()
+
+
+@pytest.mark.parametrize(("samples", "shift"), [(1, 0), (2, 0), (1, 3), (3, 3)])
+def test_several_defenses_average_probabilities_over_the_views_of_all(samples: int, shift: int) -> None:
+    """In float64, by hand: every defense, sample and view alone."""
+    target, images, mean = make_target().double(), rand(2, 3, 20, 20).double(), 0.4
+    purify, waves = defense(fc_lr=0.05), Waves(0.3)
+    model = DefendedModel(target, [purify, nn.Identity(), waves], normalize=lambda x: x - mean, samples=samples, shift=shift)
+    defenses: list[Callable[..., Tensor]] = [purify, lambda x, index: x, waves]
+    found = model(images, index=[5, 2])
+    for image, stream, log_probabilities in zip(images, (5, 2), found, strict=True):
+        probabilities = []
+        for d, make in enumerate(defenses):
+            for k in range(samples):
+                one = make(image[None], index=[(3 * stream + d) * samples + k])
+                probabilities += [target(view - mean).softmax(-1)[0] for view in shifted(one, shift)]
+        assert len(probabilities) == 3 * samples * (4 if shift else 1)
+        torch.testing.assert_close(log_probabilities.exp(), torch.stack(probabilities).mean(0), rtol=1e-9, atol=1e-12)
+    purified = model.purify(images, index=[5, 2])
+    assert purified.shape == (2 * 3 * samples, 3, 20, 20)
+    assert torch.equal(purified[samples : 2 * samples], images[:1].expand(samples, -1, -1, -1))
+    assert torch.equal(model.classify(purified), found)
+    assert len(set(waves.asked[: 2 * samples])) == 2 * samples
+
+
+def test_two_defenses_of_one_seed_draw_different_numbers() -> None:
+    first, second = DefendedModel(make_target(), [defense(), defense()], shift=0).purify(rand(1, 3, 20, 20))
+    assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("kind", ["straight_through", "own"])
+def test_the_gradient_of_several_defenses_has_a_part_for_each(kind: Any) -> None:
+    target, images = make_target().double(), rand(2, 3, 20, 20).double()
+    silent, waves = defense(gradient="none"), Waves(0.3)
+    point, other = images.clone().requires_grad_(), images.clone().requires_grad_()
+    model = DefendedModel(target, [silent, waves], shift=0, gradient=kind)
+    (slope,) = torch.autograd.grad(model(point).square().sum(), point)
+    streams = [[0, 2], [1, 3]]
+    if kind == "own":
+        parts = [silent(images, index=streams[0]), waves(other, index=streams[1])]
+    else:
+        parts = [other + (d(images, index=i) - images).detach() for d, i in zip((silent, waves), streams, strict=True)]
+    mean = torch.stack([target(part).softmax(-1) for part in parts]).mean(0).log()
+    torch.testing.assert_close(slope, *torch.autograd.grad(mean.square().sum(), other), rtol=1e-9, atol=1e-12)
+
+
+def test_unrolled_of_several_defenses_has_the_best_gradient_of_each() -> None:
+    """Ours unrolled, one's own, and the identity's where there is none: no part of the model is hidden from an attacker."""
+    target, images = make_target().double(), rand(1, 3, 20, 20).double()
+    ours, waves, rounds = defense(threshold=1.0), Waves(0.3), Lambda(lambda x: ((8 * x).round() / 8).detach())
+    model = DefendedModel(target, [ours, waves, rounds], shift=0)
+    exact = unrolled(model)
+    torch.testing.assert_close(exact(images), model(images))
+    point, other = images.clone().requires_grad_(), images.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(exact(point).square().sum(), point)
+    parts = [
+        unrolled(DefendedModel(target, ours, shift=0)).purify(other, index=[0]),
+        waves(other, index=[1]),
+        other + (rounds(images) - images).detach(),
+    ]
+    mean = torch.stack([target(part).softmax(-1) for part in parts]).mean(0).log()
+    torch.testing.assert_close(slope, *torch.autograd.grad(mean.square().sum(), other), rtol=1e-6, atol=1e-9)
+    assert differentiable(exact.defense, images)
+
+
+def test_several_defenses_are_submodules() -> None:
+    images, model = rand(2, 3, 20, 20), DefendedModel(make_target(), [defense(), Waves(0.3)], samples=2, shift=3)
+    assert isinstance(model.defense, nn.ModuleList)
+    assert "defense.1.size" in model.state_dict()
+    assert "(0): OnlineAlternateGenerator(" in repr(model)
+    assert "(1): Waves(" in repr(model)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert torch.equal(other(images), model(images))
+    assert model.double()(images.double()).dtype == torch.float64
+    model.load_state_dict(make_target().state_dict(), strict=False)  # of the bare target
+    assert model(rand(0, 3, 20, 20).double()).shape == (0, 5)
+
+
+def test_several_defenses_that_return_other_sizes_are_refused() -> None:
+    smaller = Lambda(lambda x: x[..., 1:])
+    with pytest.raises(ValueError, match=r"images of one size \(C, H, W\), got \[\(3, 20, 20\), \(3, 20, 19\)\]"):
+        DefendedModel(make_target(), [nn.Identity(), smaller], shift=0)(rand(1, 3, 20, 20))
+    with pytest.raises(ValueError, match="expected 2 purified images for each image, got 3 images"):
+        DefendedModel(make_target(), [nn.Identity(), nn.Identity()], shift=0).classify(rand(3, 3, 20, 20))
+
+
+def test_logits_of_several_defenses_that_are_not_finite_name_the_image() -> None:
+    images = torch.full((3, 3, 20, 20), 0.5)
+    images[2] = 1.0
+    with pytest.raises(ValueError, match=r"for image\(s\) \[2\]"):
+        DefendedModel(NotFinite(float("nan")), [nn.Identity(), nn.Identity()], samples=2, shift=0)(images)

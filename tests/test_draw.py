@@ -114,7 +114,7 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_others(
     assert set(drawn) == {"lines", "cost", "tradeoff"}
     for file, reason in (
         ("../out.svg", "expected the name of a file beside the result"),
-        ("gap.svg", "without gaps, got 'broken'"),
+        ("gap.svg", "was measured, got 'broken'"),
         ("row.svg", "out of range"),
         ("d.jpg", "attacked1.png"),
         ("e.jpg", "attacked1.png"),

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import PIL.Image
+import pytest
 import torch
 from torchvision.transforms.v2 import functional
 from torchvision.transforms.v2.functional import to_pil_image
@@ -47,6 +48,7 @@ def test_choose_network_steps() -> None:
     assert chosen.steps == next(step for step, accuracy in chosen.curve if accuracy >= best - 0.01)
 
 
+@pytest.mark.usefixtures("choice_of_processes")
 def test_distributed_sampler(tmp_path: Path) -> None:
     """Two processes and three images: each image once, and as one process makes it."""
     (tmp_path / "in").mkdir()

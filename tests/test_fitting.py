@@ -42,7 +42,7 @@ def test_a_fitted_head_learns_saves_and_loads(flowers: Listing, tmp_path: Path) 
     save_target(tmp_path / "new" / "t.pt", model, preprocessing, backbone="efficientnet-lite0", classes=flowers.classes)
     target = load_target(str(tmp_path / "new" / "t.pt"), classes=flowers.classes)
     assert target.name == "efficientnet-lite0, fitted (t)"
-    images = read_images(flowers, list(range(9)), preprocessing).float() / 255
+    images = read_images(flowers, list(range(9)), preprocessing)[0].float() / 255
     with torch.no_grad():
         assert torch.equal(target.model(images).argmax(1), torch.tensor(flowers.labels))
         assert torch.allclose(target.model(images), model(images), atol=1e-4)
@@ -205,7 +205,7 @@ def test_adversarial_training_leaves_a_larger_margin(steps: int, colours: Listin
     margins = []
     for adversarial in (None, AdversarialExamples(15, steps)):  # above what green and blue differ by
         model, preprocessing = fit_target(colours, epochs=150, lr=3, batch_size=6, adversarial=adversarial)
-        images = read_images(colours, list(range(6)), preprocessing).float() / 255
+        images = read_images(colours, list(range(6)), preprocessing)[0].float() / 255
         weight = model[0].linear.weight  # type: ignore[union-attr]
         logits = model(images)
         signs = 1 - 2 * torch.tensor(colours.labels)

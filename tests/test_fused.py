@@ -70,7 +70,7 @@ def products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def settings(**overrides: Any) -> Settings:
     arguments: dict[str, Any] = {"network_steps": 3, "kernel_size": 9, "backend": "triton"}
-    return OnlineAlternateGenerator(**arguments | overrides).settings
+    return Settings(**arguments | overrides)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -488,6 +488,7 @@ def python(*arguments: str, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
 @pytest.mark.skipif(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3), reason="another interface of the compiler")
 def test_kernels_compile_ahead_of_time_for_tensor_cores(tmp_path: Path) -> None:

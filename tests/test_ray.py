@@ -3,18 +3,19 @@
 import csv
 import io
 import itertools
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tarfile
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 
 ray = pytest.importorskip("ray")
@@ -25,15 +26,15 @@ import pyarrow.parquet as pq  # noqa: E402
 import torch  # noqa: E402
 
 from oag_transform import OnlineAlternateGenerator  # noqa: E402
-from oag_transform.apps import cluster, cluster_purify, dataset  # noqa: E402
+from oag_transform.apps import cluster, cluster_purify, dataset, shards, sources, worker  # noqa: E402
 from oag_transform.apps.cli import main  # noqa: E402
 from oag_transform.apps.cluster_store import ClusterStore  # noqa: E402
-from oag_transform.evaluation import results  # noqa: E402
+from oag_transform.evaluation import result as results  # noqa: E402
 from oag_transform.streams import index_of  # noqa: E402
-from tests.test_purify import POSIX, purify, read, save, tree  # noqa: E402
+from tests.test_purify import FAST, POSIX, odd_exif, purify, read, save, tree  # noqa: E402
 from tests.tiny import write_photographs  # noqa: E402
 
-pytestmark = POSIX
+pytestmark = [pytest.mark.ray, POSIX]
 SEED = ["--seed", "1"]
 RAY = ["--engine", "ray", "--jobs", "2"]
 SIZES = [(33, 28), (20, 40), (33, 28)]
@@ -80,6 +81,15 @@ def parquet(folder: Path) -> Path:
     for number, part in enumerate((rows[:6], rows[6:])):
         pq.write_table(pa.Table.from_pylist(part), out / f"{number}.parquet")
     return out
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as shard:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            shard.addfile(info, io.BytesIO(content))
+    return path
 
 
 def rows_in(out: Path) -> dict[str, dict[str, Any]]:
@@ -159,14 +169,11 @@ def test_parquet_of_hugging_face_to_files_and_names_that_cannot_be(
 
 def test_webdataset_keeps_labels_and_gives_the_same_images(expected: dict[str, bytes], folder: Path, tmp_path: Path) -> None:
     for number in range(2):
-        with tarfile.open(tmp_path / f"{number}.tar", "w") as shard:
-            for label, name in list(enumerate(sorted(expected)))[number::2]:
-                key = name.rpartition(".")[0]
-                parts = {name: (folder / name).read_bytes(), f"{key}.cls": b"%d" % label, f"{key}.txt": b"flower"}
-                for member, content in parts.items():
-                    info = tarfile.TarInfo(member)
-                    info.size = len(content)
-                    shard.addfile(info, io.BytesIO(content))
+        members = {}
+        for label, name in list(enumerate(sorted(expected)))[number::2]:
+            key = name.rpartition(".")[0]
+            members |= {name: (folder / name).read_bytes(), f"{key}.cls": b"%d" % label, f"{key}.txt": b"flower"}
+        write_tar(tmp_path / f"{number}.tar", members)
     shards = sorted(tmp_path.glob("*.tar"))
     assert purify(*shards, "--out", tmp_path / "o", "--format", "parquet", "--rows", "3", *SEED, *RAY) == 0
     found = rows_in(tmp_path / "o")
@@ -176,14 +183,83 @@ def test_webdataset_keeps_labels_and_gives_the_same_images(expected: dict[str, b
     }
 
 
+# records and files that are bad
+
+
+def test_a_bad_record_of_parquet_is_a_failure_and_the_others_are_made(
+    folder: Path, expected: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = sorted(expected)[:3]
+    good = [(folder / name).read_bytes() for name in names]
+    turned = PIL.Image.new("RGB", (24, 20))
+    turned.save(tmp_path / "turned.jpg", exif=odd_exif())
+    rows = {
+        "name": [*names, "null.png", None, "turned.jpg"],
+        "image": pa.array([*good, None, good[0], (tmp_path / "turned.jpg").read_bytes()], pa.binary()),
+        "error": [f"of one's own {i}" for i in range(6)],
+    }
+    source = tmp_path / "in"
+    source.mkdir()
+    pq.write_table(pa.table(rows), source / "0.parquet")
+    (source / "1.parquet").write_bytes(b"PAR1 and no more")
+    assert purify(source, "--out", tmp_path / "o", "--format", "parquet", *SEED, *RAY) == 1
+    assert last_line(capsys) == "4 purified, 0 there already, 3 failed"
+    found = rows_in(tmp_path / "o")
+    assert {name: found[name]["image"] for name in names} == {name: expected[name] for name in names}
+    assert {name: row["error"] for name, row in found.items()} == {
+        **{name: f"of one's own {i}" for i, name in enumerate(names)},
+        "turned.jpg": "of one's own 5",
+    }
+    assert PIL.Image.open(io.BytesIO(found["turned.jpg"]["image"])).size == (20, 24)
+    lines = failures(tmp_path / "o")[1:]
+    assert lines[0][0] == f"{source}/1.parquet"
+    assert sorted(line[1].partition(": ")[2] for line in lines[1:]) == ["it has no image", "it has no name"]
+
+
+def test_a_bad_sample_or_shard_of_webdataset_is_a_failure_and_the_others_are_made(
+    folder: Path, expected: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contents = {name: (folder / name).read_bytes() for name in expected}
+    jpeg = next(name for name in expected if name.endswith(".jpg"))
+    png = [name for name in expected if name.endswith(".png")][:4]
+    write_tar(
+        tmp_path / "0.tar",
+        {
+            "UP.JPG": contents[jpeg],
+            "UP.CLS": b"1",
+            "none.txt": b"only text",
+            "cat.png": contents[png[0]],
+            "cat.cls": b"cat",
+            png[1]: contents[png[1]],
+            png[1].replace(".png", ".cls"): b"2",
+        },
+    )
+    whole = write_tar(tmp_path / "1.tar", {name: contents[name] for name in png[2:]}).read_bytes()
+    (tmp_path / "1.tar").write_bytes(whole[: 512 + -(-len(contents[png[2]]) // 512) * 512 + 600])  # in the second file
+    assert purify(tmp_path / "0.tar", tmp_path / "1.tar", "--out", tmp_path / "o", *SEED, *RAY) == 1
+    assert last_line(capsys) == "3 purified, 0 there already, 3 failed"
+    found = results_of(tmp_path / "o")
+    assert sorted(found) == sorted(["UP.JPG", png[1], png[2]])
+    assert {name: found[name] for name in png[1:3]} == {name: expected[name] for name in png[1:3]}
+    reasons = dict(failures(tmp_path / "o")[1:])
+    assert reasons["none"] == "none: it has no image, only txt"
+    assert reasons["cat.png"] == "cat.png: its cls is no integer: b'cat'"
+    assert reasons["1.tar"].startswith("1.tar: it can't be read to its end, and what follows is missing: ")
+
+
+def test_the_parts_of_samples(tmp_path: Path) -> None:
+    members = {"d.1/a.b.JPG": b"i", "d.1/a.json": b"{}", "d.1/a.bin": b"\xff", "b.txt": b"\xff", "b.png": b"p", "b.PNG": b"q"}
+    with (write_tar(tmp_path / "0.tar", {"_": b"no suffix", **members})).open("rb") as stream:
+        (table,) = shards.WebDatasetSource._read_stream(None, stream, "x/0.tar")
+    assert table.to_pylist() == [
+        {"name": "d.1/a", "image": None, "read_error": "it has no image, only b.JPG, json, bin"}
+        | {"b.jpg": b"i", "json": "{}", "bin": b"\xff", "txt": None, "png": None},
+        {"name": "b.png", "image": b"p", "read_error": "its txt is no UTF-8: b'\\xff'"}
+        | {"b.jpg": None, "json": None, "bin": None, "txt": None, "png": b"q"},
+    ]
+
+
 # killed
-
-
-def many(root: Path, count: int = 24) -> dict[str, bytes]:
-    for i in range(count):
-        save(root / "in" / f"{i:02d}.png", size=(160, 120), seed=i)
-    assert main(["purify", str(root / "in"), "--out", str(root / "expected"), *SEED]) == 0
-    return tree(root / "expected")
 
 
 def written(out: Path) -> dict[str, tuple[int, int]]:
@@ -191,80 +267,79 @@ def written(out: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob("[0-9p]*.p*") if path.is_file()}
 
 
-def wait_for(out: Path, count: int, process: "subprocess.Popen[bytes] | None" = None) -> None:
-    end = time.monotonic() + 60
-    while len(written(out)) < count:
-        assert time.monotonic() < end
-        assert process is None or process.poll() is None
-        time.sleep(0.01)
+class KilledOnce(cluster_purify.PartWorker):
+    """Is killed at one of the images, the first time, and leaves a list of what is there by then."""
+
+    def make(self, batch: Sequence[sources.Job]) -> list[worker.PurifyOutcome]:
+        mark = self.plan.out.parent / "killed"
+        if any(job.name == "04.png" for job in batch) and not mark.exists():
+            mark.write_text(json.dumps(written(self.plan.out)))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().make(batch)
 
 
-def workers() -> list[int]:
-    """Process ids of the actors that purify, by the names that Ray gives them."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            title = (path / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if title.startswith(b"ray::") and b"Worker" in title and b"MapWorker" in title:
-            found.append(int(path.name))
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds workers in /proc")
 def test_a_worker_that_is_killed_is_started_again_and_nothing_is_lost_or_done_twice(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = many(tmp_path)
-    capsys.readouterr()
-    out, killed, early = tmp_path / "o", [], {}
+    for i in range(9):
+        save(tmp_path / "in" / f"{i:02d}.png", seed=i)
+    assert purify(tmp_path / "in", "--out", tmp_path / "expected", *SEED) == 0
+    monkeypatch.setattr(cluster_purify, "PartWorker", KilledOnce)
+    assert purify(tmp_path / "in", "--out", tmp_path / "o", "--rows", "3", *SEED, *RAY) == 0
+    assert last_line(capsys) == "9 purified, 0 there already, 0 failed"
+    assert tree(tmp_path / "o") == tree(tmp_path / "expected")  # nothing half written is left either
+    early = {name: tuple(mark) for name, mark in json.loads((tmp_path / "killed").read_text()).items()}
+    assert "03.png" in early  # of the same part
+    assert early.items() <= written(tmp_path / "o").items()
 
-    def kill() -> None:
-        wait_for(out, 5)
-        early.update(written(out))
-        killed.extend(workers()[:1])
-        os.kill(killed[0], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    status = main(["purify", str(tmp_path / "in"), "--out", str(out), "--rows", "3", *SEED, *RAY])
-    killer.join()
-    assert killed
-    assert status == 0
-    assert last_line(capsys) == "24 purified, 0 there already, 0 failed"
-    assert tree(out) == expected  # nothing half written is left either
-    assert early.items() <= written(out).items()
+KILLED_DRIVER = """
+import os, signal, sys
+from oag_transform.apps import cli, cluster_purify
+run = cluster_purify.run
+
+def killed(*given):
+    for number, outcomes in enumerate(run(*given)):
+        yield outcomes
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+cluster_purify.run = killed
+cli.main(sys.argv[1:])
+"""
 
 
 def test_a_driver_that_is_killed_is_resumed_and_nothing_is_lost_or_done_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    expected = many(tmp_path)
+    count = 24
+    for i in range(count):
+        save(tmp_path / "in" / f"{i:02d}.png", seed=i)
+    assert purify(tmp_path / "in", "--out", tmp_path / "expected", *SEED) == 0
     capsys.readouterr()
     out = tmp_path / "o"
-    arguments = ["purify", str(tmp_path / "in"), "--out", str(out), "--rows", "2", "--format", "parquet", *SEED, *RAY]
+    arguments = ["purify", str(tmp_path / "in"), "--out", str(out), "--rows", "2", "--format", "parquet", *FAST, *SEED, *RAY]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    command = [sys.executable, "-m", "oag_transform", *arguments]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_for(out, 3, process)
-        process.kill()
-    time.sleep(1)  # what a worker has begun it may finish
+    done = subprocess.run([sys.executable, "-c", KILLED_DRIVER, *arguments], env=environment, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
     kept = written(out)
-    assert 0 < 2 * len(kept) < len(expected)
+    assert len(kept) >= 3
     assert main([*arguments, "--skip-existing"]) == 0
-    assert last_line(capsys) == f"{24 - 2 * len(kept)} purified, {2 * len(kept)} there already, 0 failed"
+    # its workers may have ended what they had begun, before or after the second driver looked
+    purified, there = (int(number) for number in re.findall(r"(\d+) (?:purified|there)", last_line(capsys)))
+    assert there >= 2 * len(kept)
+    assert purified == count - there
     assert kept.items() <= written(out).items()
-    assert images_in(out) == expected
+    assert images_in(out) == tree(tmp_path / "expected")
 
 
-class Deadly(cluster_purify.Worker):
+class Deadly(cluster_purify.PartWorker):
     """Ends as the kernel ends one that takes too much memory, for one of the images."""
 
-    def make(self, rows: Any, jobs: Any, contents: Any) -> Any:
-        if any(jobs[row].name == "2.png" for row in rows):
+    def make(self, batch: Sequence[sources.Job]) -> list[worker.PurifyOutcome]:
+        if any(job.name == "2.png" for job in batch):
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().make(rows, jobs, contents)
+        return super().make(batch)
 
 
 def test_an_image_that_takes_its_worker_along_is_a_failure_and_the_others_go_on(
@@ -272,7 +347,7 @@ def test_an_image_that_takes_its_worker_along_is_a_failure_and_the_others_go_on(
 ) -> None:
     for i in range(5):
         save(tmp_path / "in" / f"{i}.png")
-    monkeypatch.setattr(cluster_purify, "Worker", Deadly)
+    monkeypatch.setattr(cluster_purify, "PartWorker", Deadly)
     assert purify(tmp_path / "in", "--out", tmp_path / "o", "--rows", "5", "--batch-size", "5", *RAY) == 1
     assert capsys.readouterr().err == f"{tmp_path}/in/2.png: {cluster_purify.TOOK_WORKER}\n"
     assert sorted(results_of(tmp_path / "o")) == ["0.png", "1.png", "3.png", "4.png"]
@@ -290,7 +365,7 @@ def test_an_image_that_takes_its_worker_along_is_a_failure_and_the_others_go_on(
         (["--engine", "ray", "--format", "parquet", "--overwrite"], "--overwrite doesn't go with --format parquet"),
         (["--engine", "ray", "--device", "cuda:1"], "--device must be cpu or cuda with --engine ray"),
         (["--engine", "ray", "--jobs", "1000"], "--jobs must be at most 2"),
-        (["--engine", "ray", "--rows", "0"], "rows must be an integer >= 1, got 0"),
+        (["--engine", "ray", "--rows", "0"], "--rows must be at least 1, got 0"),
         (["--engine", "ray", "--name-column", "x"], "are for parquet files"),
         (["--engine", "ray", "--network-steps", "0"], "network_steps must be an integer >= 1, got 0"),
     ],
@@ -343,10 +418,74 @@ def test_purify_takes_arrays_of_any_sizes(sizes: list[tuple[int, int]], tmp_path
         assert np.array_equal(image, np.asarray(transform(read(path), index=index_of(path.name))))
 
 
-def test_a_column_that_is_no_image_is_named() -> None:
-    purifier = dataset.Purify(seed=1, network_steps=1)
-    with pytest.raises(TypeError, match="whole files or arrays of uint8 in column 'image'"):
-        purifier({"name": np.array(["a"]), "image": np.array(["text"], dtype=object)})
+def batch_of(names: list[Any], images: list[Any], **columns: Any) -> dict[str, Any]:
+    return {"name": dataset.column(names), "image": dataset.column(images)} | columns
+
+
+def test_missing_and_broken_files_have_an_error_and_the_others_are_purified(folder: Path, expected: dict[str, bytes]) -> None:
+    purifier = dataset.Purify(seed=1, network_steps=1, error="why")
+    good = (folder / "a/0.png").read_bytes()
+    batch = batch_of(["a/0.png", "null.png", None, "bad.png", "unread.png"], [good, None, good, b"x", None])
+    own = np.array(["mine"] * 5)
+    reasons = dataset.column([None, None, None, None, "Permission denied"])
+    found = purifier(batch | {"error": own, "read_error": reasons})
+    assert sorted(found) == ["error", "image", "name", "why"]
+    assert found["error"] is own
+    assert list(found["image"]) == [expected["a/0.png"], b"", b"", b"", b""]
+    assert list(found["why"]) == [
+        "",
+        "null.png: it has no image",
+        "row 2 of a part: it has no name",
+        "bad.png is not an image that can be read: its format is none that Pillow knows",
+        "unread.png: Permission denied",
+    ]
+    assert list(purifier(batch_of(["a.png"], [None]))["why"]) == ["a.png: it has no image"]
+
+
+def test_structures_stay_structures(folder: Path, expected: dict[str, bytes]) -> None:
+    file = {"bytes": (folder / "a/0.png").read_bytes(), "path": "p"}
+    found = dataset.Purify(seed=1, network_steps=1)(batch_of(["a/0.png", "b.png"], [file, None]))
+    assert list(found["image"]) == [{"bytes": expected["a/0.png"], "path": "p"}, {"bytes": b""}]
+    assert list(found["error"]) == ["", "b.png: it has no image"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (batch_of(["a"], ["text"]), "expected whole files or arrays of uint8 in column 'image', got str"),
+        (batch_of(["a"], [np.zeros((9, 9, 3), np.float32)]), "in column 'image', got array of float32"),
+        (batch_of(["a"], [np.zeros((3, 9, 9), np.uint8)]), r"a: expected an array \(H, W\).*, got \(3, 9, 9\)"),
+        (batch_of(["a"], [np.zeros((8, 8), np.uint8)]), "a: expected height and width of at least kernel_size = 9 pixels"),
+        (batch_of([None], [np.zeros((9, 9), np.uint8)]), "an image has no name in column 'name'"),
+        (batch_of(["a"], [b""], error=np.array(["mine"])), "has a column 'error' already: give error=, the name of a new one"),
+        ({"image": np.array([b""])}, "there is no column 'name': give name=, one of image"),
+    ],
+)
+def test_columns_that_cannot_be_used_are_named(batch: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        dataset.Purify(seed=1, network_steps=1)(batch)
+
+
+def test_files_of_any_name_are_read_and_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = ["q?x.png", "100%.png", "p%20q.png", "h#1.png", "B.PNG", "sub dir/ü.jpeg", "linked/l.png"]
+    for name in names[:-1]:
+        save(tmp_path / "in" / name)
+    save(tmp_path / "elsewhere" / "l.png")
+    (tmp_path / "in" / "linked").symlink_to("../elsewhere")
+    save(tmp_path / "in" / ".hidden.png")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    images = dataset.read_images(tmp_path / "in")
+    assert sorted(row["name"] for row in images.take_all()) == sorted(names)
+    assert "pipe.png: it is a pipe, a socket or a device" in caplog.text
+    (tmp_path / "in" / "B.PNG").unlink()  # after it was listed
+    rows = [*images.take_all(), {"name": "../out.png", "image": b"x", "read_error": None}]
+    assert [row["read_error"] for row in rows if row["name"] == "B.PNG"] == ["[Errno 2] No such file or directory"]
+    assert dataset.write_images(ray.data.from_arrow(pa.Table.from_pylist(rows)), tmp_path / "o") == len(names) - 1
+    assert sorted(tree(tmp_path / "o")) == sorted({*names} - {"B.PNG"})
+    assert "B.PNG: left out, it has no image" in caplog.text
+    assert "../out.png: left out, '../out.png' is no path within a folder" in caplog.text
+    with pytest.raises(ValueError, match="no image in"):
+        dataset.read_images(tmp_path / "nothing")
 
 
 # evaluate
@@ -390,4 +529,4 @@ def test_what_a_worker_raises_arrives_as_it_was(tmp_path: Path) -> None:
 
 def test_parts_are_found_by_their_names_in_order(tmp_path: Path) -> None:
     pq.write_table(pa.table({"name": ["b", "a"]}), tmp_path / "part-0.parquet")
-    assert cluster_purify.names_in(tmp_path, None).tolist() == sorted(map(index_of, "ab"))
+    assert shards.names_in(tmp_path, None).tolist() == sorted(map(index_of, "ab"))

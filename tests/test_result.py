@@ -90,7 +90,7 @@ def test_with_several_columns_an_image_counts_once() -> None:
 def test_json_keeps_everything(tmp_path: Path) -> None:
     write(RESULT, tmp_path / "new")
     assert read(tmp_path / "new" / "table9.json") == RESULT
-    assert json.loads((tmp_path / "new" / "table9.json").read_text())["rows"][0]["cells"][1]["accuracy"] == 0.25
+    assert json.loads((tmp_path / "new" / "table9.json").read_text())["rows"][0]["cells"][1] == {"right": "0001"}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["table9.json"]
 
 

@@ -14,9 +14,12 @@ from torch import Tensor
 from oag_transform import DivergenceError, OnlineAlternateGenerator
 from oag_transform.generator import run
 from oag_transform.generator.energy import slow_down
+from oag_transform.generator.run import _multiplies_bfloat16 as multiplies_bfloat16
 from oag_transform.generator.run import alternate, choose_loop
 from oag_transform.images import IMAGENET_MEAN, to_pixels
 from tests.photographs import photographs, picture
+
+either = pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16], ids=str)  # what a CPU may choose
 
 
 def test_paper_holds_the_papers_values() -> None:
@@ -37,10 +40,11 @@ def test_for_noise_sets_what_follows_from_it(std: float, scale: float, threshold
         OnlineAlternateGenerator.for_noise(0)
 
 
-def test_for_noise_takes_most_of_the_noise_away() -> None:
+@either
+def test_for_noise_takes_most_of_the_noise_away(compute_dtype: torch.dtype) -> None:
     clean = photographs()[:1]
     noisy = (clean + 0.25 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
-    denoised = OnlineAlternateGenerator.for_noise(0.25, seed=0)(noisy)
+    denoised = OnlineAlternateGenerator.for_noise(0.25, seed=0, compute_dtype=compute_dtype)(noisy)
     assert (denoised - clean).square().mean() < 0.3 * (noisy - clean).square().mean()
 
 
@@ -49,27 +53,33 @@ def small(**overrides: object) -> OnlineAlternateGenerator:
     return OnlineAlternateGenerator(**arguments)  # type: ignore[arg-type]
 
 
-def test_more_network_steps_come_closer_to_the_reference() -> None:
+@either
+def test_more_network_steps_come_closer_to_the_reference(compute_dtype: torch.dtype) -> None:
     image = picture(3, 60, 60).float()
-    residuals = [moment.residual.item() for moment in small(network_steps=20).trace(image, every=4)]
+    purify = small(network_steps=20, kernel_size=9, stride=3, threshold=7.5, compute_dtype=compute_dtype)
+    residuals = [moment.residual.item() for moment in purify.trace(image, every=4)]
     assert residuals == sorted(residuals, reverse=True)
     assert residuals[-1] < 0.6 * residuals[0]
 
 
-def test_diverging_image_is_redone_at_smaller_rates(caplog: pytest.LogCaptureFixture) -> None:
+@either
+def test_diverging_image_is_redone_at_smaller_rates(compute_dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
     image = picture(3, 40, 40).float()
     rates = small().settings
-    factor = next(f for f in (2**k for k in range(1, 30)) if _diverges(image, rates.conv_lr * f, rates.fc_lr * f))
+
+    def at(factor: float) -> OnlineAlternateGenerator:
+        return small(conv_lr=rates.conv_lr * factor, fc_lr=rates.fc_lr * factor, compute_dtype=compute_dtype)
+
+    factor = next(factor for factor in (2**k for k in range(1, 30)) if _diverges(image, at(factor)))
     with caplog.at_level(logging.INFO, logger="oag_transform"):
-        redone = small(conv_lr=rates.conv_lr * factor, fc_lr=rates.fc_lr * factor)(image)
+        redone = at(factor)(image)
     assert "diverged" in caplog.text
-    at_a_quarter = small(conv_lr=rates.conv_lr * factor / 4, fc_lr=rates.fc_lr * factor / 4)(image)
-    assert torch.equal(redone, at_a_quarter)
+    assert torch.equal(redone, at(factor / 4)(image))
 
 
-def _diverges(image: Tensor, conv_lr: float, fc_lr: float) -> bool:
+def _diverges(image: Tensor, purify: OnlineAlternateGenerator) -> bool:
     try:
-        for _ in small(conv_lr=conv_lr, fc_lr=fc_lr).trace(image, every=12):
+        for _ in purify.trace(image, every=12):
             pass
     except DivergenceError:
         return True
@@ -94,7 +104,8 @@ def test_one_diverging_image_leaves_the_others_alone() -> None:
     """A striped image at a rate that only a quiet one stands: the quiet one is what it is alone, the striped one is named."""
     quiet = 0.47 + 0.01 * picture(3, 30, 30).float()
     striped = (torch.arange(30) % 6 < 3).float().expand(3, 30, 30)
-    high = {"fc_lr": 0.3, "conv_lr": 0.01, "adaptive_lr": False, "strength": 1.0, "threshold": 0.0, "chunk_size": 2}
+    high: dict[str, object] = {"fc_lr": 0.3, "conv_lr": 0.01, "adaptive_lr": False, "strength": 1.0, "threshold": 0.0}
+    high |= {"chunk_size": 2, "compute_dtype": torch.float32}  # in bfloat16 the quiet one diverges, too
     images = torch.stack([quiet, striped])
     with pytest.warns(UserWarning, match=r"image\(s\) \[1\] of the batch"):
         together = small(**high, on_failure="return_input")(images)
@@ -114,9 +125,8 @@ def test_a_snapshot_is_a_snapshot(backend: str, monkeypatch: pytest.MonkeyPatch)
         pytest.skip("on CUDA")
     purify = small(network_steps=3, backend=backend)
     pixels = picture(1, 3, 20, 20).float()
-    states = list(
-        alternate(pixels, purify.settings, choose_loop(purify.settings, pixels.device, pixels.dtype), 0, [0], every=1)
-    )
+    s = purify.settings_for(20, 20)
+    states = list(alternate(pixels, s, choose_loop(s, pixels.device, pixels.dtype), 0, [0], every=1))
     assert [state.step for state in states] == [1, 2, 3]
     for one, other in itertools.pairwise(states):
         assert not torch.equal(one.images, other.images)
@@ -124,7 +134,7 @@ def test_a_snapshot_is_a_snapshot(backend: str, monkeypatch: pytest.MonkeyPatch)
         assert not torch.equal(one.theta.weight, other.theta.weight)
         assert torch.equal(one.reference, other.reference)
     for state, moment in zip(states, purify.trace(pixels), strict=True):
-        torch.testing.assert_close(to_pixels(state.images, purify.scale), moment.images)
+        torch.testing.assert_close(to_pixels(state.images, s.scale), moment.images)
 
 
 def test_trace_ends_with_what_forward_returns() -> None:
@@ -173,14 +183,29 @@ def test_bfloat16_is_taken_where_the_cpu_multiplies_it_and_repr_says_so(fast: bo
     assert run.operands(s, torch.device("cuda"), torch.float32) == torch.float32
 
 
-def test_what_the_cpu_multiplies_is_asked_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for there in (True, False):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda there=there: {"avx512_bf16": there}, raising=False)
-        assert run._multiplies_bfloat16() is there
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)  # another architecture
-    assert run._multiplies_bfloat16() is False
-    monkeypatch.setattr(torch, "cpu", SimpleNamespace(_is_avx512_bf16_supported=lambda: 1))  # PyTorch 2.6
-    assert run._multiplies_bfloat16() is True
+@pytest.mark.parametrize(
+    ("capabilities", "faster"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx512_bf16": True}, False),  # a CPU that doesn't tell its name
+        ({"architecture": "aarch64", "bf16": True}, False),
+    ],
+    ids=str,
+)
+def test_bfloat16_is_faster_with_amx_and_on_amd(
+    capabilities: dict[str, object], faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert multiplies_bfloat16() is faster
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_an_older_pytorch_is_asked_for_amx(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "cpu", SimpleNamespace(_is_amx_tile_supported=lambda: amx))  # PyTorch 2.6
+    assert multiplies_bfloat16() is amx
 
 
 def test_slow_down_halves_the_pace_of_those_whose_residual_rose() -> None:
@@ -211,11 +236,12 @@ def extremes(size: int = 96) -> dict[str, Tensor]:
     }
 
 
+@either
 @pytest.mark.parametrize("name", extremes())
-def test_default_rates_hold_on_extreme_images(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    image = extremes()[name]
+def test_default_rates_hold_on_extreme_images(name: str, compute_dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    image, purify = extremes()[name], OnlineAlternateGenerator(seed=0, compute_dtype=compute_dtype)
     with caplog.at_level(logging.INFO, logger="oag_transform"):
-        residuals = [moment.residual.item() for moment in OnlineAlternateGenerator(seed=0).trace(image, every=4)]
-        OnlineAlternateGenerator(seed=0)(image)
+        residuals = [moment.residual.item() for moment in purify.trace(image, every=4)]
+        purify(image)
     assert "diverged" not in caplog.text
     assert residuals[-1] <= 1.1 * min(residuals)

@@ -224,3 +224,46 @@ def test_bad_calls() -> None:
         model.predict(grey().byte())
     with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module"):
         SmoothedModel(len, 0.1)  # type: ignore[arg-type]
+
+
+class SometimesNaN(nn.Module):
+    """NaN for bright images; a class can be read from it all the same, which proves nothing."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        level = images.mean((1, 2, 3))
+        return torch.stack([level, 1 - level], 1).where(level[:, None] < 0.8, torch.nan)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda x: x, lambda x: DefendedModel(x, nn.Identity(), shift=2, samples=2)], ids=["bare", "defended"]
+)
+def test_nothing_is_proven_by_logits_that_are_not_finite(wrap: Any) -> None:
+    model = SmoothedModel(wrap(SometimesNaN()), 0.1, seed=0, samples=2, batch_size=7)
+    images = torch.cat([grey(3), torch.ones(1, 3, SIDE, SIDE)])
+    for call in (model.predict, model.certify, model):
+        with pytest.raises(ValueError, match=r"expected finite logits, got NaN or infinity for image\(s\) \[3\]"):
+            call(images)
+    assert model.certify(grey(2), n0=5, n=20)[0].n == 20
+
+
+def test_another_model_after_construction_gets_the_streams_too() -> None:
+    model = SmoothedModel(Halfspace(0.0), 0.25, seed=0)
+    model.model = coin = Coin(0.9)
+    model.predict(grey(2), n=5)
+    assert len(set(coin.asked)) == 10
+
+
+def test_a_model_that_works_in_place_and_keeps_its_outputs_memory() -> None:
+    class Same(Halfspace):
+        buffer = torch.zeros(1, 2)
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.buffer = self.buffer if self.buffer.shape == (len(images), 2) else torch.zeros(len(images), 2)
+            return self.buffer.copy_(super().forward(images.mul_(1)))
+
+    images = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    given = images.clone()
+    with torch.no_grad():
+        found, expected = (SmoothedModel(model, 0.2, seed=0, samples=5)(given) for model in (Same(0.0), Halfspace(0.0)))
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(given, images)

@@ -101,3 +101,27 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     good: dict[str, Any] = {"target": lambda x: x.mean((2, 3)), "images": IMAGES, "labels": LABELS, "defense": defense()}
     with pytest.raises(ValueError, match=message):
         choose_network_steps(**(good | arguments))
+
+
+def test_logits_that_are_not_finite_are_an_error_that_names_the_image() -> None:
+    calls: list[int] = []
+
+    def target(batch: Tensor) -> Tensor:  # asked twice of each chunk: after step 5 and after step 6
+        calls.append(len(batch))
+        logits = batch.mean((2, 3))
+        logits[1, 2] = torch.inf if len(calls) == 3 else 0.0
+        return logits
+
+    with pytest.raises(ValueError, match=r"got NaN or infinity for image\(s\) \[3\]"):
+        choose_network_steps(target, rand_images(4), torch.zeros(4, dtype=torch.int64), defense=defense(chunk_size=2))
+
+
+def test_a_target_that_works_in_place_changes_nothing() -> None:
+    images, labels = rand_images(6), torch.arange(6) % 3
+    expected = choose_network_steps(lambda x: (x - 0.5).mean((2, 3)), images, labels, 0.1, defense=defense(), every=1)
+    found = choose_network_steps(lambda x: x.sub_(0.5).mean((2, 3)), images, labels, 0.1, defense=defense(), every=1)
+    assert found == expected
+
+
+def rand_images(count: int) -> Tensor:
+    return torch.rand(count, 3, 20, 20, generator=torch.Generator().manual_seed(0))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torchvision import tv_tensors
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
 from oag_transform.baselines.filters import JPEG, Randomization
@@ -81,3 +82,39 @@ def test_own_is_what_the_defense_gives() -> None:
 def test_vmap_is_refused_in_one_sentence() -> None:
     with pytest.raises(RuntimeError, match="a defense can't be vmapped: it takes batches"):
         torch.vmap(DEFENSES[0])(rand(2, 3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda y: y.add_(0.1), lambda y: y.clamp_(0.2, 0.8), lambda y: y.__setitem__((..., 0), 0.0), lambda y: y[0].mul_(2)],
+    ids=["add_", "clamp_", "setitem", "of a view"],
+)
+@pytest.mark.parametrize("defense", [*DEFENSES, lambda x: x, lambda x: x[..., :], lambda x: x.flip(-1).flip(-1)[:]])
+def test_the_result_can_be_changed_in_place(change: Callable[[Tensor], object], defense: Callable[..., Any]) -> None:
+    """As that of any other layer, and neither the images nor the gradient's place are touched."""
+    images, weights = rand(2, 3, 16, 16), rand(2, 3, 16, 16, seed=1)
+    given = images.clone().requires_grad_()
+    result = straight_through(given, defense)
+    change(result)
+    expected = defense(images.clone()).clone().requires_grad_()
+    moved = expected * 1
+    change(moved)
+    assert torch.equal(result, moved)
+    assert torch.equal(given, images)
+    (weights * result).sum().backward()
+    (weights * moved).sum().backward()
+    assert given.grad is not None
+    assert torch.equal(given.grad, expected.grad)
+
+
+def test_the_transforms_result_can_be_changed_in_place() -> None:
+    for images in (rand(3, 16, 16), rand(2, 3, 16, 16), rand(2, 1, 3, 16, 16), rand(2, 3, 16, 16).half()):
+        point = images.clone().requires_grad_()
+        result = PURIFY(point)
+        result.mul_(2).sum().backward()
+        assert torch.equal(result, 2 * PURIFY(images))
+        assert point.grad is not None
+        assert torch.equal(point.grad, torch.full_like(images, 2))
+    wrapped = PURIFY(tv_tensors.Image(rand(3, 16, 16).requires_grad_()))
+    wrapped.add_(1)
+    wrapped[0].add_(1)

@@ -1,8 +1,9 @@
 """The validators: what is wrong is named, with what was expected, before any work is done."""
 
+import contextlib
 import math
 import numbers
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import PIL.Image
@@ -13,6 +14,25 @@ from torchvision import tv_tensors
 NOT_TRACED = "a defense can't be exported or traced: it trains a network for each image; export the target alone"
 NOT_VMAPPED = "a defense can't be vmapped: it takes batches (N, C, H, W) as they are; call it on the batch"
 RANGE_TOLERANCE = 1e-4  # rounding of a normalisation undone; anything more is an error
+
+
+class NonFiniteLogitsError(ValueError):
+    """A classifier gave logits that are NaN or infinite.
+
+    Attributes:
+        images: positions of the images in what was classified.
+    """
+
+    def __init__(self, images: list[int]) -> None:
+        super().__init__(images)
+        self.images = images
+
+    def __str__(self) -> str:
+        first = ", ".join(map(str, self.images[:10])) + (", ..." if len(self.images) > 10 else "")
+        return (
+            f"expected finite logits, got NaN or infinity for image(s) [{first}]; a network in float16 may overflow, "
+            "use float32 or bfloat16"
+        )
 
 
 def integer(name: str, value: Any, *, at_least: int = 0) -> int:
@@ -156,8 +176,7 @@ def images(images: Any, *, minimum_size: int) -> None:
         low, high = _extremes(images)
         if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):  # also true for NaN
             raise ValueError(
-                f"expected floating-point values in [0, 1], got [{low:.4g}, {high:.4g}]; purify before any normalisation, "
-                "and divide 0-255 images by 255"
+                f"expected floating-point values in [0, 1], got [{low:.4g}, {high:.4g}]; {_range_remedy(low, high)}"
             )
 
 
@@ -195,9 +214,42 @@ def logits(output: Any, count: int) -> Tensor:
     return found
 
 
+def finite_pixels(images: Tensor) -> Tensor:
+    """The images themselves, all of whose values are finite.
+
+    Raises:
+        ValueError: NaN or infinity, which no clipping mends.
+    """
+    if not images.isfinite().all():
+        low, high = _extremes(images)
+        raise ValueError(f"expected finite values, got [{low:.4g}, {high:.4g}]; {_range_remedy(low, high)}")
+    return images
+
+
+def finite(logits: Tensor) -> Tensor:
+    """The logits (..., N, classes) themselves, all of them finite.
+
+    Raises:
+        NonFiniteLogitsError: NaN or infinity, with the rows 0 to N - 1 that have it; see :func:`rows_are`.
+    """
+    good = logits.detach().isfinite().all(-1)
+    if not good.all():
+        raise NonFiniteLogitsError((~good).reshape(-1, logits.shape[-2]).any(0).nonzero().flatten().tolist())
+    return logits
+
+
+@contextlib.contextmanager
+def rows_are(images: Sequence[int]) -> Iterator[None]:
+    """In here row r of a batch is image ``images[r]``: a :class:`NonFiniteLogitsError` names that one."""
+    try:
+        yield
+    except NonFiniteLogitsError as error:
+        raise NonFiniteLogitsError(sorted({images[row] for row in error.images})) from error
+
+
 def _size(height: int, width: int, minimum: int) -> None:
     if min(height, width) < minimum:
-        raise ValueError(f"expected height and width of at least kernel_size = {minimum} pixels, got {height} x {width}")
+        raise ValueError(f"expected height and width of at least {minimum} pixels, got {height} x {width}")
 
 
 def _extremes(images: Tensor) -> tuple[float, float]:
@@ -208,6 +260,19 @@ def _extremes(images: Tensor) -> tuple[float, float]:
         if "vmap" in str(error):
             raise RuntimeError(NOT_VMAPPED) from error
         raise
+
+
+def _range_remedy(low: float, high: float) -> str:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "NaN and infinity are no pixels"
+    if high > 16:  # beyond what a normalisation or noise gives
+        return "divide 0-255 images by 255"
+    if low >= -1 and high <= 2:
+        return (
+            "use clamp(0, 1) where a resize, noise or an attack goes slightly beyond (or DefendedModel(..., clip=True)), "
+            "and purify before any normalisation"
+        )
+    return "purify before any normalisation, or use clamp(0, 1) where noise or an attack goes beyond"
 
 
 def _remedy(mode: str) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from torch import Tensor
 
-from .straight_through import straight_through
+from . import _checks
+from .straight_through import clipped, straight_through
 from .transform import OnlineAlternateGenerator
 
 
@@ -19,6 +20,8 @@ class DefensePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]  # ART has
 
     Args:
         defense: a batch transform on [0, 1] images; default ``OnlineAlternateGenerator()``.
+        clip: images beyond [0, 1] are clipped to it, with the straight-through gradient, as ART's randomized smoothing needs
+            it; False: they are an error of the default defense.
         apply_fit: purify what the classifier is trained on.
         apply_predict: purify what it predicts.
         device_type: ``"gpu"`` or ``"cpu"``, as ART's.
@@ -37,19 +40,22 @@ class DefensePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]  # ART has
         (2, 4)
     """
 
-    params = ("defense",)
+    params = ("defense", "clip")
 
     def __init__(
         self,
         defense: Callable[[Tensor], Tensor] | None = None,
         *,
+        clip: bool = False,
         apply_fit: bool = False,
         apply_predict: bool = True,
         device_type: str = "gpu",
     ) -> None:
         super().__init__(device_type=device_type, is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict)
         self.defense = OnlineAlternateGenerator() if defense is None else defense
+        self.clip = _checks.flag("clip", clip)
 
     def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
         """Purified images (N, C, H, W) in [0, 1], and the labels as they are."""
+        x = clipped(x) if self.clip else x.clone()  # a copy: the defense may work in place
         return straight_through(x, self.defense), y

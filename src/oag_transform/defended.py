@@ -13,11 +13,12 @@ from torchvision.transforms.v2 import Normalize
 from torchvision.transforms.v2 import functional as tvf
 
 from . import _checks
-from .straight_through import straight_through
+from .generator.settings import shift_for
+from .straight_through import clipped, straight_through
 from .transform import OnlineAlternateGenerator, uncompiled
 
-SHIFT = 5
-"""Default shift of the views: of 3, 5 and 7 pixels the largest that cost nothing on clean and noisy 224 x 224 photographs."""
+Defense = Callable[..., Tensor]
+"""A batch transform on [0, 1] images (N, C, H, W), which may have a keyword ``index`` for their random streams."""
 
 
 class DefendedModel(nn.Module):
@@ -28,6 +29,10 @@ class DefendedModel(nn.Module):
     images back from gray-box IGSM and C&W, and fewer from MI-FGSM (docs/results.md, Table I: None, 4 views); what attacks
     through the defense leave is in docs/adversaries.md. See :func:`shifted`.
 
+    Several defenses are given as a list. Each one purifies every image, and the class probabilities are averaged over the views
+    of all: defenses that err differently correct each other. It costs the sum of the defenses, and four passes of the target
+    for each.
+
     The target's parameters, training mode and gradient flags are left as they are; it is a submodule, so that ``.to()``,
     ``.eval()`` and ``parameters()`` reach it as in any module. A checkpoint of the bare target loads, too.
 
@@ -35,19 +40,25 @@ class DefendedModel(nn.Module):
         target: any classifier (N, C, H, W) -> logits (N, classes), or an object that holds them as ``.logits``, as Hugging
             Face's classifiers return.
         defense: a batch transform on [0, 1] images; default ``OnlineAlternateGenerator()``. One that takes ``index`` gets the
-            random stream of each image.
+            random stream of each image. A list of D modules: D defenses, which are kept as a ``torch.nn.ModuleList``; what
+            they return for an image has one size.
         normalize: what the target wants done to a [0, 1] image, e.g. ``torchvision.transforms.Normalize(mean, std)``.
             ``None`` where the target takes [0, 1] images.
-        samples: number k of independent purifications whose class probabilities are averaged: k times the cost, for a
-            point of accuracy at most with the default defense. 1 where the defense isn't random.
+        samples: number k of independent purifications whose class probabilities are averaged, of each defense: k times the
+            cost, for a point of accuracy at most with the default defense. 1 where the defense isn't random.
         shift: pixels by which each of the four views is moved, up or down and left or right; less than the image's sides.
-            An odd number lies off the grid of every even stride. 0: the purified image itself is the only view. The default
-            is meant for images of about 224 pixels.
+            An odd number lies off the grid of every even stride. 0: the purified image itself is the only view. ``None``:
+            follows the image's short side, see :func:`~oag_transform.generator.settings.shift_for`; 5 at 224 pixels.
+        clip: images beyond [0, 1] are clipped to it, with the straight-through gradient; False: they are an error of the
+            default defense. It is for attacks that look slightly beyond, as NI-FGSM, SPSA and Gaussian noise do; off, so that
+            images that were normalised by mistake are found. NaN and infinity are errors in either case.
         gradient: ``"straight_through"``: whoever differentiates sees the identity in place of the defense, whichever that is
-            (BPDA). ``"own"``: what the defense itself gives.
+            (BPDA). ``"own"``: what the defense itself gives. Of several defenses each has its part in the gradient of the
+            averaged probabilities. With ``"own"`` one without a gradient, as ``OnlineAlternateGenerator(gradient="none")`` is,
+            adds nothing to it; with ``"straight_through"`` it is the identity, too.
 
     Returns (forward):
-        (N, classes): the target's own logits for ``samples=1, shift=0``; for more, the logarithm of the averaged
+        (N, classes): the target's own logits for ``samples=1, shift=0`` and one defense; for more, the logarithm of the averaged
         probabilities (they are logits too: their softmax is the average).
 
     Example:
@@ -62,26 +73,26 @@ class DefendedModel(nn.Module):
     def __init__(
         self,
         target: nn.Module,
-        defense: Callable[..., Tensor] | None = None,
+        defense: Defense | Sequence[Defense] | None = None,
         *,
         normalize: Callable[[Tensor], Tensor] | None = None,
         samples: int = 1,
-        shift: int = SHIFT,
+        shift: int | None = None,
+        clip: bool = False,
         gradient: Literal["straight_through", "own"] = "straight_through",
     ) -> None:
         super().__init__()
         if not isinstance(target, nn.Module):
             raise TypeError(f"target must be a torch.nn.Module, got {type(target).__name__}")
-        for name, value in (("defense", defense), ("normalize", normalize)):
-            if value is not None and not callable(value):
-                raise TypeError(f"{name} must be callable or None, got {type(value).__name__}")
+        if normalize is not None and not callable(normalize):
+            raise TypeError(f"normalize must be callable or None, got {type(normalize).__name__}")
         self.samples = _checks.integer("samples", samples, at_least=1)
-        self.shift = _checks.integer("shift", shift)
+        self.shift = None if shift is None else _checks.integer("shift", shift)
+        self.clip = _checks.flag("clip", clip)
         self.gradient = _checks.choice("gradient", gradient, ("straight_through", "own"))
         self.target = target
-        self.defense = OnlineAlternateGenerator() if defense is None else defense
+        self.defense = OnlineAlternateGenerator() if defense is None else _one_or_list(defense)
         self.normalize = normalize
-        self._takes_index = takes_index(self.defense)
         self.training = target.training  # callers look at the wrapper: say what is true of the target
         self.register_load_state_dict_pre_hook(_from_bare_target)  # type: ignore[no-untyped-call]
 
@@ -89,10 +100,11 @@ class DefendedModel(nn.Module):
     def from_torchvision(
         cls,
         model: str | WeightsEnum,
-        defense: Callable[..., Tensor] | None = None,
+        defense: Defense | Sequence[Defense] | None = None,
         *,
         samples: int = 1,
-        shift: int = SHIFT,
+        shift: int | None = None,
+        clip: bool = False,
         gradient: Literal["straight_through", "own"] = "straight_through",
         progress: bool = True,
     ) -> "DefendedModel":
@@ -106,6 +118,7 @@ class DefendedModel(nn.Module):
             defense: see the class.
             samples: see the class.
             shift: see the class.
+            clip: see the class.
             gradient: see the class.
             progress: show torchvision's download bar.
 
@@ -116,17 +129,18 @@ class DefendedModel(nn.Module):
         preset = weights.transforms()
         target = torchvision.models.get_model(builder, weights=weights, progress=progress).eval()
         normalize = Normalize(mean=preset.mean, std=preset.std)
-        return cls(target, defense, normalize=normalize, samples=samples, shift=shift, gradient=gradient)
+        return cls(target, defense, normalize=normalize, samples=samples, shift=shift, clip=clip, gradient=gradient)
 
     @classmethod
     def from_timm(
         cls,
         model: str,
-        defense: Callable[..., Tensor] | None = None,
+        defense: Defense | Sequence[Defense] | None = None,
         *,
         pretrained: bool = True,
         samples: int = 1,
-        shift: int = SHIFT,
+        shift: int | None = None,
+        clip: bool = False,
         gradient: Literal["straight_through", "own"] = "straight_through",
     ) -> "DefendedModel":
         """A classifier of timm (extra ``timm``), in eval mode, with the normalisation of its data config.
@@ -139,6 +153,7 @@ class DefendedModel(nn.Module):
             pretrained: load timm's weights; False: a random start.
             samples: see the class.
             shift: see the class.
+            clip: see the class.
             gradient: see the class.
 
         Raises:
@@ -152,40 +167,79 @@ class DefendedModel(nn.Module):
         target = timm.create_model(model, pretrained=pretrained).eval()
         config = timm.data.resolve_model_data_config(target)
         normalize = Normalize(mean=list(config["mean"]), std=list(config["std"]))
-        return cls(target, defense, normalize=normalize, samples=samples, shift=shift, gradient=gradient)
+        return cls(target, defense, normalize=normalize, samples=samples, shift=shift, clip=clip, gradient=gradient)
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """Logits (N, classes) for images (N, C, H, W) in [0, 1]; see the class.
 
         Args:
             images: floating point; the defense says what else it asks of them.
-            index: random stream of the first image, or a sequence of one for each image; sample k of an image with stream i
-                has stream ``i * samples + k`` of the defense's seed. It counts where the defense has a seed.
+            index: random stream of the first image, or a sequence of one for each image. Sample k of an image with stream i
+                has stream ``i * samples + k`` of the defense's seed, and of defense d of D ``(i * D + d) * samples + k``, so
+                that two of one seed draw different numbers. It counts where the defense has a seed.
 
         Raises:
             TypeError, ValueError: not such images, a shift that doesn't fit into them, a bad ``index``, or a target whose
-                output isn't logits (N, classes) of at least two classes.
+                output isn't logits (N, classes) of at least two classes, or not finite: the error names the image.
         """
         return self.classify(self.purify(images, index=index))
 
     @uncompiled
     def purify(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """What the defense makes of images (N, C, H, W): (N * samples, C, H, W), those of an image one after the other."""
+        """What the defense makes of images (N, C, H, W): (N * samples, C, H, W), those of an image one after the other.
+
+        Of D defenses: (N * D * samples, C, H, W), for each image the samples of the first defense, of the second, and so on.
+
+        Raises:
+            TypeError, ValueError: see :meth:`forward`; or defenses that return images of different sizes.
+        """
         self._check(images)
-        indices = [i * self.samples + k for i in _checks.indices(index, len(images)) for k in range(self.samples)]
-        repeated = images.repeat_interleave(self.samples, 0) if self.samples > 1 else images
+        defenses, first = self._defenses(), _checks.indices(index, len(images))
+        images = clipped(images) if self.clip else images
+        purified = []
+        for d, defense in enumerate(defenses):
+            indices = [(i * len(defenses) + d) * self.samples + k for i in first for k in range(self.samples)]
+            purified.append(self._purify(defense, images.repeat_interleave(self.samples, 0), indices))
+        if len(purified) == 1:
+            return purified[0]
+        sizes = [tuple(each.shape[1:]) for each in purified]
+        if len(set(sizes)) > 1:
+            raise ValueError(f"expected defenses that return images of one size (C, H, W), got {sizes}")
+        return torch.stack([each.unflatten(0, (len(images), self.samples)) for each in purified], 1).flatten(0, 2)
 
+    def _purify(self, defense: Defense, own: Tensor, indices: list[int]) -> Tensor:
         def defend(batch: Tensor) -> Tensor:
-            return self.defense(batch, index=indices) if self._takes_index else self.defense(batch)
+            return defense(batch, index=indices) if takes_index(defense) else defense(batch)
 
-        return straight_through(repeated, defend) if self.gradient == "straight_through" else defend(repeated)
+        return straight_through(own, defend) if self.gradient == "straight_through" else defend(own)
+
+    def _defenses(self) -> Sequence[Defense]:
+        return list(self.defense) if isinstance(self.defense, nn.ModuleList) else [self.defense]
 
     def classify(self, purified: Tensor) -> Tensor:
         """Logits (N, classes) of what :meth:`purify` returns: views, normalisation, target, average."""
-        views = shifted(purified, self.shift)
         # one view after the other: four times the batch at once would be four times the target's memory
-        logits = [self.target(view if self.normalize is None else self.normalize(view)) for view in views]
-        return average([_checks.logits(each, len(purified)) for each in logits], self.samples)
+        copies = len(self._defenses()) * self.samples
+        if len(purified) % copies:
+            raise ValueError(f"expected {copies} purified images for each image, got {len(purified)} images")
+        logits = [self._logits(view) for view in self._views(purified)]
+        averaged = average(logits, copies)
+        self._check_finite(torch.stack(logits), copies)  # last, and here: all that is compiled is one graph
+        return averaged
+
+    def _views(self, purified: Tensor) -> Sequence[Tensor]:
+        return shifted(purified, shift_for(*purified.shape[-2:]) if self.shift is None else self.shift)
+
+    def _logits(self, view: Tensor) -> Tensor:
+        """What the target says of a view. Neither shares memory with another: normalisation and target may work in place."""
+        own = view.clone()
+        output = self.target(own if self.normalize is None else self.normalize(own))
+        return _checks.logits(output, len(view)).clone()
+
+    @uncompiled
+    def _check_finite(self, logits: Tensor, copies: int) -> None:
+        with _checks.rows_are([row // copies for row in range(logits.shape[1])]):
+            _checks.finite(logits)
 
     def _check(self, images: Any) -> None:
         _checks.eager(images)
@@ -194,12 +248,28 @@ class DefendedModel(nn.Module):
             raise ValueError(f"expected a batch of images (N, C, H, W), got {got}")
         if not images.is_floating_point():
             raise TypeError(f"expected floating-point images in [0, 1], got {images.dtype}; use images.float() / 255 for uint8")
-        if self.shift >= min(images.shape[-2:]):
+        if self.shift is not None and self.shift >= min(images.shape[-2:]):
             raise ValueError(f"shift must be less than the sides of the images, {tuple(images.shape[-2:])}, got {self.shift}")
 
     def extra_repr(self) -> str:
         """Arguments that are not submodules."""
-        return f"samples={self.samples}, shift={self.shift}, gradient={self.gradient!r}"
+        clip = ", clip=True" if self.clip else ""
+        return f"samples={self.samples}, shift={self.shift}{clip}, gradient={self.gradient!r}"
+
+
+def _one_or_list(defense: Any) -> Any:
+    """A defense, or the ModuleList of several."""
+    if isinstance(defense, (list, tuple, nn.ModuleList)):
+        kinds = [type(each).__name__ for each in defense]
+        if not defense or not all(isinstance(each, nn.Module) for each in defense):
+            raise TypeError(
+                f"a list of defenses must have torch.nn.Modules, at least one, got {kinds}; wrap a function in "
+                "torchvision.transforms.v2.Lambda"
+            )
+        return nn.ModuleList(defense)
+    if not callable(defense):
+        raise TypeError(f"defense must be callable, a list of modules or None, got {type(defense).__name__}")
+    return defense
 
 
 def shifted(images: Tensor, shift: int) -> Sequence[Tensor]:

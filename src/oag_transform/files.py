@@ -1,91 +1,274 @@
-"""Image files: the one reader, which shows a photograph as a viewer would and never clips what has more than 8 bits."""
+"""Image files: the one place that calls Pillow's readers. It gives an image as a viewer shows it, or one error of one line."""
 
 import io
-import struct
+import logging
 import warnings
+import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, PIL.Image.DecompressionBombError)  # Pillow raises all
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or what it logs of a file would be printed, without the name
+
+ORIENTATION = PIL.ExifTags.Base.Orientation
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+WHITE_IS_ZERO, SIGNED = 0, 2  # values of the last two
+PNG = b"\x89PNG\r\n\x1a\n"
+KEPT = (b"eXIf", b"pHYs", b"tRNS")  # orientation, resolution, transparency
+GREY = ("1", "L", "LA", "La")  # modes
+STALE = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+"""What Pillow keeps in ``info`` that says how the file's pixels are turned."""
 
 
-def read_rgb(path: Path) -> PIL.Image.Image:
-    """The photograph in a file as an RGB image: what :func:`read` gives, without transparency; greyscale has equal channels.
+class UnreadableImageError(ValueError):
+    """An image file that can't be used. The message is one line: the name of the file, then the reason."""
+
+
+class Decoded(NamedTuple):
+    """The first image of a file.
+
+    Attributes:
+        image: mode RGB or L, 8 bits a channel, turned as the file says; ``info`` has its ``dpi`` and ``icc_profile``.
+        exif: the EXIF block with its sub-blocks, read; empty where there is none or it is broken.
+        notes: one line for each thing that ``image`` leaves out, such as transparency, further frames, broken metadata.
+    """
+
+    image: PIL.Image.Image
+    exif: PIL.Image.Exif
+    notes: tuple[str, ...]
+
+
+def read_rgb(source: Path | bytes) -> PIL.Image.Image:
+    """The image in a file in mode RGB, see :func:`decode`; greyscale has equal channels.
 
     Raises:
-        ValueError: see :func:`read`.
+        UnreadableImageError: see :func:`decode`.
     """
-    return read(path).convert("RGB")
+    return decode(source).image.convert("RGB")
 
 
-def read(path: Path) -> PIL.Image.Image:
-    """The photograph in a file, turned as its EXIF says, with 8 bits a channel.
-
-    Greyscale of more bits becomes mode L with rounding: 16 bits are divided by 257, 32-bit integers too unless none is above
-    255, floating point is taken as [0, 1]. All other modes (RGB, L, RGBA, P, CMYK, ...) and the metadata stay as they are; of
-    several frames it is the first.
+def read(source: Path | bytes) -> PIL.Image.Image:
+    """The image in a file in mode RGB or L, see :func:`decode`.
 
     Raises:
-        ValueError: a file that is missing, empty, cut short, no image, or too large to be one (Pillow's limit, some 179
-            megapixels), or greyscale outside of these ranges. One line that names the file, and what to do where there is a
-            remedy.
+        UnreadableImageError: see :func:`decode`.
     """
-    return _read(path, str(path), None)
+    return decode(source).image
 
 
-def read_bytes(content: bytes, *, name: str = "the file", formats: tuple[str, ...] | None = None) -> PIL.Image.Image:
-    """The photograph in the bytes of a file, as :func:`read` gives it.
+def decode(source: Path | bytes, *, name: str | None = None, formats: tuple[str, ...] | None = None) -> Decoded:
+    """The first image in a file as a viewer shows it: turned as its EXIF says, mode RGB or L, 8 bits a channel.
+
+    Greyscale of more bits is scaled with rounding, so that the file's white becomes 255. Two kinds of file don't name their
+    white: 32-bit integers are taken as 8 bits if none is above 255 and as 16 bits otherwise, floating point as [0, 1].
+    Broken metadata or broken further frames don't stop an image that is whole: the notes tell of them. An image that is cut
+    short or damaged is an error, as is an EPS file, which is a program.
 
     Args:
-        content: the whole file.
-        name: what messages call it.
-        formats: Pillow's names of those to try, such as ``("JPEG", "PNG")``; None: every one that it knows.
+        source: the path of the file, or its content.
+        name: what messages call it; None: the path, or "the file".
+        formats: Pillow's names of the formats to try, such as ``("JPEG", "PNG")``; None: all but EPS.
 
     Raises:
-        ValueError: see :func:`read`.
+        UnreadableImageError: whatever keeps the file from being used. It is missing, empty, cut short, damaged or no image; or
+            greyscale outside of these ranges; or too large, above Pillow's limit of some 179 megapixels or for the memory.
     """
-    return _read(content, name, formats)
+    named = _name(source, name)
+    notes: list[str] = []
+    try:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            with _open(source, formats, notes) as file:
+                white, inverted = _white(file)  # before the pixels: tags of TIFF are of the frame at hand
+                _load(file, notes)
+                # the one copy of what may be 179 megapixels; an open file's own pixels may be mapped from the disk
+                image = file.copy() if _is_deep(file) else file.convert("L" if file.mode in GREY else "RGB")
+                exif, orientation = _exif(file, notes)
+                notes += _frames(file)
+                # Pillow's doubts about metadata; others are of size, and images of 100 megapixels are real
+                doubts = [str(warning.message) for warning in warned if warning.category is UserWarning]
+                notes += [f"its metadata is damaged ({one_line(doubt)})" for doubt in doubts[:1]]
+                if not (file.mode == "P" and file.palette is None) and file.has_transparency_data:  # which asserts a palette
+                    notes.append("its transparency is dropped")
+            if _is_deep(image):
+                image = _eight_bits(named, image, white, inverted)
+            return Decoded(_turned(image, orientation), exif, tuple(notes))
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # damaged files make decoders raise nearly anything, MemoryError too
+        raise _unreadable(named, source, formats, error) from error
 
 
-def _read(source: Path | bytes, name: str, formats: tuple[str, ...] | None) -> PIL.Image.Image:
+def size(source: Path | bytes, *, name: str | None = None, formats: tuple[str, ...] | None = None) -> tuple[int, int]:
+    """Width and height by the header of a file; no pixel is decoded, and the image may yet be turned. See :func:`decode`.
+
+    Raises:
+        UnreadableImageError: no header of an image, or one that states more pixels than Pillow's limit.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # photographs of 100 megapixels are real
-            with PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as file:
-                file.load()
-                image = PIL.ImageOps.exif_transpose(file)
-    except UNREADABLE as error:
-        raise ValueError(f"{name} is not an image that can be read: {_reason(source, formats, error)}") from error
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return PIL.Image.fromarray(_eight_bits(name, image), "L")
-    return image
+            warnings.simplefilter("ignore")
+            with _open(source, formats, []) as file:
+                return file.size
+    except Exception as error:  # as in decode
+        raise _unreadable(_name(source, name), source, formats, error) from error
 
 
-def _eight_bits(name: str, image: PIL.Image.Image) -> "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]":
+def one_line(text: str) -> str:
+    r"""Text, such as a file's name, that breaks no line and no terminal: what isn't printable is escaped, as ``"\\n"``."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line; with its kind, where the text isn't meant to be read without."""
+    text = one_line((str(error).splitlines() or [""])[0])
+    return (
+        text
+        if text and isinstance(error, (OSError, SyntaxError, ValueError))
+        else f"{type(error).__name__}: {text}".rstrip(": ")
+    )
+
+
+def _name(source: Path | bytes, name: str | None) -> str:
+    return one_line(name or (str(source) if isinstance(source, Path) else "the file"))
+
+
+def _open(source: Path | bytes, formats: tuple[str, ...] | None, notes: list[str]) -> PIL.Image.Image:
+    if formats is None:
+        PIL.Image.init()
+        formats = tuple(name for name in PIL.Image.ID if name != "EPS")  # Pillow would have Ghostscript run it
+    try:
+        return PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
+    except Exception as error:  # as in decode
+        bare = _bare_png(source)
+        if bare is None:
+            raise
+        try:
+            file = PIL.Image.open(io.BytesIO(bare), formats=formats)
+        except Exception:  # the first error tells more
+            raise error from None
+        notes.append("its metadata is damaged or too long, and left out")
+        return file
+
+
+def _bare_png(source: Path | bytes) -> bytes | None:
+    """A PNG without what keeps Pillow from opening it, chunks of long text or with a wrong checksum; None: not a PNG."""
+    if isinstance(source, Path):
+        if not source.is_file():
+            return None
+        with source.open("rb") as file:
+            content = file.read(len(PNG))
+            content += file.read() if content == PNG else b""
+    else:
+        content = source
+    if not content.startswith(PNG):
+        return None
+    kept, at = [PNG], len(PNG)
+    while at < len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        kind, checksum = content[at + 4 : at + 8], int.from_bytes(content[end - 4 : end], "big")
+        # by the standard, the kinds with a capital can't be left out
+        if kind[:1].isupper() or (kind in KEPT and zlib.crc32(content[at + 4 : end - 4]) == checksum):
+            kept.append(content[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _load(file: PIL.Image.Image, notes: list[str]) -> None:
+    """Decode the pixels; damage to what follows them in the file is a note."""
+    finish = getattr(file, "load_end", lambda: None)
+
+    def load_end() -> None:
+        try:
+            finish()
+        except Exception as error:  # as in decode
+            notes.append(f"what follows its pixels is damaged ({reason(error)})")
+
+    file.load_end = load_end  # type: ignore[attr-defined]  # Pillow's hook: reads on, and still checks the decoder's status
+    file.load()
+
+
+def _exif(file: PIL.Image.Image, notes: list[str]) -> tuple[PIL.Image.Exif, int]:
+    """The EXIF block, and the orientation in it or in XMP; 1 where there is none that can be read."""
+    orientation = 1
+    try:
+        exif = file.getexif()
+        found = exif.get(ORIENTATION)
+        orientation = found if isinstance(found, int) and 2 <= found <= 8 else 1
+        for block in (PIL.ExifTags.IFD.Exif, PIL.ExifTags.IFD.GPSInfo):
+            if block in exif and PIL.ExifTags.IFD.Interop in exif.get_ifd(block):
+                exif.get_ifd(PIL.ExifTags.IFD.Interop)  # read as long as the file is open
+        return exif, orientation
+    except Exception as error:  # as in decode
+        notes.append(f"its EXIF can't be read ({reason(error)})")
+        return PIL.Image.Exif(), orientation
+
+
+def _frames(file: PIL.Image.Image) -> list[str]:
+    try:
+        frames = getattr(file, "n_frames", 1)
+    except Exception as error:  # as in decode
+        return [f"the first of its frames only, the next is damaged ({reason(error)})"]
+    return [f"the first of its {frames} frames only"] if frames > 1 else []
+
+
+def _turned(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
+    for key in STALE:
+        image.info.pop(key, None)
+    if orientation == 1:
+        return image
+    image.getexif()[ORIENTATION] = orientation  # alone: of other tags, exif_transpose would write those that it can't
+    return PIL.ImageOps.exif_transpose(image)
+
+
+def _is_deep(image: PIL.Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _white(file: PIL.Image.Image) -> tuple[int | None, bool]:
+    """The value of white in greyscale of more than 8 bits, None where the file doesn't say; and whether it means black."""
+    if file.format != "TIFF":  # others scale what they read to 16 bits
+        return (None if file.mode == "I" and file.format not in ("PNG", "PPM") else 65535), False
+    tags = file.tag_v2  # type: ignore[attr-defined]
+    bits = tags.get(BITS, (1,))[0] - (tags.get(SAMPLE_FORMAT, (1,))[0] == SIGNED)
+    return (2**bits - 1 if bits <= 16 else None), tags.get(PHOTOMETRIC) == WHITE_IS_ZERO
+
+
+def _eight_bits(name: str, image: PIL.Image.Image, white: int | None, inverted: bool) -> PIL.Image.Image:
     values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     found = f"{name} is greyscale of mode {image.mode} with values from {low:g} to {high:g}"
     if image.mode == "F":
-        if not (low >= 0 and high <= 1):  # also true for NaN
-            raise ValueError(f"{found}; scale them to [0, 1], or save it with 8 or 16 bits")
-        values = 255 * values
-    elif low < 0 or high > 65535:
-        raise ValueError(f"{found}; save it with 8 or 16 bits, 0 to 255 or 65535")
-    elif image.mode != "I" or high > 255:
-        values = values / 257
-    return np.rint(values).astype(np.uint8)
+        white = 1
+        if not (low >= 0 and high <= white):  # also true for NaN
+            raise UnreadableImageError(f"{found}; scale them to [0, 1], or save it with 8 or 16 bits")
+    else:
+        white = white or (255 if high <= 255 else 65535)
+        if low < 0 or high > white:
+            raise UnreadableImageError(f"{found}; save it with 8 or 16 bits, 0 to 255 or 65535")
+    values *= 255 / white
+    grey = PIL.Image.fromarray(np.rint(255 - values if inverted else values).astype(np.uint8))
+    grey.info = image.info
+    return grey
 
 
-def _reason(source: Path | bytes, formats: tuple[str, ...] | None, error: Exception) -> str:
+def _unreadable(name: str, source: Path | bytes, formats: tuple[str, ...] | None, error: Exception) -> UnreadableImageError:
+    return UnreadableImageError(f"{name} is not an image that can be read: {_why(source, formats, error)}")
+
+
+def _why(source: Path | bytes, formats: tuple[str, ...] | None, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    if isinstance(error, PIL.UnidentifiedImageError):
-        if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
-            return "the file is empty"
-        return "its format is none " + ("that Pillow knows" if formats is None else f"of {', '.join(formats)}")
+    if isinstance(error, MemoryError):
+        return "there is too little memory for it"
     if isinstance(error, PIL.Image.DecompressionBombError):
         return f"more than {2 * (PIL.Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels; resize it"
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, PIL.UnidentifiedImageError):
+        if not source if isinstance(source, bytes) else source.is_file() and source.stat().st_size == 0:
+            return "the file is empty"
+        return "its format is none " + ("that Pillow knows" if formats is None else f"of {', '.join(formats)}")
+    return reason(error)

@@ -6,21 +6,45 @@ import PIL.Image
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 ImageLike = TypeVar("ImageLike", PIL.Image.Image, Tensor)
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # grey levels; torchvision's (0.485, 0.456, 0.406)
 IMAGENET_MEAN_GREY = 117.0  # luminance of IMAGENET_MEAN
+THIN = 64
+"""Ratio of sides up to which :func:`resize` enlarges an image."""
 
 
 def to_batch(images: PIL.Image.Image | Tensor) -> Tensor:
     """An image or a batch of any checked kind -> (N, C, H, W), float32 (float64 stays), in [0, 1], detached, plain."""
-    tensor = F.pil_to_tensor(images) if isinstance(images, PIL.Image.Image) else images.detach().as_subclass(Tensor)
+    if isinstance(images, PIL.Image.Image):
+        with torch.device("cpu"):  # whatever torch.set_default_device says
+            tensor = F.pil_to_tensor(images)
+    else:
+        tensor = images.detach().as_subclass(Tensor)
     tensor = tensor.reshape(-1, *tensor.shape[-3:]) if tensor.numel() else tensor.new_empty(0, *tensor.shape[-3:])
     if tensor.dtype == torch.uint8:
         return tensor.float().div_(255)
     return tensor.to(work_type(images)[1])
+
+
+def resize(image: PIL.Image.Image, side: int, interpolation: InterpolationMode, name: str) -> PIL.Image.Image:
+    """The image with a short side of ``side`` pixels and a long side in proportion, by torchvision's ``resize``.
+
+    Raises:
+        ValueError: the image, which the message calls ``name``, is so thin that the result would have more pixels than it, and
+            more than :data:`THIN` times ``side`` x ``side``. A small file would need any amount of memory.
+    """
+    (width, height), short = image.size, min(image.size)
+    long = max(width, height) * side // short
+    if side * long > max(width * height, THIN * side * side):
+        raise ValueError(
+            f"{name} has {width} x {height} pixels, too thin to be resized to a short side of {side}: the long side would have "
+            f"{long}; crop it"
+        )
+    return F.resize(image, [side], interpolation=interpolation)
 
 
 def work_type(images: PIL.Image.Image | Tensor) -> tuple[torch.device, torch.dtype]:

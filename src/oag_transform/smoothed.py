@@ -122,7 +122,6 @@ class SmoothedModel(nn.Module):
         self.samples = _checks.integer("samples", samples, at_least=1)
         self.batch_size = _checks.integer("batch_size", batch_size, at_least=1)
         self.seed = _checks.seed(seed)
-        self._takes_index = takes_index(model)
         self.training = model.training
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
@@ -136,7 +135,7 @@ class SmoothedModel(nn.Module):
             index: random stream of the first image, or a sequence of one for each.
 
         Raises:
-            TypeError, ValueError: not such images, a bad index, or a model that doesn't give logits.
+            TypeError, ValueError: not such images, a bad index, or a model that doesn't give logits, or none that are finite.
         """
         _checks.batch(images)
         indices = _checks.indices(index, len(images))
@@ -156,7 +155,7 @@ class SmoothedModel(nn.Module):
             index: see :meth:`forward`.
 
         Raises:
-            TypeError, ValueError: bad images or arguments.
+            TypeError, ValueError: bad images or arguments, or logits that are not finite: nothing is proven by NaN.
             ModuleNotFoundError: SciPy is missing (extra ``certify``).
         """
         binomtest = _binomtest()
@@ -197,7 +196,7 @@ class SmoothedModel(nn.Module):
                 there, and they are kept up to date. Give the same ``index``, and another ``seed`` or the same one.
 
         Raises:
-            TypeError, ValueError: bad images or arguments.
+            TypeError, ValueError: bad images or arguments, or logits that are not finite: nothing is proven by NaN.
             ModuleNotFoundError: SciPy is missing (extra ``certify``).
         """
         _binomtest()
@@ -238,7 +237,7 @@ class SmoothedModel(nn.Module):
         missing = [(draw, row) for row, total in enumerate(wanted) for draw in range(tallies[row].draws(purpose), total)]
         for part in _parts(sorted(missing), self.batch_size):
             rows, draws = [row for _, row in part], [draw for draw, _ in part]
-            with torch.no_grad():
+            with torch.no_grad(), _checks.rows_are(rows):
                 logits = self._logits(images[rows], [indices[row] for row in rows], draws, purpose, seed)
             classes = nn.functional.one_hot(logits.argmax(-1), logits.shape[1]).cpu()
             for row in set(rows):
@@ -248,7 +247,8 @@ class SmoothedModel(nn.Module):
         # a stream for each image, purpose and draw, of which no two are the same
         own = [((index * 3 + purpose) << 40) + draw for index, draw in zip(indices, draws, strict=True)]
         noisy = streams.add_normal(images, self.noise_std, streams.noise_generators(seed, own, images.device))
-        return _checks.logits(self.model(noisy, index=own) if self._takes_index else self.model(noisy), len(images))
+        output = self.model(noisy, index=own) if takes_index(self.model) else self.model(noisy)
+        return _checks.finite(_checks.logits(output, len(images)))
 
     def extra_repr(self) -> str:
         """Arguments that are not submodules."""

@@ -47,7 +47,8 @@ def choose_network_steps(
         The chosen T_N and the curve. Where T_N is the last step of the curve, the curve was still rising: look further.
 
     Raises:
-        ValueError, TypeError: images or labels of another kind, or a negative ``noise_std`` or ``tolerance``.
+        ValueError, TypeError: images or labels of another kind, a negative ``noise_std`` or ``tolerance``, or logits that are
+            not finite.
     """
     defense = OnlineAlternateGenerator(network_steps=120) if defense is None else defense
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
@@ -59,16 +60,15 @@ def choose_network_steps(
     noise_std = _checks.number("noise_std", noise_std, at_least=0)
     tolerance = _checks.number("tolerance", tolerance, at_least=0)
     every = _checks.integer("every", every, at_least=1)
-    _checks.images(
-        images, minimum_size=defense.settings.kernel_size
-    )  # holding noised images to [0, 1] must not hide a wrong range
+    # holding noised images to [0, 1] must not hide a wrong range
+    _checks.images(images, minimum_size=defense.settings.minimum_size)
 
     correct: dict[int, int] = {}
     for rows in defense.chunks(images):
         noised = streams.add_normal(images[rows], noise_std, streams.noise_generators(seed, rows, images.device))
         for moment in defense.trace(noised, every=every, index=rows.start):
-            with torch.no_grad():
-                right = _checks.logits(target(moment.images), len(rows)).argmax(-1) == labels[rows]
+            with torch.no_grad(), _checks.rows_are(rows):
+                right = _checks.finite(_checks.logits(target(moment.images), len(rows))).argmax(-1) == labels[rows]
             correct[moment.step] = correct.get(moment.step, 0) + int(right.sum())
     curve = [(step, count / len(images)) for step, count in correct.items()]
     return NetworkSteps(smallest_flat_step(curve, tolerance), curve)

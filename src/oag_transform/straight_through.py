@@ -21,12 +21,22 @@ def straight_through(images: Tensor, defense: Callable[[Tensor], Tensor]) -> Ten
     return _StraightThrough.apply(images, defense)
 
 
+def clipped(images: Tensor) -> Tensor:
+    """Images clipped to [0, 1], with the derivative of the identity also where they are beyond.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    return straight_through(images, lambda plain: _checks.finite_pixels(plain).clamp(0, 1))
+
+
 class _StraightThrough(torch.autograd.Function):
     # the defense runs in here because forward() gets plain tensors, under torch.func as well
     @staticmethod
     def forward(images: Tensor, defense: Callable[[Tensor], Tensor]) -> Tensor:
         result = defense(images.detach())
-        return result.view_as(result)  # one that returns its input must not hand on the same tensor
+        shared = result.untyped_storage().data_ptr() == images.untyped_storage().data_ptr()
+        return result.clone() if shared else result.detach()  # no view, so that the caller may change it in place
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

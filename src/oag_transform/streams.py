@@ -15,8 +15,16 @@ def fresh_seed() -> int:
 
 
 def index_of(name: str) -> int:
-    """The random stream of a name, such as an image file's: 63 bits of its hash, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
+    """The random stream of a name, such as an image file's: 63 bits of its hash, the same on every machine.
+
+    Bytes of a file's name that aren't UTF-8, which :func:`os.fsdecode` makes surrogates, count too.
+
+    Raises:
+        TypeError: not a str.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a str, got {type(name).__name__}")
+    return int.from_bytes(hashlib.blake2b(name.encode(errors="backslashreplace"), digest_size=8).digest(), "little") >> 1
 
 
 def generators(seed: int, indices: Iterable[int], device: torch.device) -> list[Generator]:

@@ -17,7 +17,7 @@ import ray.data
 import ray.exceptions
 
 
-class Room(NamedTuple):
+class ClusterResources(NamedTuple):
     """What a cluster has for workers.
 
     Attributes:
@@ -32,7 +32,7 @@ class Room(NamedTuple):
 
 
 @contextlib.contextmanager
-def connected(address: str | None, workers: int) -> Iterator[Room]:
+def connected(address: str | None, workers: int) -> Iterator[ClusterResources]:
     """A cluster, and what it has; one that this process is connected to already is used, and left as it is.
 
     Args:
@@ -52,7 +52,8 @@ def connected(address: str | None, workers: int) -> Iterator[Room]:
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         found = ray.cluster_resources()
         nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        yield Room(int(found.get("CPU", 0)) - 1, min((count for count in nodes if count), default=1), int(found.get("GPU", 0)))
+        smallest = min((count for count in nodes if count), default=1)
+        yield ClusterResources(int(found.get("CPU", 0)) - 1, smallest, int(found.get("GPU", 0)))
     finally:
         if own:
             ray.shutdown()

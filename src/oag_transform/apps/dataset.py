@@ -10,10 +10,11 @@
 ``oag-transform purify --engine ray`` is this with resuming, a table of failures and progress. Needs the extra ``ray``.
 """
 
+import logging
 import os
 import secrets
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,12 @@ import ray
 import ray.data
 import torch
 
-from . import saving, worker
-from .jobs import OTHER_SUFFIXES, SUFFIXES, Job, job_of
+from .. import files, streams
+from . import saving, shards, sources, worker
 
 Batch = dict[str, npt.NDArray[Any]]
 
-IMAGE_PARTS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp")
-"""Parts of a WebDataset sample that are taken for its image, the first one that it has."""
+logger = logging.getLogger(__name__)
 
 
 class Purify:
@@ -41,22 +41,23 @@ class Purify:
     have the same number of threads and images are worked on one at a time, to rounding otherwise.
 
     Args:
-        image: column of the images. Either whole files (bytes), which become whole files again, with their metadata, in their
-            own format where it can hold the result and PNG otherwise; or arrays (H, W), (H, W, 1) or (H, W, 3) of uint8, such
-            as ``ray.data.read_images`` gives, which stay so.
+        image: column of the images. Either whole files, as bytes or as a field ``bytes`` of structures (Hugging Face), which
+            become whole files again, with their metadata, in their own format where it can hold the result and PNG otherwise;
+            or arrays (H, W), (H, W, 1) or (H, W, 3) of uint8, such as ``ray.data.read_images`` gives, which stay so.
         name: column of their names, each of which should be there once.
+        error: new column, with files: one line where a file is missing or couldn't be read or purified, whose image is empty
+            then; else an empty text. With arrays such an image raises.
         batch_size: files of one size that are worked on at once.
         device: a PyTorch device; None: the actor's GPU, or its CPUs.
         paper: the paper's setting, not the default.
         settings: further arguments of :class:`oag_transform.OnlineAlternateGenerator`, such as ``seed``.
 
-    All other columns pass through. With files there is one more, ``error``: one line where a file could not be read or
-    purified, whose image is empty then; else an empty text. With arrays such an image raises.
+    All other columns pass through, but for :func:`read_images`' and :func:`read_webdataset`'s ``read_error``, which becomes the
+    error. What a result doesn't take over from its file is logged.
 
     Raises:
-        ValueError: bad arguments; an array that is no image.
+        ValueError: bad arguments; no such column; a column of the errors' name; an array that is no image.
         TypeError: a column of another kind.
-        KeyError: no such column.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Purify:
         *,
         image: str = "image",
         name: str = "name",
+        error: str = "error",
         batch_size: int = 1,
         device: str | None = None,
         paper: bool = False,
@@ -71,26 +73,52 @@ class Purify:
     ) -> None:
         own = use_own_cpus()
         device = ("cuda" if own.get("GPU") else "cpu") if device is None else device
-        self.image, self.name, self.batch_size = image, name, batch_size
-        self.settings = worker.Settings(paper, tuple(settings.items()), device, None, secrets.token_hex(4))
-        worker.check(self.settings)
+        self.image, self.name, self.error = image, name, error
+        self.plan = worker.PurifyPlan(tuple(settings.items()), paper, device, batch_size=batch_size)
+        self.plan.check()
 
     def __call__(self, batch: Batch) -> Batch:
         """The batch (``batch_format="numpy"``, which is Ray's default) with purified images."""
-        names, images = [str(name) for name in batch[self.name]], list(batch[self.image])
-        if all(isinstance(image, (bytes, memoryview)) for image in images):
-            made = made_of(self.settings, names, [bytes(image) for image in images], self.batch_size)
-            errors = np.array([one.error or "" for one in made], dtype=object)
-            return batch | {self.image: column([one.content or b"" for one in made]), "error": errors}
+        for option, column_name in (("image", self.image), ("name", self.name)):
+            if column_name not in batch:
+                raise ValueError(f"there is no column {column_name!r}: give {option}=, one of {', '.join(batch)}")
+        images, names = list(batch[self.image]), [_text(name) for name in batch[self.name]]
+        if all(image is None or isinstance(image, (bytes, memoryview, Mapping)) for image in images):
+            return self._files(batch, images, names)
         if not all(isinstance(image, np.ndarray) and image.dtype == np.uint8 for image in images):
-            found = sorted({getattr(image, "dtype", type(image)).__class__.__name__ for image in images})
+            found = sorted(
+                {f"array of {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__ for image in images}
+            )
             raise TypeError(f"expected whole files or arrays of uint8 in column {self.image!r}, got {', '.join(found)}")
         purified = [self._array(image, name) for image, name in zip(images, names, strict=True)]
         return batch | {self.image: column(purified)}
 
-    def _array(self, image: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-        pixels = torch.from_numpy(image.reshape(*image.shape[:2], -1).copy()).movedim(2, 0).to(self.settings.device)
-        purified = worker.transform_of(self.settings)(pixels, index=[worker.stream(name)])
+    def _files(self, batch: Batch, images: list[Any], names: list[str | None]) -> Batch:
+        if self.error in batch:
+            raise ValueError(f"the data has a column {self.error!r} already: give error=, the name of a new one")
+        problems = [_text(problem) for problem in batch.get(shards.READ_ERROR, [None] * len(images))]
+        rows = enumerate(zip(names, images, problems, strict=True))
+        jobs = [shards.job_of(name, image, Path(), None, row, problem) for row, (name, image, problem) in rows]
+        size = self.plan.batch_size
+        made = [one for start in range(0, len(jobs), size) for one in worker.make(self.plan, jobs[start : start + size])]
+        for line in (f"{files.one_line(str(one.job.source))}: {note}" for one in made for note in one.notes):
+            logger.info("%s", line)
+        missing = {} if any(isinstance(image, Mapping) for image in images) else None
+        olds = [missing if image is None else image for image in images]
+        contents = [shards.with_content(old, one.content or b"") for old, one in zip(olds, made, strict=True)]
+        kept = {key: values for key, values in batch.items() if key != shards.READ_ERROR}
+        return kept | {self.image: column(contents), self.error: column([one.error or "" for one in made])}
+
+    def _array(self, image: npt.NDArray[Any], name: str | None) -> npt.NDArray[Any]:
+        if name is None:
+            raise ValueError(f"an image has no name in column {self.name!r}; random streams follow the names")
+        if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3))):
+            raise ValueError(f"{name}: expected an array (H, W), (H, W, 1) or (H, W, 3), got {image.shape}")
+        pixels = torch.from_numpy(image.reshape(*image.shape[:2], -1).copy()).movedim(2, 0).to(self.plan.device)
+        try:
+            purified = worker.transform_of(self.plan)(pixels, index=[streams.index_of(name)])
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
         found: npt.NDArray[Any] = purified.movedim(0, 2).cpu().numpy().reshape(image.shape)
         return found
 
@@ -104,22 +132,6 @@ def use_own_cpus() -> dict[str, float]:
     return own
 
 
-def made_of(settings: worker.Settings, names: Sequence[str], contents: Sequence[bytes], size: int) -> list[worker.Made]:
-    """What becomes of whole image files, in their order; ``size`` of them are worked on at once."""
-    made: list[worker.Made] = []
-    for start in range(0, len(names), size):
-        # a number in the path of a target tells one row from another, whatever their names
-        jobs = [Job(Path(names[i]), Path(f"{i}{_suffix(names[i])}"), names[i]) for i in range(start, len(names))[:size]]
-        found = {one.job.target: one for one in worker.make_batch(settings, jobs, contents[start : start + size])}
-        made += [found[job.target] for job in jobs]
-    return made
-
-
-def _suffix(name: str) -> str:
-    suffix = PurePosixPath(name).suffix
-    return suffix if suffix.lower() in SUFFIXES else ".png"
-
-
 def column(values: Sequence[Any]) -> npt.NDArray[Any]:
     """An array of objects: NumPy's own of bytes would lose zeros at their ends, and one of equal images is no column."""
     found = np.empty(len(values), dtype=object)
@@ -128,87 +140,99 @@ def column(values: Sequence[Any]) -> npt.NDArray[Any]:
     return found
 
 
-def read_images(folder: str | Path, **options: Any) -> "ray.data.Dataset":
+def _text(value: Any) -> str | None:
+    return None if value is None or value != value else str(value)  # pandas has NaN for what is missing
+
+
+def read_images(folder: str | Path) -> "ray.data.Dataset":
     """The image files in a folder and the folders in it: ``image`` (whole files) and ``name`` (path within the folder).
+
+    Of a local folder, linked folders are read too, and hidden files left out; a file that can't be read has the reason in
+    ``read_error``. Of others, a file that can't be read raises, and names with ``?`` are left out.
 
     Args:
         folder: a local path, or one that :func:`ray.data.read_binary_files` knows, such as ``s3://bucket/photos``.
-        options: for that function.
+
+    Raises:
+        ValueError: there is no image.
     """
-    local = "://" not in str(folder)
-    root = os.path.abspath(folder) if local else str(folder)
-    start = len(root.partition("://")[2].rstrip("/") if not local else root) + 1
-    suffixes = sorted(suffix[1:] for suffix in {*SUFFIXES, *OTHER_SUFFIXES})
-    found = ray.data.read_binary_files(root, include_paths=True, file_extensions=suffixes, **{"num_cpus": 0} | options)
+    if "://" in str(folder):
+        root = str(folder).rstrip("/")
+        suffixes = sorted(suffix[1:] for suffix in sources.IMAGE_SUFFIXES)
+        found = ray.data.read_binary_files(root, include_paths=True, file_extensions=suffixes, num_cpus=0)
+        return found.map_batches(_named, fn_args=(len(root.partition("://")[2]) + 1,), batch_format="pyarrow", num_cpus=0)
+    # Ray's own reader stops at the first file that can't be read, and cuts names at a question mark
+    listed = sources.find([str(folder)], Path(os.devnull))
+    for line in (*(f"{files.one_line(name)}: {reason}" for name, reason in listed.problems), *listed.notes):
+        logger.warning("%s", line)
+    if not listed.files:
+        raise ValueError(f"no image in {files.one_line(str(folder))}")
+    paths = [os.fsencode(file.path.absolute()) for file in listed.files]
+    names = [file.relative.as_posix().encode(errors="backslashreplace").decode() for file in listed.files]
+    tables = [
+        pa.table({"path": paths[i : i + shards.BLOCK], "name": names[i : i + shards.BLOCK]})
+        for i in range(0, len(paths), shards.BLOCK)
+    ]
+    return ray.data.from_arrow(tables).map_batches(_read, batch_format="pyarrow", num_cpus=0)
 
-    def named(table: pa.Table) -> pa.Table:
-        return pa.table({"name": pa.array([path[start:] for path in table["path"].to_pylist()]), "image": table["bytes"]})
 
-    return found.map_batches(named, batch_format="pyarrow", num_cpus=0)
+def _named(table: pa.Table, start: int) -> pa.Table:
+    return pa.table({"name": pa.array([path[start:] for path in table["path"].to_pylist()]), "image": table["bytes"]})
 
 
-def read_webdataset(shards: Sequence[str | Path], **options: Any) -> "ray.data.Dataset":
+def _read(table: pa.Table) -> pa.Table:
+    images: list[bytes | None] = []
+    errors: list[str | None] = []
+    for path in table["path"].to_pylist():
+        try:
+            images.append(Path(os.fsdecode(path)).read_bytes())
+            errors.append(None)
+        except OSError as error:
+            images.append(None)
+            errors.append(files.reason(error))
+    columns = {"name": table["name"], "image": pa.array(images, pa.binary())}
+    return pa.table(columns | {shards.READ_ERROR: pa.array(errors, pa.string())})
+
+
+def read_webdataset(paths: Sequence[str | Path]) -> "ray.data.Dataset":
     """WebDataset shards: ``name`` (key and suffix), ``image`` (whole files), and a column for each other part of the samples.
 
-    ``cls`` becomes an integer; ``txt`` and ``json`` are text; all others are bytes.
+    ``cls`` becomes an integer; ``txt`` and ``json`` are text; all others are bytes. A sample without an image, or with a part
+    that is none of its kind, has the reason in ``read_error``, as has a row of its own for a shard that ends too early.
 
     Args:
-        shards: tar files.
-        options: for :func:`ray.data.read_webdataset`.
-
-    Raises:
-        ValueError: while it is read, a sample without an image.
+        paths: tar files, local or such as ``s3://bucket/0.tar``.
     """
-    return ray.data.read_webdataset([str(path) for path in shards], decoder=_sample, **{"num_cpus": 0} | options)
+    return ray.data.read_datasource(shards.WebDatasetSource([str(path) for path in paths]), num_cpus=0)
 
 
-def _sample(sample: dict[str, Any]) -> dict[str, Any]:
-    image = next((part for part in IMAGE_PARTS if part in sample), None)
-    if image is None:
-        parts = ", ".join(part for part in sample if not part.startswith("__"))
-        raise ValueError(f"sample {sample['__key__']} has no image ({', '.join(IMAGE_PARTS)}), only {parts}")
-    found: dict[str, Any] = {"name": f"{sample['__key__']}.{image}", "image": sample[image]}
-    for part, value in sample.items():
-        if part in ("cls", "cls2", "index"):
-            found[part] = int(value)
-        elif part in ("txt", "text", "json"):
-            found[part] = value.decode()
-        elif part != image and not part.startswith("__"):
-            found[part] = value
-    return found
-
-
-def target_of(name: str, folder: Path, suffix: str | None = None) -> Job:
-    """The job of an image of that name, whose file is to lie below ``folder``.
-
-    Raises:
-        ValueError: a name that leads elsewhere, or to no file.
-    """
-    path = PurePosixPath(name)
-    if not path.name or path.is_absolute() or ".." in path.parts or "\0" in name or Path(name).drive:
-        raise ValueError(f"{name!r} is no path within a folder")
-    return job_of(Path(name), Path(path), folder, suffix)
-
-
-def write_images(images: "ray.data.Dataset", folder: str | Path, *, image: str = "image", name: str = "name") -> int:
+def write_images(
+    images: "ray.data.Dataset", folder: str | Path, *, image: str = "image", name: str = "name", error: str = "error"
+) -> int:
     """Write whole image files under their names, each whole or not at all; returns how many.
 
-    Rows with an ``error`` (see :class:`Purify`) are left out. Files that are there are replaced.
-
-    Raises:
-        ValueError: a name that is no path within a folder.
+    Files that are there are replaced. Rows with an ``error`` (see :class:`Purify`) are left out; those without a file or a
+    name within the folder too, each with a warning in the log.
     """
     token, out = secrets.token_hex(4), Path(folder).absolute()
 
     def write(table: pa.Table) -> pa.Table:
-        errors = table["error"].to_pylist() if "error" in table.column_names else [""] * table.num_rows
-        written = 0
-        for called, content, error in zip(table[name].to_pylist(), table[image].to_pylist(), errors, strict=True):
-            if not error:
-                saving.write(target_of(called, out).target, content, token)
-                written += 1
-        return pa.table({"written": [written]})
+        errors = table[error].to_pylist() if error in table.column_names else [""] * table.num_rows
+        told = []
+        for row, (called, content, wrong) in enumerate(
+            zip(table[name].to_pylist(), table[image].to_pylist(), errors, strict=True)
+        ):
+            job = shards.job_of(_text(called), content, out, None, row)
+            if not wrong and job.problem is None and job.content is not None:
+                saving.write(job.target, job.content, token)
+                told.append("")
+            elif not wrong:
+                told.append(f"{files.one_line(str(job.source))}: left out, {job.problem}")
+        return pa.table({"told": pa.array(told, pa.string())})
 
     found = images.map_batches(write, batch_format="pyarrow", num_cpus=0)
     blocks: Iterator[Any] = iter(found.iter_batches(batch_format="pyarrow", batch_size=None))
-    return sum(sum(block["written"].to_pylist()) for block in blocks)
+    lines = [line for block in blocks for line in block["told"].to_pylist()]
+    for line in filter(None, lines):
+        logger.warning("%s", line)
+    return lines.count("")

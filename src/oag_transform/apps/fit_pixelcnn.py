@@ -1,71 +1,60 @@
-"""``oag-transform fit-pixelcnn``: the model of photographs that PixelDefend needs."""
+"""``oag-transform fit-pixelcnn``: the generative model of images that PixelDefend needs."""
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
-from . import photographs, process
+from . import process
+from .options import ImageOptions, check_output, check_sides, default
 
-HELP = "train the PixelCNN that PixelDefend needs"
-EXTRA: str | None = "eval"
+EXTRA = "eval"
 
 
-@dataclass(frozen=True)
-class FitPixelcnnOptions:
-    """What ``oag-transform fit-pixelcnn`` is asked for; :func:`add_arguments` says what each means."""
+@dataclass(frozen=True, kw_only=True)
+class FitPixelcnn(ImageOptions):
+    """Train the PixelCNN that PixelDefend needs."""
 
     out: Path
-    photographs: photographs.Photographs
-    count: int
-    resize: int
-    crop: int
+    """FILE.pt to write."""
+    split: Annotated[str | None, default("trn1; train")] = None
+    TRAINING: ClassVar[bool] = True
+    count: int = 1000
+    """Images at most, of which every twentieth is held out."""
+    resize: int = 256
+    """Short side in pixels."""
+    crop: int = 224
+    """Centre crop in pixels."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.count < 2:
-            raise ValueError(f"two images at least are needed, one to train on and one to hold out, got --count {self.count}")
-        photographs.check_sides(self.resize, self.crop)
+            raise ValueError(f"--count must be at least 2, one image to train on and one to hold out, got {self.count}")
+        check_sides(self.resize, self.crop)
 
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> "FitPixelcnnOptions":
-        """Those of a command line.
+    def run(self) -> int:
+        """Train a PixelCNN and write it; returns 0.
 
         Raises:
-            ValueError: one is wrong; the message names it.
+            ValueError: there are too few images; nothing was written.
         """
-        return cls(options.out, photographs.Photographs.of(options), options.count, options.resize, options.crop)
+        process.log_to_stderr()
+        # torch, for a command that runs
+        from ..baselines.pixeldefend import bits_per_dim, fit_pixelcnn, save_pixelcnn
+        from ..evaluation import data
+
+        check_output(self.out)
+        listing = self.listing()
+        order = data.shuffled(listing, self.seed)[: self.count]
+        images, _ = data.read_images(listing, order, data.Preprocessing(self.resize, self.crop))
+        if len(images) < 2:
+            raise ValueError(f"--data must have two images at least, one to train on and one to hold out, got {len(images)}")
+        held_out = max(1, len(images) // 20)
+        model = fit_pixelcnn(images[held_out:], seed=self.seed, progress=sys.stderr.isatty())
+        save_pixelcnn(model, self.out)
+        bits = bits_per_dim(model, images[:held_out])
+        print(f"wrote {self.out}: {bits:.2f} bits a dimension on {held_out} images that were held out")
+        return 0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
-    parser.add_argument("--out", type=Path, required=True, help="FILE.pt to write")
-    parser.add_argument("--count", type=int, default=1000, help="images at most (default: %(default)s)")
-    parser.add_argument("--resize", type=int, default=256, help="short side in pixels (default: %(default)s)")
-    parser.add_argument("--crop", type=int, default=224, help="centre crop in pixels (default: %(default)s)")
-    photographs.add_arguments(parser)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Train a PixelCNN and write it; returns 0.
-
-    Raises:
-        ValueError: an argument is wrong; nothing was written.
-    """
-    asked = FitPixelcnnOptions.of(options)
-    process.log_to_stderr()
-    # torch, for a command that runs
-    from ..baselines.pixeldefend import bits_per_dim, fit_pixelcnn, save_pixelcnn
-    from ..evaluation import data
-
-    photographs.check_output(asked.out)
-    listing = asked.photographs.listing()
-    order = data.shuffled(listing, asked.photographs.seed)[: asked.count]
-    if len(order) < 2:
-        raise ValueError(f"two images at least are needed, one to train on and one to hold out, got {len(order)}")
-    images = data.read_images(listing, order, data.Preprocessing(asked.resize, asked.crop))
-    held_out = max(1, len(order) // 20)
-    model = fit_pixelcnn(images[held_out:], seed=asked.photographs.seed, progress=sys.stderr.isatty())
-    save_pixelcnn(model, asked.out)
-    bits = bits_per_dim(model, images[:held_out])
-    print(f"wrote {asked.out}: {bits:.2f} bits a dimension on {held_out} images that were held out")
-    return 0
+COMMAND = FitPixelcnn

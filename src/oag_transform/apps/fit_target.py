@@ -1,51 +1,65 @@
-"""``oag-transform fit-target``: a classifier of a folder of photographs, to evaluate defenses with."""
+"""``oag-transform fit-target``: a classifier of a folder of images, to evaluate defenses with."""
 
-import argparse
 import dataclasses
 import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from . import photographs, process
+from . import process
+from .options import DeviceOptions, ImageOptions, check_output, default
 
 if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are parsed
     from torch import nn
 
     from ..evaluation.data import Listing, Preprocessing
 
-HELP = "fit a classifier to a folder of images"
-EXTRA: str | None = "eval"
+EXTRA = "eval"
 
 APGD_COUNT, APGD_STEPS, APGD_RESTARTS = 100, 50, 1  # some two minutes on a core
 
 
-@dataclass(frozen=True)
-class FitTargetOptions:
-    """What ``oag-transform fit-target`` is asked for; :func:`add_arguments` says what each means."""
+@dataclass(frozen=True, kw_only=True)
+class FitTarget(DeviceOptions, ImageOptions):
+    """Fit a classifier to a folder of images.
+
+    A linear layer is fitted to a frozen backbone where that has weights. Then all layers are trained for --epochs, with
+    --adversarial adversarially. The accuracy on the training images is printed.
+    """
 
     out: Path
-    photographs: photographs.Photographs
-    backbone: str
-    weights: str | None
-    size: int | None
-    epochs: int
-    lr: float
-    adversarial: float | None
-    adversarial_steps: int
-    report: str | None
-    compute_dtype: str | None
-    device: str
-    batch_size: int
+    """FILE.pt to write."""
+    split: Annotated[str | None, default("trn1; train")] = None
+    TRAINING: ClassVar[bool] = True
+    batch_size: int = 32
+    backbone: str = "efficientnet-lite0"
+    """efficientnet-lite0|1|2, or a torchvision model such as resnet18."""
+    weights: Annotated[str | None, default("a random start, which needs --epochs")] = None
+    """Weights of a torchvision backbone: DEFAULT, or their name."""
+    size: Annotated[int | None, default("the backbone's own of both")] = None
+    """Crop in pixels, of what is resized to 8/7 of it."""
+    epochs: int = 0
+    """Epochs of training all layers."""
+    lr: float = 0.01
+    """Learning rate of training all layers."""
+    adversarial: Annotated[float | None, default("train on clean images")] = None
+    """Train all layers on adversarial examples, L-infinity, in grey levels of 255, such as 4; needs --epochs."""
+    adversarial_steps: int = 1
+    """1: FGSM from a random start, which may train against that step alone; more: PGD, at a cost in proportion."""
+    report: Annotated[str | None, default("no report")] = None
+    """Other images to print the accuracy on, with --adversarial under APGD too: a folder like --data, or a split of flower17 or CIFAR."""
+    compute_dtype: Annotated[Literal["bfloat16"] | None, default("float32")] = None
+    """Mixed precision in training all layers."""
 
     def __post_init__(self) -> None:
-        from .. import _checks  # with torch
+        from .. import _checks  # imports torch
 
+        ImageOptions.__post_init__(self)
+        DeviceOptions.__post_init__(self)
         if self.out.suffix not in (".pt", ".pth"):
             raise ValueError(f"--out must end in .pt, as --model knows such a file by it, got {self.out}")
         _checks.integer("--epochs", self.epochs)
-        _checks.integer("--batch-size", self.batch_size, at_least=1)
         _checks.number("--lr", self.lr, above=0)
         if self.size is not None:
             _checks.integer("--size", self.size, at_least=1)
@@ -56,122 +70,68 @@ class FitTargetOptions:
         if self.adversarial is not None and self.report is not None and importlib.util.find_spec("pyautoattack") is None:
             raise ValueError("--report of an adversarially trained classifier needs pip install 'oag-transform[adaptive]'")
 
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> "FitTargetOptions":
-        """Those of a command line.
+    def run(self) -> int:
+        """Fit a classifier and write it; returns 0.
 
         Raises:
-            ValueError: one is wrong; the message names it.
+            ValueError: an argument is wrong; nothing was written.
         """
-        names = {field.name for field in dataclasses.fields(cls)} - {"photographs"}
-        found = photographs.Photographs.of(options)
-        return cls(photographs=found, **{name: getattr(options, name) for name in names})
+        process.log_to_stderr()
+        # torch, for a command that runs
+        import torch
+
+        from ..evaluation.fitting import AdversarialExamples, clean_accuracy, fit_target
+        from ..evaluation.targets import save_target
+
+        check_output(self.out)
+        listing = self.listing()
+        others = None if self.report is None else self._held_out(self.report)
+        if others is not None and others.classes != listing.classes:
+            raise ValueError(f"--report has the classes {list(others.classes)}, but --data has {list(listing.classes)}")
+        model, preprocessing = fit_target(
+            listing,
+            self.backbone,
+            self.weights,
+            size=self.size,
+            epochs=self.epochs,
+            lr=self.lr,
+            batch_size=self.batch_size,
+            adversarial=None if self.adversarial is None else AdversarialExamples(self.adversarial, self.adversarial_steps),
+            compute_dtype=None if self.compute_dtype is None else getattr(torch, self.compute_dtype),
+            seed=self.seed,
+            device=self.find_device(),
+            progress=sys.stderr.isatty(),
+        )
+        save_target(
+            self.out,
+            model,
+            preprocessing,
+            backbone=self.backbone,
+            classes=listing.classes,
+            adversarial_eps=self.adversarial,
+        )
+        right = clean_accuracy(model, listing, preprocessing)
+        print(
+            f"wrote {self.out}: {self.backbone} with {len(listing.classes)} classes, {preprocessing.crop} pixels, fitted to "
+            f"{right.n} images, of which it gets {100 * right.accuracy:.1f}% right",
+            flush=True,
+        )
+        if others is not None:
+            _report(model, others, preprocessing, self.adversarial)
+        return 0
+
+    def _held_out(self, report: str) -> "Listing":
+        """The images of ``--report``: of the same kind."""
+        has_splits = self.data.partition(":")[0] in ("flower17", "cifar10", "cifar100")
+        changed = {"split": report} if has_splits else {"data": report}
+        return dataclasses.replace(self, **changed).listing()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
-    parser.description = (
-        "Fit a linear layer to a frozen backbone where that has weights, and train all of it for --epochs if that is above 0; "
-        "adversarially with --adversarial. Prints the accuracy on the images that it was fitted to."
-    )
-    parser.add_argument("--out", type=Path, required=True, help="FILE.pt to write")
-    parser.add_argument("--backbone", default="efficientnet-lite0", help="or resnet18, vgg11, ... (default: %(default)s)")
-    parser.add_argument(
-        "--weights", help="of a torchvision backbone: DEFAULT, a name; none at all is a random start, which needs --epochs"
-    )
-    parser.add_argument(
-        "--size", type=int, help="crop in pixels, of what is resized to 8/7 of it (default: the backbone's own of both)"
-    )
-    parser.add_argument("--epochs", type=int, default=0, help="of training all layers (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=0.01, help="of training all layers (default: %(default)s)")
-    parser.add_argument(
-        "--adversarial",
-        type=float,
-        metavar="EPS",
-        help="train all layers on adversarial examples, L-infinity, in grey levels of 255, such as 4; needs --epochs",
-    )
-    parser.add_argument(
-        "--adversarial-steps",
-        type=int,
-        default=1,
-        metavar="N",
-        help="1: FGSM from a random start (fast adversarial training), which may fool that step alone; more: PGD, which takes "
-        "more time in proportion (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--report",
-        metavar="HELD_OUT",
-        help="also print the accuracy on other photographs, a folder like --data or with flower17 a split such as tst1; "
-        "with --adversarial that under APGD, too",
-    )
-    parser.add_argument(
-        "--compute-dtype", choices=["bfloat16"], help="mixed precision in training all layers (default: float32)"
-    )
-    photographs.add_arguments(parser)
-    photographs.add_device(parser, 32)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Fit a classifier and write it; returns 0.
-
-    Raises:
-        ValueError: an argument is wrong; nothing was written.
-    """
-    asked = FitTargetOptions.of(options)
-    process.log_to_stderr()
-    # torch, for a command that runs
-    import torch
-
-    from ..evaluation.fitting import AdversarialExamples, clean_accuracy, fit_target
-    from ..evaluation.targets import save_target
-
-    photographs.check_output(asked.out)
-    listing = asked.photographs.listing()
-    others = None if asked.report is None else _held_out(asked.photographs, asked.report).listing()
-    if others is not None and others.classes != listing.classes:
-        raise ValueError(f"--report has the classes {list(others.classes)}, but --data has {list(listing.classes)}")
-    model, preprocessing = fit_target(
-        listing,
-        asked.backbone,
-        asked.weights,
-        size=asked.size,
-        epochs=asked.epochs,
-        lr=asked.lr,
-        batch_size=asked.batch_size,
-        adversarial=None if asked.adversarial is None else AdversarialExamples(asked.adversarial, asked.adversarial_steps),
-        compute_dtype=None if asked.compute_dtype is None else getattr(torch, asked.compute_dtype),
-        seed=asked.photographs.seed,
-        device=photographs.find_device(asked.device),
-        progress=sys.stderr.isatty(),
-    )
-    save_target(
-        asked.out,
-        model,
-        preprocessing,
-        backbone=asked.backbone,
-        classes=listing.classes,
-        adversarial_eps=asked.adversarial,
-    )
-    right = clean_accuracy(model, listing, preprocessing)
-    print(
-        f"wrote {asked.out}: {asked.backbone} with {len(listing.classes)} classes, {preprocessing.crop} pixels, fitted to "
-        f"{right.n} images, of which it gets {100 * right.accuracy:.1f}% right",
-        flush=True,
-    )
-    if others is not None:
-        _report(model, others, preprocessing, asked.adversarial)
-    return 0
-
-
-def _held_out(given: photographs.Photographs, report: str) -> photographs.Photographs:
-    """The photographs of ``--report``: of the same layout."""
-    if given.layout == "flower17":
-        return dataclasses.replace(given, split=report)
-    return dataclasses.replace(given, data=Path(report))
+COMMAND = FitTarget
 
 
 def _report(model: "nn.Module", listing: "Listing", preprocessing: "Preprocessing", eps: float | None) -> None:
-    """Print the accuracy on held-out photographs, and that under attack at ``eps`` grey levels, with 95% intervals."""
+    """Print the accuracy on held-out images, and that under attack at ``eps`` grey levels, with 95% intervals."""
     from ..evaluation.fitting import clean_accuracy, robust_accuracy  # with torch
 
     found = {"as they are": clean_accuracy(model, listing, preprocessing)}

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import PIL.Image
 from PIL.ExifTags import IFD, Base
 
-from .jobs import SUFFIXES
+from .. import files
+from .sources import SUFFIXES
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "png": {},
@@ -48,36 +49,31 @@ class Metadata(NamedTuple):
     notes: tuple[str, ...]
 
 
-def metadata(source: Path | io.BytesIO, size: tuple[int, int], mode: str) -> Metadata:
-    """What a result of ``size`` (width, height) and ``mode`` RGB or L takes over from the image file ``source``."""
-    with warnings.catch_warnings(), PIL.Image.open(source) as file:
-        warnings.simplefilter("ignore")  # the file has been read; Pillow's doubts about its metadata stop nobody
-        notes = []
-        frames = getattr(file, "n_frames", 1)
-        if frames > 1:
-            notes.append(f"the first of its {frames} frames only")
-        if file.has_transparency_data:
-            notes.append("its transparency is dropped")
-        icc = file.info.get("icc_profile") or None
-        if icc is not None and icc[16:20] != {"RGB": b"RGB ", "L": b"GRAY"}[mode]:
-            notes.append(f"its colour profile is dropped, which isn't one for {mode}")
-            icc = None
-        return Metadata(_exif(file, size), icc, file.info.get("dpi"), tuple(notes))
-
-
-def _exif(file: PIL.Image.Image, size: tuple[int, int]) -> bytes:
+def metadata(decoded: files.Decoded) -> Metadata:
+    """What a result with the size and mode of ``decoded.image`` takes over from its source; writes to ``decoded.exif``."""
+    notes, info, mode = list(decoded.notes), decoded.image.info, decoded.image.mode
+    icc = info.get("icc_profile") or None
+    if icc is not None and icc[16:20] != {"RGB": b"RGB ", "L": b"GRAY"}[mode]:
+        notes.append(f"its colour profile is dropped, which isn't one for {mode}")
+        icc = None
     try:
-        exif = file.getexif()
-        found = {tag: exif.get_ifd(tag) for tag in (IFD.Exif, IFD.GPSInfo) if tag in exif}  # read as long as the file is open
-        details = found.get(IFD.Exif, {})
-        for tag, side in zip((Base.ExifImageWidth, Base.ExifImageHeight), size, strict=True):
-            if tag in details:
-                details[tag] = side
-        for layout in LAYOUT_TAGS & exif.keys():
-            del exif[layout]
-        return exif.tobytes() if len(exif) else b""
-    except Exception:  # malformed tags make Pillow raise nearly anything
-        return b""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoding has told of them
+            exif = _exif(decoded.exif, decoded.image.size)
+    except Exception as error:  # malformed tags make Pillow raise nearly anything
+        notes.append(f"its EXIF can't be kept ({files.reason(error)})")
+        exif = b""
+    return Metadata(exif, icc, info.get("dpi"), tuple(notes))
+
+
+def _exif(exif: PIL.Image.Exif, size: tuple[int, int]) -> bytes:
+    details = exif.get_ifd(IFD.Exif) if IFD.Exif in exif else {}
+    for tag, side in zip((Base.ExifImageWidth, Base.ExifImageHeight), size, strict=True):
+        if tag in details:
+            details[tag] = side
+    for layout in LAYOUT_TAGS & exif.keys():
+        del exif[layout]
+    return exif.tobytes() if len(exif) else b""
 
 
 def encode(image: PIL.Image.Image, suffix: str, kept: Metadata) -> tuple[bytes, tuple[str, ...]]:
@@ -93,12 +89,14 @@ def encode(image: PIL.Image.Image, suffix: str, kept: Metadata) -> tuple[bytes, 
     try:
         return _encode(image, name, found), notes
     except Exception as error:  # again: malformed tags, or more than the format has room for
-        return _encode(image, name, {}), (f"its metadata can't be kept as {name}: {error}",)
+        return _encode(image, name, {}), (f"its metadata can't be kept as {name}: {files.reason(error)}",)
 
 
 def _encode(image: PIL.Image.Image, name: str, extra: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, name.upper(), **OPTIONS[name], **extra)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        image.save(buffer, name.upper(), **OPTIONS[name], **extra)
     return buffer.getvalue()
 
 

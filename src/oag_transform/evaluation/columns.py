@@ -201,7 +201,7 @@ class Adaptive(Column):
             if not at or self.bound is None:
                 continue
             attack = make_attack(
-                name, self.bound, self.options, randomised=randomised(attacker.defense), views=bool(attacker.shift)
+                name, self.bound, self.options, randomised=randomised(attacker.defense), views=attacker.shift != 0
             )
             start = time.process_time()
             result = attack(
@@ -247,8 +247,8 @@ class Adaptive(Column):
 
     def _gradients(self, name: str, row: Row, model: DefendedModel) -> int | None:
         """Gradients of a single draw that PGD takes for an image."""
-        bound = self.bound or Bound("linf", 0)
-        views, random = bool(model.shift), randomised(model.defense)
+        bound = self.bound or Bound("linf", 1)
+        views, random = model.shift != 0, randomised(model.defense)
         algorithm = make_attack(name, bound, self.options, randomised=random, views=views).algorithm
         return algorithm.steps * algorithm.draws if isinstance(algorithm, PGD) else None
 
@@ -302,7 +302,7 @@ def classify(subject: Subject, model: DefendedModel, images: Tensor, desc: str) 
 
     def compute(rows: range) -> Array:
         batch = subject.batch(images, rows)
-        with torch.no_grad():
+        with torch.no_grad(), _checks.rows_are(rows):
             start = time.perf_counter()
             purified = model.purify(batch, index=rows)
             seconds = _elapsed(start, subject.device)
@@ -328,7 +328,7 @@ def along(subject: Subject, model: DefendedModel, images: Tensor, steps: Sequenc
         classes = []
         for moment in moments:
             if moment.step in steps:
-                with torch.no_grad():
+                with torch.no_grad(), _checks.rows_are(rows):
                     classes.append(model.classify(moment.images).argmax(1).cpu().numpy())
         return np.stack(classes, 1)
 
@@ -354,7 +354,7 @@ def probabilities(subject: Subject, images: Tensor) -> Tensor:
     for part in images.to(subject.device).split(subject.store.chunk):
         with torch.no_grad():
             logits = model(part if part.is_floating_point() else part.float() / 255)
-        found.append(_checks.logits(logits, len(part)).softmax(1).cpu())
+        found.append(logits.softmax(1).cpu())
     return torch.cat(found)
 
 

@@ -3,6 +3,7 @@
 A listing names the images; they are read when they are needed, so that a listing of 50,000 costs nothing.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,10 @@ from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ..files import read_rgb
+from ..files import one_line, read_rgb
+from ..images import resize as resized
+
+logger = logging.getLogger(__name__)
 
 FLOWERS = (
     *("daffodil", "snowdrop", "lily of the valley", "bluebell", "crocus", "iris", "tigerlily", "tulip", "fritillary"),
@@ -56,15 +60,16 @@ class Preprocessing(NamedTuple):
     interpolation: v2.InterpolationMode = v2.InterpolationMode.BICUBIC
 
 
-def open_images(spec: str, *, split: str | None = None, devkit: Path | None = None) -> Listing:
+def open_images(spec: str, *, split: str | None = None, devkit: Path | None = None, training: bool = False) -> Listing:
     """The images that a command line names: ``ROOT``, a folder of folders of classes, or ``KIND:ROOT``.
 
     ``cifar10:ROOT`` and ``cifar100:ROOT`` are torchvision's data sets where they lie on disk; nothing is downloaded.
 
     Args:
         spec: see above; :data:`KINDS` are the kinds.
-        split: of ``flower17``: a name in ``datasplits.mat`` (default: ``tst1``); of CIFAR: ``train`` or ``test`` (default).
+        split: of ``flower17``: a name in ``datasplits.mat``; of CIFAR: ``train`` or ``test``.
         devkit: of ``ilsvrc2012``, which needs it: the folder ILSVRC2012_devkit_t12.
+        training: where no split is named: the first training images in place of the test images.
 
     Raises:
         ValueError: no such kind, file or split.
@@ -76,9 +81,9 @@ def open_images(spec: str, *, split: str | None = None, devkit: Path | None = No
     if kind == "imagefolder":
         return image_folder(root)
     if kind == "flower17":
-        return flower17(root, split or "tst1")
+        return flower17(root, split or ("trn1" if training else "tst1"))
     if kind in ("cifar10", "cifar100"):
-        return cifar(root, kind, split or "test")
+        return cifar(root, kind, split or ("train" if training else "test"))
     if kind == "ilsvrc2012":
         if devkit is None:
             raise ValueError("ilsvrc2012 needs --devkit, the folder ILSVRC2012_devkit_t12")
@@ -192,28 +197,37 @@ def shuffled(listing: Listing, seed: int) -> list[int]:
     return [position for _, _, position in sorted(turns)]
 
 
-def read_images(listing: Listing, positions: Sequence[int], preprocessing: Preprocessing) -> Tensor:
-    """(N, 3, crop, crop) uint8 images.
+def read_images(listing: Listing, positions: Sequence[int], preprocessing: Preprocessing) -> tuple[Tensor, list[int]]:
+    """Images (n, 3, crop, crop) uint8, and their n positions.
 
-    Raises:
-        ValueError: a file that is not an image, or is broken.
+    A file that can't be read is left out, and so is an image that is too thin to be resized; each is a line in the log.
     """
     resize, crop, interpolation = preprocessing
-    images = []
+    images, kept = [], []
     for position in positions:
-        image = listing.read(position)
-        if min(image.size) != resize:
-            image = F.resize(image, [resize], interpolation=interpolation)
+        name = one_line(listing.names[position])
+        try:
+            image = listing.read(position)
+            if min(image.size) != resize:
+                image = resized(image, resize, interpolation, name)
+        except ValueError as error:
+            logger.warning("left out: %s", error)
+            continue
         images.append(F.pil_to_tensor(F.center_crop(image, [crop, crop])))
-    return torch.stack(images)
+        kept.append(position)
+    return torch.stack(images) if images else torch.empty(0, 3, crop, crop, dtype=torch.uint8), kept
 
 
 def batches(listing: Listing, preprocessing: Preprocessing, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (n, 3, crop, crop) uint8 and labels (n,), n <= ``size``, in the order of :func:`shuffled`."""
+    """Images (n, 3, crop, crop) uint8 and labels (n,), 1 <= n <= ``size``, in the order of :func:`shuffled`.
+
+    Those that :func:`read_images` leaves out are missing.
+    """
     order = shuffled(listing, seed)
     for start in range(0, len(order), size):
-        positions = order[start : start + size]
-        yield read_images(listing, positions, preprocessing), torch.tensor([listing.labels[p] for p in positions])
+        images, positions = read_images(listing, order[start : start + size], preprocessing)
+        if positions:
+            yield images, torch.tensor([listing.labels[p] for p in positions])
 
 
 def _of_files(paths: Sequence[Path], labels: Sequence[int], classes: Sequence[str]) -> Listing:

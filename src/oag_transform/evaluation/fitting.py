@@ -257,7 +257,7 @@ def _fit_all(model: nn.Sequential, listing: Listing, preprocessing: Preprocessin
     samples: Any = [
         (image, label)
         for position, label in enumerate(tqdm(listing.labels, desc="read", disable=not progress, leave=False))
-        for image in read_images(listing, [position], wide)
+        for image in read_images(listing, [position], wide)[0]
     ]
     loader: DataLoader[Any] = DataLoader(
         samples, training.batch_size, shuffle=True, drop_last=len(samples) > training.batch_size

@@ -119,26 +119,26 @@ def choose_subject(
         right_only: False to take all images, right or wrong: certified accuracy counts the wrong ones as 0.
 
     Raises:
-        ValueError: the target gets none of them right, or a file can't be read.
+        ValueError: the target gets none of them right, or none can be read.
     """
     order = shuffled(listing, seed)
     images, found, looked_at = [], list[int](), 0
     starts = range(0, len(order), store.chunk)
     for start in tqdm(starts, desc=f"{target.name}: images", unit="batch", leave=False, disable=not store.progress):
-        positions = order[start : start + store.chunk]
-        batch = read_images(listing, positions, target.preprocessing)
-        right = range(len(positions))
-        if right_only:
-            with torch.no_grad():
-                logits = _checks.logits(target.model(batch.to(device).float() / 255), len(batch))
-            guesses = logits.argmax(1).tolist()
+        batch, positions = read_images(listing, order[start : start + store.chunk], target.preprocessing)
+        right = list(range(len(positions)))
+        if right_only and positions:
+            with torch.no_grad(), _checks.rows_are(range(looked_at, looked_at + len(batch))):
+                guesses = _checks.finite(target.model(batch.to(device).float() / 255)).argmax(1).tolist()
             right = [i for i, position in enumerate(positions) if guesses[i] == listing.labels[position]]
-        right = list(right)[: count - len(found)]
+        right = right[: count - len(found)]
         images.append(batch[right])
         found += [positions[i] for i in right]
         looked_at += len(positions) if len(found) < count else right[-1] + 1
         if len(found) == count:
             break
+    if not looked_at:
+        raise ValueError("none of the images can be read")
     if not found:
         raise ValueError(f"{target.name} gets none of {looked_at} images right: do its classes have the order of the data's?")
     labels = torch.tensor([listing.labels[position] for position in found])

@@ -92,7 +92,9 @@ def alternate(
         for _ in range(s.image_steps if s.langevin == "exact" else 1):
             normal = image.new_empty(rows, columns, len(image) * s.stride**2)  # drawn as the loop draws it
             normal.normal_(generator=generator)
-            noise = torch.as_tensor(strength, dtype=image.dtype).sqrt() * F.pixel_shuffle(normal.permute(2, 0, 1), s.stride)
+            noise = torch.as_tensor(strength, dtype=image.dtype, device=image.device).sqrt() * F.pixel_shuffle(
+                normal.permute(2, 0, 1), s.stride
+            )
             if s.langevin == "exact":
                 (gradient,) = _gradients(lambda x, theta=theta: f(x, theta), [image], keep)
                 image = image - s.step_size**2 / 2 * (image - gradient) + s.step_size * noise  # Eq. 3
@@ -110,7 +112,7 @@ def alternate(
         if s.threshold:
             least = strength * s.threshold * theta.weight.flatten(1).norm(dim=1)[:, None, None]
             fc = fc * jump(fc.abs() - least, deviations(theta))
-        conv_lr = torch.as_tensor(s.conv_lr, dtype=image.dtype)
+        conv_lr = torch.as_tensor(s.conv_lr, dtype=image.dtype, device=image.device)
         if s.adaptive_lr:
             residual = float((reference - image).detach().square().mean())
             rose = residual > 1.05 * best
@@ -131,7 +133,7 @@ def _random_network(reference: Tensor, s: Settings, grid: tuple[int, int], gener
 
     taps = channels * s.kernel_size**2
     if s.init == "gabor":
-        weight = gabor_kernels(generator, s.filters, channels, s.kernel_size, reference.dtype) / math.sqrt(3)
+        weight = gabor_kernels([generator], s.filters, channels, s.kernel_size, reference.dtype)[0] / math.sqrt(3)
     else:
         weight = uniform(s.filters, channels, s.kernel_size, s.kernel_size, fan_in=taps)
     return Network(weight, uniform(s.filters, fan_in=taps), uniform(s.filters, *grid, fan_in=s.filters * grid[0] * grid[1]))

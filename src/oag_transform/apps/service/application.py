@@ -140,8 +140,16 @@ class Api:
         return b"".join(parts)
 
     async def prepared(self, body: bytes) -> torch.Tensor:
-        """The upload as the classifier wants it."""
-        return await self.in_codec(lambda: self.engine.prepare(upload.decode(body, self.service.pixels)))
+        """The upload as the classifier wants it.
+
+        Raises:
+            RefusedError: see :func:`.upload.decode`; 422, it is too thin.
+        """
+        image = await self.in_codec(upload.decode, body, self.service.pixels)
+        try:
+            return await self.in_codec(self.engine.prepare, image)
+        except ValueError as error:
+            raise RefusedError(422, upload.sentence(str(error))) from error
 
     async def result(self, kind: str, image: torch.Tensor, attack: tuple[str, int] | None = None) -> Any:
         """What the engine makes of an image, in a batch with others.

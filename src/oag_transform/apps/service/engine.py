@@ -14,7 +14,7 @@ import torchvision
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ... import streams
+from ... import images, streams
 from ...defended import DefendedModel
 from ...evaluation.options import gray_box_attack
 from ...evaluation.targets import Target
@@ -106,9 +106,13 @@ class Engine:
         self._once = DefendedModel(target.model, transform).eval()  # of the one generation that is shown step by step
 
     def prepare(self, image: PIL.Image.Image) -> Tensor:
-        """(3, crop, crop) uint8, resized and cropped as the classifier wants it."""
+        """(3, crop, crop) uint8, resized and cropped as the classifier wants it.
+
+        Raises:
+            ValueError: the image is too thin, see :func:`oag_transform.images.resize`.
+        """
         resize, crop, interpolation = self.target.preprocessing
-        resized = F.resize(image, [resize], interpolation=interpolation)
+        resized = images.resize(image, resize, interpolation, "the image")
         return F.pil_to_tensor(F.center_crop(resized, [crop, crop]))
 
     def run(self, work: Work, images: Sequence[Tensor]) -> Sequence[Any]:

@@ -1,7 +1,5 @@
 """What a client sends, checked before anything is worked on: type, bytes, pixels, shape; a refusal is one sentence."""
 
-import io
-import warnings
 from dataclasses import dataclass
 
 import PIL.Image
@@ -12,6 +10,8 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 LONGEST_TO_SHORTEST = 16
 """Ratio of an image's sides at most: where the short one is made as long as a classifier wants, the other grows with it."""
+JPEG = b"\xff\xd8\xff"
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9  # markers of a JPEG
 SCANS = 100
 """Scans of a JPEG at most: each takes the time of the whole picture, in a few bytes. A progressive file has about ten."""
 
@@ -69,7 +69,7 @@ def decode(content: bytes, pixels: int) -> PIL.Image.Image:
     """
     if not content:
         raise RefusedError(422, "The upload is empty; send an image as the body.")
-    if not content.startswith((b"\x89PNG", b"\xff\xd8\xff")) and (content[:4], content[8:12]) != (b"RIFF", b"WEBP"):
+    if not content.startswith((b"\x89PNG", JPEG)) and (content[:4], content[8:12]) != (b"RIFF", b"WEBP"):
         raise RefusedError(415, f"The upload is no image of a format that is accepted: {_any_of(FORMATS)}.")
     width, height = _size(content)
     if width * height > pixels:
@@ -78,33 +78,46 @@ def decode(content: bytes, pixels: int) -> PIL.Image.Image:
         raise RefusedError(
             422, f"The image has {width} x {height} pixels; no side may be more than {LONGEST_TO_SHORTEST} times the other."
         )
-    if (scans := content.count(b"\xff\xda")) > SCANS and content.startswith(b"\xff\xd8\xff"):
-        raise RefusedError(422, f"The JPEG has {scans} scans; at most {SCANS} are accepted.")
+    if content.startswith(JPEG) and _scans(content) > SCANS:
+        raise RefusedError(422, f"The JPEG has more than {SCANS} scans, which is the most that is accepted.")
     try:
-        return files.read_bytes(content, name="the upload", formats=FORMATS).convert("RGB")
-    except ValueError as error:
-        raise RefusedError(422, _sentence(str(error))) from error
+        return files.decode(content, name="the upload", formats=FORMATS).image.convert("RGB")
+    except files.UnreadableImageError as error:
+        raise RefusedError(422, sentence(str(error))) from error
 
 
 def _size(content: bytes) -> tuple[int, int]:
     """Width and height, from the header alone."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)  # the caller has a limit of its own
-            with PIL.Image.open(io.BytesIO(content), formats=FORMATS) as file:
-                return file.size
-    except PIL.Image.DecompressionBombError as error:
-        raise RefusedError(413, "The image has more pixels than are accepted.") from error
-    except PIL.UnidentifiedImageError as error:
-        raise RefusedError(422, "The upload is not an image that can be read: its header is broken.") from error
-    except files.UNREADABLE as error:
-        raise RefusedError(422, _sentence(f"the upload is not an image that can be read: {error}")) from error
+        return files.size(content, name="the upload", formats=FORMATS)
+    except files.UnreadableImageError as error:
+        if isinstance(error.__cause__, PIL.Image.DecompressionBombError):
+            raise RefusedError(413, "The image has more pixels than are accepted.") from error
+        raise RefusedError(422, sentence(str(error))) from error
+
+
+def _scans(jpeg: bytes) -> int:
+    """Scans of the first image in a JPEG, as libjpeg finds them: none in what lies behind, as the video of a Motion Photo."""
+    scans, at = 0, len(JPEG) - 1
+    while 0 <= (at := jpeg.find(b"\xff", at)) < len(jpeg) - 3 and scans <= SCANS:
+        marker = jpeg[at + 1]
+        if marker == END_OF_IMAGE:
+            break
+        if marker == 0xFF:  # fill
+            at += 1
+        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # of a scan's data, or without a length
+            at += 2
+        else:
+            scans += marker == START_OF_SCAN
+            at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return scans
 
 
 def _any_of(names: tuple[str, ...]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """A message as a sentence of one line."""
     line = " ".join(text.split())
     return line[:1].upper() + line[1:] + ("" if line.endswith(".") else ".")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ... import _checks, streams
 from ...baselines.compose import Compose
-from ...defended import DefendedModel, average, shifted
+from ...defended import DefendedModel
 from ..options import AdaptiveOptions
 from .unrolled import differentiable, settings_of, unrolled
 
@@ -36,6 +36,9 @@ Streams = Callable[[int, int], int]
 Basis = Literal["pixels", "gray", "smooth"]
 """Perturbations that are free, the same in all channels, or interpolated bilinearly from a grid of :data:`CELL` pixels."""
 
+LEAST_BOUND = 1e-6
+"""Smallest bound, on the [0, 1] scale: a smaller one is lost in the rounding of float32 pixels, which lie up to 6e-8 apart."""
+
 CELL = 8
 STREAMS_OF_AN_ATTACK = 100_000  # draws that one attack of several may take: no two attacks see the same ones
 EOT = 4  # draws for each gradient of "exact-eot"
@@ -47,7 +50,10 @@ class Bound:
 
     Attributes:
         norm: ``"linf"`` or ``"l2"``, over all pixels and channels of an image.
-        eps: at least 0, and not so small that float32 can't hold it: 0, or 1e-30 and more.
+        eps: at least 1e-6, in L-infinity at most 1; n grey levels are n / 255.
+
+    Raises:
+        ValueError: the norm is another, or the bound isn't finite or is out of its range.
     """
 
     norm: Norm
@@ -55,8 +61,11 @@ class Bound:
 
     def __post_init__(self) -> None:
         _checks.choice("norm", self.norm, ("linf", "l2"))
-        if 0 < _checks.number("eps", self.eps, at_least=0) < 1e-30:
-            raise ValueError(f"eps must be 0, or at least 1e-30, got {self.eps!r}")
+        _checks.number("eps", self.eps, at_least=LEAST_BOUND)
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(
+                f"eps must be at most 1 in L-infinity, on the [0, 1] scale, got {self.eps}; give 8 grey levels as 8 / 255"
+            )
 
     def __str__(self) -> str:
         return f"L∞ {255 * self.eps:g}/255" if self.norm == "linf" else f"L2 {self.eps:g}"
@@ -134,13 +143,11 @@ class OneView(DefendedModel):
         """The same model, one view at a time."""
         return cls(model.target, model.defense, **settings_of(model))
 
-    def classify(self, purified: Tensor) -> Tensor:
-        """Logits (N, classes) of the next view of what :meth:`purify` returns."""
-        views = shifted(purified, self.shift)
+    def _views(self, purified: Tensor) -> Sequence[Tensor]:
+        views = super()._views(purified)
         view = views[self.calls % len(views)]
         self.calls += 1
-        logits = self.target(view if self.normalize is None else self.normalize(view))
-        return average([_checks.logits(logits, len(purified))], self.samples)
+        return [view]
 
 
 def gradient(
@@ -420,7 +427,7 @@ class AdaptiveAttack:
     def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor, start: Tensor, streams: Streams) -> AttackResult:
         """Attacked images; ``start``: where the attack before this one ended; ``streams``: of the attacker's draws."""
         shown = self.surrogate(model, images)
-        if self.one_view and shown.shift:
+        if self.one_view and shown.shift != 0:
             shown = OneView.of(shown)
         algorithm = replace(self.algorithm, streams=streams)
         if self.continues and isinstance(algorithm, PGD) and not start.equal(images):
@@ -484,8 +491,8 @@ def make_attack(name: str, bound: Bound, options: AdaptiveOptions, *, randomised
 
 def randomised(defense: Any) -> bool:
     """Whether one draw of a defense may differ from another: not of this package's and torch's modules without a seed."""
-    if isinstance(defense, Compose):
-        return any(map(randomised, defense.defenses))
+    if isinstance(defense, (Compose, nn.ModuleList)):
+        return any(map(randomised, defense.defenses if isinstance(defense, Compose) else defense))
     return hasattr(defense, "seed") or type(defense).__module__.partition(".")[0] not in (
         "oag_transform",
         "torch",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ... import _checks
 from ...baselines.smoothing import Denoiser, denoisers
 from ...defended import DefendedModel
 from ...smoothed import LOOKS, SmoothedModel, Tally
@@ -59,7 +60,7 @@ def certify(plan: Plan) -> Iterator[Result]:
     if subject is None:
         raise ValueError("certify needs images whether the target gets them right or not")
     if plan.apart is not None:
-        apart = read_images(plan.apart, shuffled(plan.apart, subject.seed)[:ADAPTED_ON], subject.target.preprocessing)
+        apart = read_images(plan.apart, shuffled(plan.apart, subject.seed)[:ADAPTED_ON], subject.target.preprocessing)[0]
     clean, _ = classify(subject, UNDEFENDED.model(subject), subject.images, "undefended")
     for sigma in options.sigma:
         kinds = [None] if apart is None else [None, apart]
@@ -183,9 +184,10 @@ class _Counts(Column):
         def compute(rows: range) -> Array:
             tally, start = Tally(), time.perf_counter()
             image = subject.batch(subject.images, rows)
-            smoothed.certify(
-                image, options.n0, options.n, options.alpha, radius=options.radius, index=[rows.start], tallies=[tally]
-            )
+            with _checks.rows_are(rows):
+                smoothed.certify(
+                    image, options.n0, options.n, options.alpha, radius=options.radius, index=[rows.start], tallies=[tally]
+                )
             seen = [np.zeros(classes, np.int64) if each is None else each.numpy() for each in (tally.selection, tally.counted)]
             return records(selection=seen[0][None], counted=seen[1][None], seconds=[time.perf_counter() - start])
 

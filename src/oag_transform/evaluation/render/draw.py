@@ -65,8 +65,10 @@ def _along(row: RowResult, x: Sequence[float]) -> figures.Series:
     """The cells of a row that were measured, which a line joins."""
     if len(row.cells) != len(x):
         raise ValueError(f"expected {len(x)} cells, got {len(row.cells)}: {row.name!r}")
+    if not any(row.cells):
+        raise ValueError(f"expected a row that was measured, got {row.name!r}")
     points = [(at, cell) for at, cell in zip(x, row.cells, strict=True) if cell is not None]
-    return figures.Series(row.name, [at for at, _ in points], [cell for _, cell in points])
+    return figures.Series(row.name, tuple(at for at, _ in points), [cell for _, cell in points])
 
 
 def _curve(figure: Tradeoff, name: str, rows: Sequence[RowResult], emphasis: bool) -> figures.Tradeoff:

@@ -1,0 +1,236 @@
+"""Images that lie in files of many: parquet files, and WebDataset shards. Rows become jobs, results rows."""
+
+import hashlib
+import io
+import re
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.data.datasource import FileBasedDatasource
+
+from .. import streams
+from ..files import reason
+from . import saving, worker
+from .sources import IMAGE_SUFFIXES, Job, SourceFiles, target_in
+
+PARQUET, TAR = ".parquet", ".tar"
+NAME_COLUMNS = ("name", "path", "file_name", "filename", "__key__")
+READ_ERROR = "read_error"  # column: why an image couldn't be read from its shard
+BLOCK = 64  # samples of a shard that are read at once
+INTEGERS, TEXTS = ("cls", "cls2", "index"), ("txt", "text", "json")  # parts of WebDataset samples; all others are bytes
+
+Hashes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Files of many images.
+
+    Attributes:
+        files: all parquet, or all tar (WebDataset).
+        image: column of the whole image files, or of structures with such a field ``bytes`` (Hugging Face).
+        name: column of their names; a dot leads into a structure.
+        rows: images in parquet files, by their footers; None for WebDataset, which would have to be read.
+    """
+
+    files: tuple[Path, ...]
+    image: str
+    name: str
+    rows: int | None = None
+
+
+def among(found: SourceFiles, image: str | None, name: str | None) -> Shards | None:
+    """The shards among the files that were found; None where there is none. A parquet file that can't be read is a problem.
+
+    Raises:
+        ValueError: other files beside them, both kinds, or no column of that name.
+    """
+    paths = [file.path for file in found.files if not any(part.startswith("_") for part in file.relative.parts)]
+    kinds = {path.suffix.lower() for path in paths}
+    if not kinds & {PARQUET, TAR}:
+        return None
+    if len(kinds) > 1:
+        raise ValueError(f"expected image files, or parquet files, or WebDataset shards (.tar), got {', '.join(sorted(kinds))}")
+    paths = [path.absolute() for path in paths]
+    if kinds == {TAR}:
+        if image is not None or name is not None:
+            raise ValueError("--image-column and --name-column are for parquet: a WebDataset sample has its key and its image")
+        return Shards(tuple(paths), "image", "name")
+    image = image or "image"
+    kept, rows = [], 0
+    for path in paths:
+        try:
+            footer = pq.read_metadata(path)
+        except (OSError, pa.ArrowException) as error:
+            found.problems.append((str(path), f"it is not a parquet file that can be read, {reason(error)}"))
+            continue
+        schema = footer.schema.to_arrow_schema()
+        if image not in schema.names:
+            raise ValueError(f"{path} has no column {image!r}: give --image-column, one of {', '.join(schema.names)}")
+        name = name or _name_column(path, schema, image)
+        if name.partition(".")[0] not in schema.names and name not in schema.names:
+            raise ValueError(f"{path} has no column {name!r}: give --name-column, one of {', '.join(schema.names)}")
+        kept.append(path)
+        rows += footer.num_rows
+    return Shards(tuple(kept), image, name or "name", rows)
+
+
+def _name_column(file: Path, schema: pa.Schema, image: str) -> str:
+    found = next((column for column in NAME_COLUMNS if column in schema.names), None)
+    if found is not None:
+        return found
+    kind = schema.field(image).type
+    if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
+        return f"{image}.path"
+    raise ValueError(
+        f"{file} has no column of names ({', '.join(NAME_COLUMNS)}): give --name-column, one of {', '.join(schema.names)}; "
+        "random streams follow the names"
+    )
+
+
+def names_in(folder: Path, shards: Shards | None) -> Hashes:
+    """Hashes of the names in the parquet files that an earlier run has written, in ascending order."""
+    column = "name" if shards is None else shards.name
+    found: list[int] = []
+    for path in sorted(folder.glob("part-*.parquet")):
+        found += (streams.index_of(name) for name in _names(pq.read_table(path, columns=[column]), column) if name is not None)
+    return np.sort(np.array(found, dtype=np.int64))
+
+
+def jobs_in(part: pa.Table, shards: Shards, out: Path, suffix: str | None) -> list[Job]:
+    """The job of each row of a part of the shards; what is wrong with one is its problem."""
+    errors = part[READ_ERROR].to_pylist() if READ_ERROR in part.column_names else [None] * part.num_rows
+    columns = zip(_names(part, shards.name), part[shards.image].to_pylist(), errors, strict=True)
+    return [job_of(name, image, out, suffix, row, error) for row, (name, image, error) in enumerate(columns)]
+
+
+def job_of(name: str | None, image: Any, out: Path, suffix: str | None, row: int, error: str | None = None) -> Job:
+    """The job of a row, whose file is to lie below ``out``.
+
+    Args:
+        name: path within the data set.
+        image: whole file, or a structure with such a field ``bytes``.
+        out: folder of the results.
+        suffix: of the result; None: that of the name.
+        row: number of the row.
+        error: why it couldn't be read, if it couldn't.
+    """
+    content = image.get("bytes") if isinstance(image, Mapping) else image
+    error = error or _problem(name, content)
+    if error is not None or name is None:
+        return Job(Path(name or f"row {row} of a part"), out, name or "", b"", error, row)
+    return Job(Path(name), target_in(out, Path(name), suffix), name, bytes(content), None, row)
+
+
+def _problem(name: str | None, content: Any) -> str | None:
+    if not name:
+        return "it has no name"
+    path = PurePosixPath(name)
+    if not path.name or path.is_absolute() or ".." in path.parts or "\0" in name or Path(name).drive:
+        return f"{name!r} is no path within a folder"
+    if content is None:
+        return "it has no image"
+    return None if isinstance(content, (bytes, memoryview)) else f"its image is no whole file, but {type(content).__name__}"
+
+
+def _names(table: pa.Table, column: str) -> list[str | None]:
+    """A column as text; a dot leads into a structure where there is no column of that very name."""
+    if column in table.column_names:
+        values = table[column].to_pylist()
+    else:
+        first, _, inner = column.partition(".")
+        values = [(value or {}).get(inner) for value in table[first].to_pylist()]
+    return [None if value is None else str(value) for value in values]
+
+
+def write_part(part: pa.Table, shards: Shards | None, made: Sequence[worker.PurifyOutcome], plan: worker.PurifyPlan) -> None:
+    """Purified images as one parquet file, with all other columns of their rows; made again, it is replaced."""
+    made = sorted(made, key=lambda outcome: outcome.job.row)
+    names = [outcome.job.name.encode(errors="backslashreplace") for outcome in made]
+    if shards is None:
+        table = pa.table({"name": [name.decode() for name in names], "image": [outcome.content for outcome in made]})
+    else:
+        table, place = part.take([outcome.job.row for outcome in made]), part.schema.get_field_index(shards.image)
+        images = [with_content(old, one.content) for old, one in zip(table[place].to_pylist(), made, strict=True)]
+        table = table.set_column(place, part.schema.field(place), pa.array(images, type=part.schema.field(place).type))
+        table = table.drop_columns([READ_ERROR] if READ_ERROR in table.column_names else [])
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    digest = hashlib.blake2b(b"\0".join(names), digest_size=8).hexdigest()
+    saving.write(plan.out / f"part-{digest}.parquet", buffer.getvalue(), plan.token)
+
+
+def with_content(image: Any, content: bytes | None) -> Any:
+    """What stands in the column of images, with another file."""
+    return {**image, "bytes": content} if isinstance(image, Mapping) else content
+
+
+class WebDatasetSource(FileBasedDatasource):  # type: ignore[misc]  # of ray, without types
+    """WebDataset shards; :func:`ray.data.read_webdataset` would end with the first sample or shard that isn't whole."""
+
+    def _read_stream(self, stream: Any, path: str) -> Iterator[pa.Table]:
+        rows: list[dict[str, Any]] = []
+        try:
+            for sample in _samples(stream):
+                rows.append(_row(*sample))
+                if len(rows) == BLOCK:
+                    yield _table(rows)
+                    rows = []
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            problem = f"it can't be read to its end, and what follows is missing: {reason(error)}"
+            rows.append({"name": PurePosixPath(path).name, "image": None, READ_ERROR: problem})
+        if rows:
+            yield _table(rows)
+
+
+def _samples(stream: Any) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+    """Key and parts of each sample: files side by side whose paths are equal up to the first dot of their names."""
+    key, parts = None, list[tuple[str, bytes]]()
+    with tarfile.open(fileobj=stream, mode="r|*") as shard:
+        for member in shard:
+            found = re.match(r"((?:.*/)?[^./]+)\.([^/]+)$", member.name, re.DOTALL)
+            file = shard.extractfile(member) if member.isreg() and found else None
+            if found is None or file is None:
+                continue
+            if found[1] != key and key is not None:
+                yield key, parts
+                parts = []
+            key = found[1]
+            parts.append((found[2], file.read()))
+    if key is not None:
+        yield key, parts
+
+
+def _row(key: str, parts: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
+    """A sample as a row of its parts, each by its suffix in lower case."""
+    row: dict[str, Any] = {"name": key, "image": None, READ_ERROR: None}
+    problems = []
+    for suffix, content in parts:
+        part = suffix.lower()
+        if part in row:
+            problems.append(f"it has more than one part {part!r}")
+        elif f".{part}" in IMAGE_SUFFIXES and row["image"] is None:
+            row |= {"name": f"{key}.{suffix}", "image": content}
+        else:
+            try:
+                row[part] = int(content) if part in INTEGERS else content.decode() if part in TEXTS else content
+            except ValueError:
+                row[part] = None
+                problems.append(f"its {part} is no {'integer' if part in INTEGERS else 'UTF-8'}: {content[:20]!r}")
+    if row["image"] is None:
+        problems.append(f"it has no image, only {', '.join(suffix for suffix, _ in parts)}")
+    return row | {READ_ERROR: "; ".join(problems) or None}
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    columns = dict.fromkeys(column for row in rows for column in row)
+    kinds = dict.fromkeys(INTEGERS, pa.int64()) | dict.fromkeys(("name", READ_ERROR, *TEXTS), pa.string())
+    return pa.table({key: pa.array([row.get(key) for row in rows], kinds.get(key, pa.binary())) for key in columns})
