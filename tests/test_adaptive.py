@@ -244,10 +244,22 @@ def test_exact_gradients_are_bpda_where_there_are_none() -> None:
     assert not exact.equal(bpda)
 
 
+def test_a_surrogate_has_the_defenses_values_and_another_gradient() -> None:
+    pytest.importorskip("kornia")
+    images, labels = examples(2)
+    model = DefendedModel(Linear(), JPEG(50), shift=0)
+    attack = make_attack("surrogate", LINF, AdaptiveOptions(steps=4), randomised=False, views=False)
+    shown = attack.surrogate(model, images)
+    torch.testing.assert_close(shown(images), model(images))
+    slopes = [adaptive.gradient(each, images, labels, adaptive.margin, [[0, 1]])[1] for each in (shown, model)]
+    assert not torch.allclose(slopes[0], slopes[1], rtol=0.1)
+    assert attack.surrogate(DefendedModel(Linear(), small(), shift=0), images).gradient == "straight_through"
+
+
 def test_every_attack_of_the_list_can_be_made() -> None:
     for name in ADAPTIVE_ATTACKS:
         assert make_attack(name, LINF, AdaptiveOptions(), randomised=True, views=True).algorithm.bound == LINF
-    with pytest.raises(ValueError, match="attack must be one of .*transfer"):
+    with pytest.raises(ValueError, match=r"attack must be one of .+transfer"):
         make_attack("pgd", LINF, AdaptiveOptions(), randomised=True, views=True)
 
 

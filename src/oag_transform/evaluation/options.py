@@ -61,6 +61,7 @@ ADAPTIVE_ATTACKS: dict[str, str] = {
     "exact": "the margin by exact gradients: OAG through generator/reference.py; BPDA where a defense has none",
     "exact-eot": "the same, four draws for each gradient",
     "expected": "the same; thresholds and masks have the derivative of their mean over the Langevin noise",
+    "surrogate": "the margin through a differentiable surrogate of a baseline, such as JPEG's codec; BPDA where it has none",
     "gray": "BPDA, perturbations that are the same in all channels",
     "smooth": "BPDA, perturbations interpolated from a coarse grid",
     "apgd": "APGD of pyautoattack on the mean over draws, cross entropy",

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import _checks, streams
+from ...baselines import surrogate
 from ...baselines.compose import Compose
 from ...defended import DefendedModel
 from ..options import AdaptiveOptions
@@ -413,14 +414,15 @@ class AdaptiveAttack:
     Attributes:
         algorithm: PGD, APGD, Square or HopSkipJump.
         gradient: ``"bpda"``: as the model is differentiated, which is the identity for the defense; ``"exact"`` and
-            ``"expected"``: see :func:`.unrolled.unrolled`, and BPDA where a defense then has no gradient; ``"noise"``: of the
-            noise that comes first, with everything behind it left out; ``"target"``: of the undefended target (transfer).
+            ``"expected"``: see :func:`.unrolled.unrolled`, and BPDA where a defense then has no gradient; ``"surrogate"``: of
+            :mod:`oag_transform.baselines.surrogate`, likewise; ``"noise"``: of the noise that comes first, with everything
+            behind it left out; ``"target"``: of the undefended target (transfer).
         one_view: PGD sees the views one at a time, see :class:`OneView`.
         continues: it starts where the attack before it ended, in place of the images.
     """
 
     algorithm: "PGD | APGD | Square | HopSkipJump"
-    gradient: Literal["bpda", "exact", "expected", "noise", "target"] = "bpda"
+    gradient: Literal["bpda", "exact", "expected", "surrogate", "noise", "target"] = "bpda"
     one_view: bool = False
     continues: bool = False
 
@@ -444,6 +446,8 @@ class AdaptiveAttack:
         if self.gradient in ("exact", "expected"):
             own = unrolled(model, expected=self.gradient == "expected")
             return own if differentiable(own.defense, images[:1]) else model
+        if self.gradient == "surrogate" and (smooth := surrogate.differentiable(model.defense)) is not None:
+            return DefendedModel(model.target, smooth, **settings_of(model) | {"gradient": "own"})
         return model
 
 
@@ -478,6 +482,7 @@ def make_attack(name: str, bound: Bound, options: AdaptiveOptions, *, randomised
         "exact": lambda: through(replace(by_margin, steps=options.exact_steps), "exact"),
         "exact-eot": lambda: through(replace(by_margin, steps=options.expected_steps, draws=EOT if randomised else 1), "exact"),
         "expected": lambda: through(replace(by_margin, steps=options.expected_steps), "expected"),
+        "surrogate": lambda: through(by_margin, "surrogate"),
         "gray": lambda: through(replace(pgd, basis="gray"), continues=False),
         "smooth": lambda: through(replace(pgd, basis="smooth"), continues=False),
         "apgd": lambda: AdaptiveAttack(APGD(bound, options.apgd_steps, draws)),
