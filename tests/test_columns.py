@@ -157,11 +157,11 @@ def test_a_gray_box_column_passes_over_the_row(subject: Subject) -> None:
 
 def test_a_row_knows_its_defense_setting_seconds_and_code(subject: Subject) -> None:
     row = Row("JPEG, quality 15", lambda _: JPEG(15), in_views=True, defense="jpeg", setting=15)
-    row = measure(subject, row, [Clean()])
-    assert (row.name, row.defense, row.setting, row.error) == ("JPEG, quality 15", "jpeg", 15, "")
-    assert row.seconds is not None
-    assert row.seconds > 0
-    assert row.code == "DefendedModel(target, JPEG(quality=15))"
+    found = measure(subject, row, [Clean()])
+    assert (found.name, found.defense, found.setting, found.error) == ("JPEG, quality 15", "jpeg", 15, "")
+    assert found.seconds is not None
+    assert found.seconds > 0
+    assert found.code == "DefendedModel(target, JPEG(quality=15))"
     bare = measure(subject, UNDEFENDED, [Clean()])
     assert (bare.seconds, bare.defense, bare.code) == (None, "", "DefendedModel(target, torch.nn.Identity(), shift=0)")
 

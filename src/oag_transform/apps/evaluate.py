@@ -30,6 +30,7 @@ from .options import ClassifierOptions, DeviceOptions, ImageOptions, default
 if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are parsed
     from ..evaluation.attacks.gray_box import Attack
     from ..evaluation.plan import Plan
+    from ..evaluation.result import Result
     from ..evaluation.store import Store
 
 EXTRA = "eval"
@@ -51,9 +52,9 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     """Some of the list above."""
     out: Path
     """Folder of the results."""
-    data: Annotated[str | None, default("none, for a report")] = None
+    data: Annotated[str, default("none, for a report")] = ""
     """Folder of folders of images, or KIND:ROOT of cifar10, cifar100, flower17, ilsvrc2012."""
-    model: Annotated[str | None, default("none, for a report")] = None
+    model: Annotated[str, default("none, for a report")] = ""
     """A torchvision model, efficientnet-lite0|1|2, module:function, FILE.pt, timm:NAME or robustbench:DATA/THREAT/NAME."""
     other: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL[=WEIGHTS]")] = ()
     """Further targets, for tables 2 and 3."""
@@ -101,10 +102,10 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             return
         from .. import _checks  # imports torch
 
-        if self.model is None or self.data is None:
+        if not self.model or not self.data:
             raise ValueError("--model and --data are needed")
         for parent in (ImageOptions, ClassifierOptions, DeviceOptions):
-            parent.__post_init__(self)  # type: ignore[arg-type]
+            parent.__post_init__(self)
         for name in ("count", "slow_count"):
             _checks.integer(f"--{name.replace('_', '-')}", getattr(self, name), at_least=1)
         _checks.number("--noise-std", self.noise_std, above=0)
@@ -137,40 +138,41 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         # what draws, for a command that runs
         from ..evaluation.render import render
         from ..evaluation.render.report import find_results, write_report
+        from ..evaluation.result import Result
 
         if not self.asked:
             for found in find_results(self.out):
                 render(found, self.out)
             print(f"wrote {write_report(self.out)}")
             return 0
-        plan = self._plan()
+        plan, done, failed = self._plan(), list[Result](), False
         with self._engine():
-            failed = [one.key for one in self.asked if not self._ran(one, plan)]
-        if any(self.out.glob("*.json")):
+            for one in self.asked:
+                try:
+                    for result in one.run(plan):
+                        self._write(result)
+                        done.append(result)
+                except Exception as error:  # the other experiments go on
+                    debugged = logger.isEnabledFor(logging.DEBUG)
+                    logger.error("%s failed: %s: %s", one.key, type(error).__name__, error, exc_info=debugged)
+                    failed = True
+        if done:
             print(f"wrote {write_report(self.out)}")
-            for result in find_results(self.out):
-                if result.key in {one.key for one in self.asked} and "recommendation" in result.facts:
-                    print(result.facts["recommendation"])
-        return 1 if failed else 0
+        for result in done:
+            if "recommendation" in result.facts:
+                print(result.facts["recommendation"])
+        return 1 if failed or any(row.error for result in done for row in result.rows) else 0
 
-    def _ran(self, one: Experiment, plan: "Plan") -> bool:
-        """Whether an experiment and all of its rows could be run; its results are written one after another."""
-        from ..evaluation import result as results
+    def _write(self, result: "Result") -> None:
+        """Write and draw a result, and print its table."""
         from ..evaluation.render import render, tables
+        from ..evaluation.result import write
 
-        whole = True
-        try:
-            for result in one.run(plan):
-                results.write(result, self.out)
-                render(result, self.out)
-                print(tables.to_markdown(result), flush=True)
-                if failed := [row.name for row in result.rows if row.error]:
-                    logger.error("%s: %d of %d rows failed: %s", result.key, len(failed), len(result.rows), "; ".join(failed))
-                    whole = False
-        except Exception as error:  # the other experiments go on
-            logger.error("%s failed: %s: %s", one.key, type(error).__name__, error, exc_info=logger.isEnabledFor(logging.DEBUG))
-            return False
-        return whole
+        write(result, self.out)
+        render(result, self.out)
+        print(tables.to_markdown(result), flush=True)
+        if failed := [row.name for row in result.rows if row.error]:
+            logger.error("%s: %d of %d rows failed: %s", result.key, len(failed), len(result.rows), "; ".join(failed))
 
     def _plan(self) -> "Plan":
         """Everything that can be wrong with the arguments comes before any work."""
@@ -214,7 +216,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             subject=subject,
             families=families,
             attacks=attacks,
-            facts=common_facts(subject, Path(str(self.data)).resolve().name)
+            facts=common_facts(subject, Path(self.data.rpartition(":")[2]).resolve().name)
             | {"compute_dtype": str(operands(Settings(compute_dtype=dtype), device, torch.float32))},
             others=tuple(subjects[1:]),
             unfiltered=unfiltered,

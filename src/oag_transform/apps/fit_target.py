@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from . import process
 from .options import DeviceOptions, ImageOptions, check_output, default
@@ -123,7 +123,7 @@ class FitTarget(DeviceOptions, ImageOptions):
     def _held_out(self, report: str) -> "Listing":
         """The images of ``--report``: of the same kind."""
         has_splits = self.data.partition(":")[0] in ("flower17", "cifar10", "cifar100")
-        changed = {"split": report} if has_splits else {"data": report}
+        changed: dict[str, Any] = {"split": report} if has_splits else {"data": report}
         return dataclasses.replace(self, **changed).listing()
 
 

@@ -275,7 +275,26 @@ class PGD:
 
 
 @dataclass(frozen=True)
-class APGD:
+class _LibraryAttack:
+    """An attack of a library, on each image alone."""
+
+    bound: Bound
+
+    def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor) -> AttackResult:
+        """See :class:`PGD`."""
+        device = images.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # libraries seed PyTorch's global generators
+            rows = enumerate(zip(images.split(1), labels.split(1), strict=True))
+            found = torch.cat([self.one(model, image, label, row) for row, (image, label) in rows])
+        return AttackResult(self.bound.apply(images, found - images), torch.empty(0, len(images)), torch.zeros(0))
+
+    def one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
+        """The attacked image (1, C, H, W) in this row of a batch."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class APGD(_LibraryAttack):
     """Auto-PGD (Croce & Hein 2020) of pyautoattack, image by image, on the mean over draws.
 
     Attributes:
@@ -289,7 +308,6 @@ class APGD:
         streams: see :data:`Streams`.
     """
 
-    bound: Bound
     steps: int = 100
     draws: int = 4
     loss: Literal["ce", "dlr", "dlr-targeted"] = "ce"
@@ -297,10 +315,6 @@ class APGD:
     targets: int = 3
     seed: int = 0
     streams: Streams = unknown
-
-    def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor) -> AttackResult:
-        """See :class:`PGD`."""
-        return _image_by_image(self, model, images, labels)
 
     def one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
         """The attacked image (1, C, H, W) in this row of a batch."""
@@ -327,7 +341,7 @@ class APGD:
 
 
 @dataclass(frozen=True)
-class Square:
+class Square(_LibraryAttack):
     """Square attack (Andriushchenko et al. 2020) of pyautoattack: black box, on the mean over draws.
 
     Attributes:
@@ -338,15 +352,10 @@ class Square:
         streams: see :data:`Streams`.
     """
 
-    bound: Bound
     queries: int = 5000
     draws: int = 1
     seed: int = 0
     streams: Streams = unknown
-
-    def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor) -> AttackResult:
-        """See :class:`PGD`."""
-        return _image_by_image(self, model, images, labels)
 
     def one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
         """The attacked image (1, C, H, W) in this row of a batch."""
@@ -369,10 +378,11 @@ class Square:
 
 
 @dataclass(frozen=True)
-class HopSkipJump:
+class HopSkipJump(_LibraryAttack):
     """HopSkipJump (Chen et al. 2020) of foolbox: it sees decisions alone, those of one fixed draw.
 
-    It expects the same answer to the same image, so it is shown the defense at one random stream an image.
+    It expects the same answer to the same image, so it is shown the defense at one random stream an image. An image without a
+    start stays as it is.
 
     Attributes:
         bound: see :class:`Bound`; the smallest perturbation that it finds is projected onto it.
@@ -381,14 +391,9 @@ class HopSkipJump:
         streams: see :data:`Streams`.
     """
 
-    bound: Bound
     steps: int = 10
     queries: int = 50
     streams: Streams = unknown
-
-    def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor) -> AttackResult:
-        """See :class:`PGD`. An image for which it finds no start stays as it is."""
-        return _image_by_image(self, model, images, labels)
 
     def one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
         """The attacked image (1, C, H, W) in this row of a batch."""
@@ -514,15 +519,6 @@ def averaged(model: DefendedModel, row: int, draws: int, chosen: Streams) -> Cal
         return torch.stack(found).logsumexp(0) - math.log(draws)
 
     return mean
-
-
-def _image_by_image(attack: Any, model: DefendedModel, images: Tensor, labels: Tensor) -> AttackResult:
-    """A library's attack on each image alone; libraries seed PyTorch's global generators: the caller's state is put back."""
-    device = images.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        rows = enumerate(zip(images.split(1), labels.split(1), strict=True))
-        found = torch.cat([attack.one(model, image, label, row) for row, (image, label) in rows])
-    return AttackResult(attack.bound.apply(images, found - images), torch.empty(0, len(images)), torch.zeros(0))
 
 
 class _FixedDraw(nn.Module):
