@@ -217,7 +217,7 @@ def default_for(height: int, width: int) -> dict[str, Any]:
     this was chosen.
     """
     side = min(height, width)
-    large = {name: Settings.__dataclass_fields__[name].default for name in SIZED}
+    large: dict[str, Any] = {name: Settings.__dataclass_fields__[name].default for name in SIZED}
     share = math.log(min(max(side, SMALL), LARGE) / SMALL) / math.log(LARGE / SMALL)
     found = large if share >= 0.5 else AT_SMALL
     between = {name: (1 - share) * AT_SMALL[name] + share * large[name] for name in ("threshold", "scale")}
