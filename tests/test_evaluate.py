@@ -123,7 +123,7 @@ def test_a_second_run_computes_nothing_and_a_changed_setting_does(
     after = json.loads((tmp_path / "table1.json").read_text())
     assert before["rows"] == after["rows"]
     assert main([*run, "--eps", "3"]) == 1
-    errors = {line["name"]: line["error"] for line in json.loads((tmp_path / "table1.json").read_text())["rows"]}
+    errors = {line["name"]: line.get("error", "") for line in json.loads((tmp_path / "table1.json").read_text())["rows"]}
     assert "computed again" in errors["Mean filter, size 3"]
 
 
