@@ -36,7 +36,8 @@ def differentiable(defense: nn.Module) -> nn.Module | None:
         return defense
     if isinstance(defense, Compose):
         parts = [differentiable(part) for part in defense.defenses]
-        return Compose(*parts) if all(part is not None for part in parts) else None
+        found = [part for part in parts if part is not None]
+        return Compose(*found) if len(found) == len(parts) else None
     if isinstance(defense, TotalVariation):
         return Surrogate(defense, lambda images: torch_filters.chambolle(images, defense.weight, defense.iterations))
     if isinstance(defense, NonLocalMeans):
