@@ -189,7 +189,7 @@ def _read(table: pa.Table) -> pa.Table:
             errors.append(None)
         except OSError as error:
             images.append(None)
-            errors.append(files.reason(error))
+            errors.append(error.strerror or type(error).__name__)
     columns = {"name": table["name"], "image": pa.array(images, pa.binary())}
     return pa.table(columns | {shards.READ_ERROR: pa.array(errors, pa.string())})
 
@@ -217,17 +217,18 @@ def write_images(
     token, out = secrets.token_hex(4), Path(folder).absolute()
 
     def write(table: pa.Table) -> pa.Table:
-        errors = table[error].to_pylist() if error in table.column_names else [""] * table.num_rows
+        def values(key: str) -> list[Any]:
+            return table[key].to_pylist() if key in table.column_names else [None] * table.num_rows
+
         told = []
-        for row, (called, content, wrong) in enumerate(
-            zip(table[name].to_pylist(), table[image].to_pylist(), errors, strict=True)
-        ):
-            job = shards.job_of(_text(called), content, out, None, row)
-            if not wrong and job.problem is None and job.content is not None:
+        columns = zip(table[name].to_pylist(), table[image].to_pylist(), values(shards.READ_ERROR), values(error), strict=True)
+        for row, (called, content, unread, wrong) in enumerate(columns):
+            job = shards.job_of(_text(called), content, out, None, row, unread)
+            if wrong:
+                continue
+            if job.problem is None and job.content is not None:
                 saving.write(job.target, job.content, token)
-                told.append("")
-            elif not wrong:
-                told.append(f"{files.one_line(str(job.source))}: left out, {job.problem}")
+            told.append(f"{files.one_line(str(job.source))}: left out, {job.problem}" if job.problem else "")
         return pa.table({"told": pa.array(told, pa.string())})
 
     found = images.map_batches(write, batch_format="pyarrow", num_cpus=0)
