@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import GaussianBlur
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
-from oag_transform.defended import SHIFT
-from oag_transform.baselines.filters import JPEG, GaussianNoise
 from oag_transform.baselines.compose import Compose
+from oag_transform.baselines.filters import JPEG, GaussianNoise
 from oag_transform.evaluation import adaptive, adaptive_checks
 from oag_transform.evaluation.adaptive import APGD, PGD, Bound, Found, HopSkipJump, Square
 from oag_transform.evaluation.data import image_folder
@@ -50,7 +49,7 @@ class Row:
     """A defense: ``make(seed)``, its views, and whether a draw differs from another."""
 
     make: Callable[[int], nn.Module]
-    shift: int = SHIFT
+    shift: int | None = None
     random: bool = True
 
     def model(self, target: nn.Module, seed: int) -> DefendedModel:
@@ -88,12 +87,12 @@ class Part:
 
 def attacks(options: argparse.Namespace, bound: Bound, row: Row, streams: adaptive.Streams) -> dict[str, Any]:
     """The attacks that are asked for: name -> what runs it on (model, images, labels, start)."""
-    draws = options.draws if row.random or row.shift else 1  # of views, where nothing is random
+    draws = options.draws if row.random or row.shift != 0 else 1  # of views, where nothing is random
     pgd = PGD(bound, options.steps, draws, streams=streams)
     by_margin = replace(pgd, loss=adaptive.margin)
 
     def through(attack: PGD, view: Callable[[DefendedModel], DefendedModel] = lambda model: model) -> Callable[..., Found]:
-        turning = adaptive.in_turn if row.shift else lambda model: model
+        turning = adaptive.in_turn if row.shift != 0 else lambda model: model
         return lambda model, *rest, **more: attack(turning(view(model)), *rest, **more)
 
     def fresh(attack: Any) -> Callable[..., Found]:

@@ -26,12 +26,13 @@ from oag_transform import OnlineAlternateGenerator
 from oag_transform.evaluation.data import Preprocessing, batches, image_folder
 from oag_transform.evaluation.measure import provenance
 from oag_transform.generator.run import alternate, choose_loop
+from oag_transform.generator.settings import Settings
 from oag_transform.images import to_pixels
 
 STEPS = (6, 9, 12, 18)
 NOISE = 6  # grey levels
 SEED = 0
-BASE = OnlineAlternateGenerator(network_steps=STEPS[-1], strength=1.0, compute_dtype=torch.float32, seed=SEED).settings
+BASE = Settings(network_steps=STEPS[-1], strength=1.0, compute_dtype=torch.float32)
 SETTINGS: dict[str, dict[str, Any]] = {  # no commas in the names: a page lists those that it shows
     "default": {},
     "no momentum": {"momentum": 0.0},
@@ -58,7 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # no commas in the names: a page lists 
 
 def modes(image: Tensor, defense: OnlineAlternateGenerator, index: int) -> Iterator[Tensor]:
     """Modes in [0, 1] of an image (1, 3, H, W), one at each of ``STEPS``."""
-    s = defense.settings
+    s = defense.settings_for(*image.shape[-2:])
     for state in alternate(image, s, choose_loop(s, image.device, image.dtype), SEED, [index], every=1):
         if state.step in STEPS:
             yield to_pixels(state.mode, s.scale)
@@ -132,7 +133,7 @@ def main() -> None:
     }
     print(f"{len(photographs)} photographs; PSNR in dB, and noise that comes through, at T_N = {STEPS}")
     for name, changed in SETTINGS.items():
-        defense = OnlineAlternateGenerator(**dataclasses.asdict(BASE) | changed)
+        defense = OnlineAlternateGenerator(**dataclasses.asdict(BASE) | {"seed": SEED} | changed)
         rows[name] = {"settings": _plain(changed), "at": measured(defense, photographs, noise)}
         print(f"{name:38s}" + "   ".join("  ".join(_cells(at)) for at in rows[name]["at"].values()), flush=True)
         if options.out is not None:  # each time: a run that is stopped leaves what it has

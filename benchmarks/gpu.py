@@ -97,7 +97,7 @@ def work_of_kernels(s: Settings, size: int) -> dict[str, tuple[float, float]]:
 
 def work(transform: OnlineAlternateGenerator, size: int) -> tuple[float, float]:
     """Floating-point operations and bytes for an image, over a whole run."""
-    s = transform.settings
+    s = transform.settings_for(size, size)
     kernels = work_of_kernels(s, size)
     image = ["_image_kernel"] if s.langevin == "closed_form" else ["_gate_kernel", "_image_kernel"] * s.image_steps
     runs = image * s.network_steps + ["_contrast_kernel", "_gradient_kernel", "_weight_kernel"] * (s.network_steps - 1)
@@ -145,7 +145,7 @@ def moves(images: Tensor, repeats: int) -> Iterator[tuple[str, float, int]]:
 
 def chunk_arguments(images: Tensor, transform: OnlineAlternateGenerator) -> tuple[Any, ...]:
     """What a fused chunk is made of, after the first image update."""
-    s = transform.settings
+    s = transform.settings_for(*images.shape[-2:])
     generators = streams.generators(0, range(len(images)), images.device)
     strength = images.new_ones(len(images))
     start = begin(to_model_units(images, s.scale), s, generators)

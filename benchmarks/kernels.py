@@ -22,6 +22,7 @@ from triton.compiler import ASTSource
 
 from oag_transform import OnlineAlternateGenerator
 from oag_transform.generator import fused
+from oag_transform.generator.settings import Settings
 
 from .gpu import chunk_arguments, work_of_kernels
 
@@ -111,7 +112,7 @@ def occupancy(c: Compiled, arch: int) -> float:
 
 def roofline(name: str, transform: OnlineAlternateGenerator, size: int, batch: int) -> float:
     """Microseconds of a kernel on an H100 at its data sheet's rates."""
-    operations, moved = work_of_kernels(transform.settings, size)[name]
+    operations, moved = work_of_kernels(transform.settings_for(size, size), size)[name]
     dtype = transform.settings.compute_dtype or torch.float32
     return 1e6 * batch * max(operations / H100[dtype], moved / H100_BYTES)
 
@@ -121,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90], help="compute capabilities, without the dot")
     parser.add_argument("--compute-dtype", nargs="+", choices=("bfloat16", "float32"), default=["bfloat16", "float32"])
-    default = OnlineAlternateGenerator().settings
+    default = Settings()
     parser.add_argument("--kernel-size", type=int, default=default.kernel_size)
     parser.add_argument("--filters", type=int, default=default.filters)
     parser.add_argument("--stride", type=int, default=default.stride)

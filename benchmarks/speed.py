@@ -35,7 +35,10 @@ from oag_transform.generator.state import begin
 from oag_transform.images import to_model_units
 
 CPU = torch.device("cpu")
-SIZES = ((112, 8), (224, 1), (224, 8), (224, 64), (512, 2), (1024, 1))  # pixels a side, images in the batch
+SIZES = ((32, 1), (32, 64), (64, 16), (96, 8), (128, 8), (224, 1), (224, 8), (224, 64), (512, 2), (1024, 1))
+"""Pixels a side, images in the batch."""
+PARTS = (224, 8)
+"""Of :data:`SIZES`, whose parts are timed too."""
 PEERS = ("tvm", "dip", "nlm", "bm3d")
 
 
@@ -62,7 +65,7 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 def plain_settings(transform: OnlineAlternateGenerator, network_steps: int) -> Settings:
     """The paper's algorithm with a transform's kernels and rates: exact Langevin, PyTorch's start, T_I 20, no momentum."""
     plain = {"langevin": "exact", "init": "uniform", "adaptive_lr": False, "strength": 1.0, "image_steps": 20, "momentum": 0.0}
-    return dataclasses.replace(transform.settings, network_steps=network_steps, compute_dtype=None, **plain)  # type: ignore[arg-type]
+    return dataclasses.replace(transform.settings_for(224, 224), network_steps=network_steps, compute_dtype=None, **plain)  # type: ignore[arg-type]
 
 
 def ceiling(dtype: torch.dtype, repeats: int) -> float:
@@ -148,9 +151,9 @@ def of_threads(threads: int, repeats: int) -> dict[str, Any]:
     rows = []
     for dtype in dict.fromkeys((operands(Settings(), CPU, torch.float32), torch.float32)):
         transform = OnlineAlternateGenerator(seed=0, compute_dtype=dtype)
-        s = transform.settings
         found = [(side, batch, photographs(batch, side)) for side, batch in SIZES]
         for side, batch, images in found:
+            s = transform.settings_for(side, side)
             each = seconds(functools.partial(transform, images), repeats if batch < 64 else 1) / batch
             rate = operations(s, side, products_in(s)) / each / 1e9
             rows.append(
@@ -158,16 +161,17 @@ def of_threads(threads: int, repeats: int) -> dict[str, Any]:
                 | {"share": rate / ceilings[str(dtype)]}
             )
             print(f"  {threads} threads, {dtype}, {side} x {side}, batch {batch}: {each:.4f} s an image", file=sys.stderr)
+        side, s = PARTS[0], transform.settings_for(PARTS[0], PARTS[0])
         timed = [
             {
                 "part": name,
                 "ms": 1e3 * each,
                 "times": often,
-                "share": operations(s, 224, products) / each / 1e9 / ceilings[str(dtype)],
+                "share": operations(s, side, products) / each / 1e9 / ceilings[str(dtype)],
             }
-            for name, each, products, often in parts(s, dtype, 224, 5 * repeats)
+            for name, each, products, often in parts(s, dtype, side, 5 * repeats)
         ]
-        rows[-len(SIZES) + 2] |= {"parts": timed}
+        rows[SIZES.index(PARTS) - len(SIZES)] |= {"parts": timed}
         gc.collect()
     return {"threads": threads, "ceilings": ceilings, "rows": rows}
 

@@ -10,14 +10,19 @@ import torch
 from torch import Generator, Tensor, nn
 
 from oag_transform import OnlineAlternateGenerator
-from oag_transform.baselines import catalogue, denoisers, filters, per_image
+from oag_transform.baselines import barrage, catalogue, denoisers, filters, per_image, tensor_network, zero_shot
 from oag_transform.baselines.catalogue import DEFENSES, OAG, Defense, Needs, by_key, chosen
 from oag_transform.baselines.filters import JPEG, MeanFilter
 from oag_transform.baselines.pixeldefend import PixelCNN
+from oag_transform.baselines.surrogate import differentiable
 
 every = pytest.mark.parametrize("defense", DEFENSES, ids=lambda defense: defense.key)
-NEEDS = Needs(pixelcnn=PixelCNN(radius=1, hidden=4, layers=1, components=1), compute_dtype=torch.bfloat16)
-NAMES = {**vars(filters), **vars(denoisers), **vars(per_image), "OnlineAlternateGenerator": OnlineAlternateGenerator}
+TARGET = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+NEEDS = Needs(pixelcnn=PixelCNN(radius=1, hidden=4, layers=1, components=1), target=TARGET, compute_dtype=torch.bfloat16)
+MODULES = (filters, denoisers, per_image, barrage, tensor_network, zero_shot)
+NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
+NAMES["OnlineAlternateGenerator"] = OnlineAlternateGenerator
+SHOWN_OTHERWISE = ("pixeldefend", "zeropur", "anti-adversary")  # by a hash of the model, by the target's modules
 
 
 def made(defense: Defense, setting: float, seed: int = 3) -> nn.Module:
@@ -38,7 +43,7 @@ def test_importing_it_imports_nothing_heavy() -> None:
     assert not loaded & {"torch", "torchvision", "numpy", "PIL", "scipy", "skimage", "tqdm", "bm3d"}
 
 
-def test_names_are_unique_and_ours_stands_last() -> None:
+def test_names_are_unique_and_oag_stands_last() -> None:
     for names in ([d.key for d in DEFENSES], [d.label for d in DEFENSES]):
         assert len(set(names)) == len(names)
     assert [d.key for d in DEFENSES if d.label.startswith(OAG)] == [d.key for d in DEFENSES[-4:]]
@@ -50,7 +55,7 @@ def test_settings_are_different_and_the_chosen_one_can_be_made(defense: Defense)
     assert len(set(defense.settings)) == len(defense.settings)
     for setting in {defense.published, defense.tuned, *defense.settings}:
         module = made(defense, setting)
-        if defense.key != "pixeldefend":  # its model is shown by a hash
+        if defense.key not in SHOWN_OTHERWISE:
             assert repr(eval(repr(module), NAMES)) == repr(module)
         assert defense.describe(setting).startswith(f"{defense.label}, {defense.knob} ")
 
@@ -58,19 +63,19 @@ def test_settings_are_different_and_the_chosen_one_can_be_made(defense: Defense)
 @every
 def test_each_makes_an_image_of_an_image(defense: Defense) -> None:
     module = made(defense, defense.settings[-1]) if defense.key != "oag-paper" else made(defense, 2)
-    if defense.key == "dip":
+    if defense.key in ("dip", "zs-n2n", "noise2fast"):
         module.steps = 2  # type: ignore[assignment]
     result = module(image().requires_grad_(), index=[5])
     assert result.shape == image().shape or defense.key == "randomization"
     assert ((result >= 0) & (result <= 1)).all()
-    assert result.requires_grad == (defense.differentiable or defense.label.startswith(OAG))  # ours: straight through
+    assert result.requires_grad == (defense.differentiable or defense.label.startswith(OAG))  # OAG's is straight through
 
 
 @pytest.mark.parametrize(
     "key", ["mean", "median", "bit-depth", "jpeg", "jpeg-noise", "noise", "tv", "nlm", "wavelets", "deflection"]
 )
 def test_settings_go_from_weak_to_strong(key: str) -> None:
-    """Stronger ones leave less of the difference of a photograph's noise, or add more of their own."""
+    """Stronger ones leave less of the difference of an image's noise, or add more of their own."""
     defense = by_key(key)
     y, x = torch.linspace(0, 3, 64)[:, None], torch.linspace(0, 3, 64)
     clean = (0.5 + 0.3 * torch.stack([torch.sin(x + y), torch.cos(x - y), torch.sin(x * y)]))[None]
@@ -80,9 +85,9 @@ def test_settings_go_from_weak_to_strong(key: str) -> None:
 
 
 def test_what_is_made() -> None:
-    ours = by_key("oag").make(9, 4, NEEDS)
-    assert isinstance(ours, OnlineAlternateGenerator)
-    assert (ours.network_steps, ours.seed, ours.compute_dtype, ours.strength) == (9, 4, torch.bfloat16, None)
+    oag = by_key("oag").make(9, 4, NEEDS)
+    assert isinstance(oag, OnlineAlternateGenerator)
+    assert (oag.network_steps, oag.seed, oag.compute_dtype, oag.strength) == (9, 4, torch.bfloat16, None)
     full: Any = by_key("oag-full-4-views").make(9, 4, Needs())
     assert (full.network_steps, full.strength, full.compute_dtype) == (9, 1.0, None)
     paper: Any = by_key("oag-paper").make(300, 4, Needs())
@@ -96,6 +101,21 @@ def test_what_is_made() -> None:
 def test_those_in_views_say_so() -> None:
     assert {d.key for d in DEFENSES if d.in_views} == {d.key for d in DEFENSES if d.key.endswith("-4-views")}
     assert all(d.label.endswith(catalogue.VIEWS) == d.in_views for d in DEFENSES)
+
+
+@pytest.mark.parametrize("key", ["zeropur", "anti-adversary"])
+def test_those_that_use_the_target_say_so(key: str) -> None:
+    assert "not portable" in by_key(key).label
+    with pytest.raises(ValueError, match="it uses the gradient of the target, and was given none"):
+        by_key(key).make(1, 0, Needs())
+
+
+def test_differentiable_ones_say_so() -> None:
+    """What has a gradient of its own is what the surrogates' chain hands back as it is."""
+    for defense in DEFENSES:
+        if defense.key != "bm3d" and not defense.label.startswith(OAG):
+            module = made(defense, defense.published)
+            assert (differentiable(module) is module) == defense.differentiable, defense.key
 
 
 def test_what_is_missing_is_told() -> None:

@@ -15,6 +15,7 @@ from torchvision.models import WeightsEnum, get_model
 from oag_transform import DefendedModel, OnlineAlternateGenerator, noise_level, streams
 from oag_transform.generator import energy, reference
 from oag_transform.generator.run import alternate, choose_loop, diverged
+from oag_transform.generator.settings import Settings
 from oag_transform.generator.state import State, begin
 from oag_transform.images import to_model_units, to_pixels
 from tests.photographs import photographs, picture
@@ -33,7 +34,7 @@ def noise() -> Tensor:
 
 def modes(images: Tensor, purify: OnlineAlternateGenerator) -> Tensor:
     """The modes of the synthesised images, (N, 3, H, W) in [0, 1]."""
-    s, found = purify.settings, []
+    s, found = purify.settings_for(*images.shape[-2:]), []
     for i, image in enumerate(images.split(1)):
         (state,) = alternate(image, s, choose_loop(s, image.device, image.dtype), 0, [i], every=s.network_steps)
         found.append(to_pixels(state.mode, s.scale))
@@ -84,7 +85,7 @@ def test_gabor_functions_are_half_as_fine_in_hue_and_as_wide_as_half_their_perio
     """Frequency from the zero crossings' spacing and width from the envelope, of long kernels with room for both."""
     size, filters = 31, 400
     generator = torch.Generator().manual_seed(0)
-    kernels = energy.gabor_kernels(generator, filters, 3, size, torch.float64)[filters // 10 :]
+    kernels = energy.gabor_kernels([generator], filters, 3, size, torch.float64)[0, filters // 10 :]
     spectrum = torch.fft.fftshift(torch.fft.fft2(kernels, s=(128, 128)).abs().square().sum(1), dim=(-2, -1))
     axis = torch.arange(-64, 64, dtype=torch.float64) / 128
     radius = (axis[:, None].square() + axis.square()).sqrt()
@@ -107,26 +108,27 @@ def test_gabor_functions_are_half_as_fine_in_hue_and_as_wide_as_half_their_perio
 
 
 def test_an_image_diverges_beyond_twice_what_one_without_content_is_off() -> None:
-    purify = OnlineAlternateGenerator(filters=4)
-    reference_image = to_model_units(picture(3, 30, 30)[None], purify.scale)
+    settings = Settings(filters=4)
+    reference_image = to_model_units(picture(3, 30, 30)[None], settings.scale)
     generators = streams.generators(0, [0], torch.device("cpu"))
-    start = begin(reference_image, purify.settings, generators)
-    limit = 2 * (reference_image.square().mean() + 1 / (1 - purify.step_size**2 / 4))
+    start = begin(reference_image, settings, generators)
+    limit = 2 * (reference_image.square().mean() + 1 / (1 - settings.step_size**2 / 4))
 
     def off_by(mean_square: Tensor) -> State:
         pair = start.pair.clone()
         pair[1:] = pair[:1] + mean_square.sqrt()
         return start._replace(pair=pair)
 
-    assert not diverged(off_by(0.98 * limit), purify.settings).any()
-    assert diverged(off_by(1.02 * limit), purify.settings).all()
+    assert not diverged(off_by(0.98 * limit), settings).any()
+    assert diverged(off_by(1.02 * limit), settings).all()
 
 
 def test_the_rate_of_w_is_half_of_what_the_curvature_allows() -> None:
     """A rate that is always held, against the plain reference, which has a half of its own."""
     image, purify = picture(3, 24, 27), OnlineAlternateGenerator(filters=16, conv_lr=1.0, seed=0)
     assert energy.STABLE == 0.5
-    torch.testing.assert_close(purify(image), reference.purify(image, purify.settings, seed=0, index=0), rtol=0, atol=1e-9)
+    expected = reference.purify(image, purify.settings_for(24, 27), seed=0, index=0)
+    torch.testing.assert_close(purify(image), expected, rtol=0, atol=1e-9)
 
 
 def test_noise_on_images_is_not_what_a_defense_of_the_same_seed_draws() -> None:

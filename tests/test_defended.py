@@ -162,7 +162,7 @@ def test_pickles_and_copies() -> None:
     model, images = DefendedModel(make_target(), defense(), samples=2), rand(2, 3, 20, 20)
     for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         assert torch.equal(other(images), model(images))
-    assert "samples=2, shift=5" in repr(model)
+    assert "samples=2, shift=None" in repr(model)
 
 
 def test_empty_batch() -> None:

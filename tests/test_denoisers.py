@@ -27,8 +27,8 @@ from oag_transform.baselines.denoisers import (
     TotalVariation,
     Wavelets,
     deflect,
-    minimize_tv,
 )
+from oag_transform.baselines.torch_filters import minimize_tv
 
 from .test_filters import rand, smooth
 

@@ -142,11 +142,25 @@ def test_kernel_window_is_the_smallest_odd_one(kernel_size: int, stride: int) ->
     assert k == 1 or (k - 2) * stride < kernel_size
 
 
+@pytest.mark.parametrize("init", ["gabor", "uniform"])
+def test_each_image_of_a_batch_gets_the_network_of_its_own_stream(init: str) -> None:
+    def network(indices: list[int]) -> energy.Parameters:
+        generators = streams.generators(1, indices, torch.device("cpu"))
+        shape = (len(indices), 3, 14, 17)
+        return energy.initial_parameters(generators, shape, kernel_size=9, stride=3, filters=12, init=init, dtype=torch.float64)
+
+    together = network([5, 3, 8])
+    alone = [network([index]) for index in (5, 3, 8)]
+    torch.testing.assert_close(together.weight, torch.cat([one.weight for one in alone]), rtol=0, atol=1e-15)
+    assert torch.equal(together.bias, torch.cat([one.bias for one in alone]))
+    assert torch.equal(together.fc, torch.cat([one.fc for one in alone], 1))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [9, 15])
 def test_gabor_kernels(size: int, channels: int) -> None:
     """Unit norm, no response to a constant, brightness or hue, and a spectrum whose centre is where it was drawn."""
-    kernels = energy.gabor_kernels(torch.Generator().manual_seed(0), 700, channels, size, torch.float64)
+    kernels = energy.gabor_kernels([torch.Generator().manual_seed(0)], 700, channels, size, torch.float64)[0]
     assert kernels.shape == (700, channels, size, size)
     torch.testing.assert_close(kernels.square().sum((1, 2, 3)), torch.ones(700).double())
     plain, gabor = kernels[:70], kernels[70:]

@@ -161,7 +161,9 @@ def test_tables_4_and_5_vary_one_setting(folder: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr("oag_transform.evaluation.experiments.plan.OnlineAlternateGenerator", Recording)
     plan = make_plan(folder, tmp_path)
     common = {"network_steps": STEPS, "compute_dtype": None, "seed": 0}
-    own = OnlineAlternateGenerator().settings  # the default's own value is among the paper's
+    own = OnlineAlternateGenerator().settings_for(
+        *plan.subject.images.shape[-2:]
+    )  # the default's own value is among the paper's
     counts, sides = sorted({10, 20, 30, 40, own.image_steps}), sorted({7, 11, 15, 21, own.kernel_size})
     assert [row.name for row in tables.table4(plan).rows] == [f"T_I = {count}" for count in counts]
     assert [settings for settings in made if len(settings) > 3] == [common | {"image_steps": count} for count in counts]

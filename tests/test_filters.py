@@ -1,4 +1,4 @@
-"""The filters against their definitions, in other words and by other libraries, and the contract that all peers keep."""
+"""The filters against their definitions, in other words and by other libraries, and the contract that all baselines keep."""
 
 import inspect
 import io
@@ -19,7 +19,8 @@ from scipy.fft import dctn, idctn
 from torch import Generator, Tensor, nn
 
 from oag_transform import DefendedModel, noise_level
-from oag_transform.baselines import denoisers, filters
+from oag_transform.baselines import barrage, denoisers, filters, surrogate, tensor_network, zero_shot
+from oag_transform.baselines.barrage import BaRT
 from oag_transform.baselines.denoisers import TVM, NonLocalMeans, PixelDeflection, TotalVariation, Wavelets
 from oag_transform.baselines.filters import (
     JPEG,
@@ -30,8 +31,11 @@ from oag_transform.baselines.filters import (
     NoisyJPEG,
     Randomization,
 )
+from oag_transform.baselines.tensor_network import TensorNetworkPurification
+from oag_transform.baselines.zero_shot import Noise2Fast, ZeroShotNoise2Noise
 
 Array = NDArray[Any]
+MODULES = (filters, denoisers, barrage, tensor_network, zero_shot)
 
 
 def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -39,7 +43,7 @@ def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tens
 
 
 def smooth(*shape: int, seed: int = 0) -> Tensor:
-    """Blobs and a little noise, as in a photograph."""
+    """Blobs and a little noise, as in a natural image."""
     blobs = F.interpolate(rand(*shape[:2], 3, 3, seed=seed), shape[2:], mode="bicubic")
     return (0.8 * blobs + 0.1 + 0.1 * rand(*shape, seed=seed + 1)).clamp(0, 1)
 
@@ -209,6 +213,9 @@ SEEDED: dict[str, Callable[[int | None], nn.Module]] = {
     "tvm": lambda seed: TVM(0.05, 0.4, iterations=20, seed=seed),
     "deflection": lambda seed: PixelDeflection(40, 4, 0.05, seed=seed),
     "randomization": lambda seed: Randomization(2.5, fill=0.25, seed=seed),
+    "bart": lambda seed: BaRT(4, seed=seed),
+    "zs-n2n": lambda seed: ZeroShotNoise2Noise(steps=2, channels=3, seed=seed),
+    "noise2fast": lambda seed: Noise2Fast(patience=2, steps=3, channels=3, seed=seed),
 }
 DEFENSES: dict[str, Callable[[int | None], nn.Module]] = SEEDED | {
     "mean": lambda seed: MeanFilter(5),
@@ -218,8 +225,10 @@ DEFENSES: dict[str, Callable[[int | None], nn.Module]] = SEEDED | {
     "tv": lambda seed: TotalVariation(0.2),
     "nlm": lambda seed: NonLocalMeans(9.5, patch_size=3, patch_distance=4),
     "wavelets": lambda seed: Wavelets(20.5),
+    "tnp": lambda seed: TensorNetworkPurification(3, steps=2),
 }
-DIFFERENTIABLE = (MeanFilter, MedianFilter, GaussianNoise, Randomization)
+DIFFERENTIABLE = surrogate.OWN
+NAMES = {name: value for module in MODULES for name, value in vars(module).items()}
 every = pytest.mark.parametrize("make", DEFENSES.values(), ids=DEFENSES.keys())
 
 
@@ -283,7 +292,7 @@ def test_repr_rebuilds_the_defense(make: Callable[[int | None], nn.Module], seed
     defense = make(seed)
     for name in inspect.signature(type(defense)).parameters:
         assert f"{name}={getattr(defense, name)!r}" in repr(defense)
-    assert repr(eval(repr(defense), vars(filters) | vars(denoisers))) == repr(defense)
+    assert repr(eval(repr(defense), NAMES)) == repr(defense)
 
 
 @every
@@ -398,7 +407,7 @@ gradients = pytest.mark.parametrize(
 
 
 def apart(*shape: int) -> Tensor:
-    """Values in (0.1, 0.9) that all differ by more than a finite difference: medians have no kinks, and nothing is held."""
+    """Values in (0.1, 0.9) that all differ by more than a finite difference: medians have no kinks, and nothing is clipped."""
     count = math.prod(shape)
     order = torch.randperm(count, generator=Generator().manual_seed(0)).double()
     return (0.1 + 0.8 * order / count).reshape(shape)
@@ -424,11 +433,11 @@ def test_a_defended_model_sees_the_own_gradient(defense: nn.Module) -> None:
     assert torch.autograd.gradcheck(lambda x: model(x, index=3), images)
 
 
-def test_noise_that_is_held_has_no_gradient() -> None:
+def test_noise_that_is_clipped_has_no_gradient() -> None:
     images = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64).repeat(40, 1)[None, None].requires_grad_()
     noisy = GaussianNoise(20, seed=0)(images)
     noisy.sum().backward()
-    held = (noisy == 0) | (noisy == 1)
-    assert held.any()
+    clipped = (noisy == 0) | (noisy == 1)
+    assert clipped.any()
     assert images.grad is not None
-    assert torch.equal(images.grad, (~held).double())
+    assert torch.equal(images.grad, (~clipped).double())

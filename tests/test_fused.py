@@ -70,7 +70,7 @@ def products_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def settings(**overrides: Any) -> Settings:
     arguments: dict[str, Any] = {"network_steps": 3, "kernel_size": 9, "backend": "triton"}
-    return OnlineAlternateGenerator(**arguments | overrides).settings
+    return Settings(**arguments | overrides)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

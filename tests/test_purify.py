@@ -459,7 +459,7 @@ def test_bad_files_are_named_in_a_line_each_and_the_others_go_on(tmp_path: Path,
     (folder / "empty.png").touch()
     (folder / "text.png").write_text("hello")
     (folder / "bomb.png").write_bytes(bomb())
-    save(folder / "small.png", size=(5, 7))
+    save(folder / "small.png", size=(5, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert purify(folder, tmp_path / "missing.png", tmp_path / "none*", "--out", tmp_path / "o") == 1
@@ -471,7 +471,7 @@ def test_bad_files_are_named_in_a_line_each_and_the_others_go_on(tmp_path: Path,
         "empty.png": "empty",
         "text.png": "is not an image",
         "bomb.png": "megapixels",
-        "small.png": "at least kernel_size = 9 pixels, got 7 x 5",
+        "small.png": "at least 2 pixels, got 1 x 5",
         "missing.png": "no such file",
         "none*": "no file matches",
     }
@@ -572,7 +572,7 @@ def test_one_that_diverges_does_not_take_its_batch_along(
         (["a.png", "--out", "o", "--seed", "-3"], "seed must be None or an integer >= 0, got -3"),
         (["a.png", "--out", "o", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["a.png", "--out", "o", "--jobs", "0"], "--jobs must be at least 1, got 0"),
-        (["a.png", "--out", "o", "--resize", "8"], "resize must be an integer >= 9, got 8"),
+        (["a.png", "--out", "o", "--resize", "1"], "resize must be an integer >= 2, got 1"),
         (["a.png", "--out", "o", "--device", "nonsense"], "device 'nonsense' can't be used here"),
         (["a.png", "--out", "o", "--device", "meta"], "device 'meta' can't be used here"),
         (["a.png", "--out", "o", "--overwrite", "--skip-existing"], "--overwrite and --skip-existing are not allowed together"),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from oag_transform import OnlineAlternateGenerator, streams
 from oag_transform.generator import reference
+from oag_transform.generator.settings import Settings
 from oag_transform.images import to_model_units
 from tests.photographs import picture
 
@@ -16,7 +17,8 @@ CASES: dict[str, dict[str, Any]] = {
     "full strength": {"strength": 1.0},
     "half strength": {"strength": 0.5, "threshold": 3.0},
     "exact": {"langevin": "exact", "network_steps": 4},
-    "halved pace": {"fc_lr": 3.0},
+    "halved pace": {"fc_lr": 3.0, "kernel_size": 9, "stride": 3, "threshold": 7.5, "scale": 6.5},
+    "default of large images": {"kernel_size": 9, "stride": 3, "threshold": 7.5, "scale": 6.5},
     "held rate": {"conv_lr": 1.0},
     "fixed rates": {"adaptive_lr": False, "conv_lr": 0.003},
     "uniform": {"init": "uniform", "threshold": 0.0, "fc_lr": 0.01},
@@ -44,7 +46,7 @@ PAPER: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_loop_is_the_reference(purify: OnlineAlternateGenerator, channels: int) -> None:
     image = picture(channels, 26, 31)
-    expected = reference.purify(image, purify.settings, seed=3, index=5)
+    expected = reference.purify(image, purify.settings_for(26, 31), seed=3, index=5)
     torch.testing.assert_close(purify(image, index=5), expected, rtol=0, atol=1e-9)
 
 
@@ -55,14 +57,16 @@ def normal(*shape: int, seed: int) -> Tensor:
 def test_it_makes_a_picture() -> None:
     """So that a failure shared by both loops shows."""
     image = picture(3, 60, 60)
-    made = reference.purify(image, OnlineAlternateGenerator().settings, seed=0, index=0)
+    made = reference.purify(image, OnlineAlternateGenerator().settings_for(60, 60), seed=0, index=0)
     assert (made - image).square().mean() < 0.25 * (image - image.mean((1, 2), keepdim=True)).square().mean()
 
 
 @pytest.mark.parametrize("case", ["default", "full strength", "exact", "halved pace", "held rate", "uniform", "stride 2"])
 def test_the_reference_is_differentiable(case: str) -> None:
     """Its derivative along a random direction, by central differences over a step that no mask changes in."""
-    settings = OnlineAlternateGenerator(**{"filters": 6, "network_steps": 4, "image_steps": 12} | CASES[case]).settings
+    settings = OnlineAlternateGenerator(**{"filters": 6, "network_steps": 4, "image_steps": 12} | CASES[case]).settings_for(
+        18, 21
+    )
     image, direction, weights = picture(3, 18, 21), normal(3, 18, 21, seed=1), normal(3, 18, 21, seed=2)
     image = image.clamp(0.2, 0.8)
 
@@ -80,15 +84,16 @@ def test_the_reference_is_differentiable(case: str) -> None:
 def test_rounds_are_what_the_trace_shows() -> None:
     image, purify = picture(3, 20, 22), OnlineAlternateGenerator(filters=6, network_steps=4, seed=0, strength=1.0)
     (generator,) = streams.generators(0, [2], torch.device("cpu"))
-    rounds = list(reference.alternate(to_model_units(image, 6.5), purify.settings, generator, 1.0))
+    settings = purify.settings_for(20, 22)
+    rounds = list(reference.alternate(to_model_units(image, settings.scale), settings, generator, 1.0))
     moments = list(purify.trace(image, index=2))
     assert [moment.step for moment in moments] == [1, 2, 3, 4]
     for made, moment in zip(rounds, moments, strict=True):
-        residual = purify.scale * (made - to_model_units(image, 6.5)).square().mean().sqrt()
+        residual = settings.scale * (made - to_model_units(image, settings.scale)).square().mean().sqrt()
         assert moment.residual.item() == pytest.approx(residual.item(), rel=1e-9)
 
 
 def test_operands_of_another_precision_are_refused() -> None:
-    settings = OnlineAlternateGenerator(compute_dtype=torch.bfloat16).settings
+    settings = Settings(compute_dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"compute_dtype must be None.*got torch\.bfloat16"):
         reference.purify(picture(3, 20, 20), settings, seed=0, index=0)

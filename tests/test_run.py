@@ -56,7 +56,7 @@ def small(**overrides: object) -> OnlineAlternateGenerator:
 @either
 def test_more_network_steps_come_closer_to_the_reference(compute_dtype: torch.dtype) -> None:
     image = picture(3, 60, 60).float()
-    purify = small(network_steps=20, compute_dtype=compute_dtype)
+    purify = small(network_steps=20, kernel_size=9, stride=3, threshold=7.5, compute_dtype=compute_dtype)
     residuals = [moment.residual.item() for moment in purify.trace(image, every=4)]
     assert residuals == sorted(residuals, reverse=True)
     assert residuals[-1] < 0.6 * residuals[0]
@@ -125,9 +125,8 @@ def test_a_snapshot_is_a_snapshot(backend: str, monkeypatch: pytest.MonkeyPatch)
         pytest.skip("on CUDA")
     purify = small(network_steps=3, backend=backend)
     pixels = picture(1, 3, 20, 20).float()
-    states = list(
-        alternate(pixels, purify.settings, choose_loop(purify.settings, pixels.device, pixels.dtype), 0, [0], every=1)
-    )
+    s = purify.settings_for(20, 20)
+    states = list(alternate(pixels, s, choose_loop(s, pixels.device, pixels.dtype), 0, [0], every=1))
     assert [state.step for state in states] == [1, 2, 3]
     for one, other in itertools.pairwise(states):
         assert not torch.equal(one.images, other.images)
@@ -135,7 +134,7 @@ def test_a_snapshot_is_a_snapshot(backend: str, monkeypatch: pytest.MonkeyPatch)
         assert not torch.equal(one.theta.weight, other.theta.weight)
         assert torch.equal(one.reference, other.reference)
     for state, moment in zip(states, purify.trace(pixels), strict=True):
-        torch.testing.assert_close(to_pixels(state.images, purify.scale), moment.images)
+        torch.testing.assert_close(to_pixels(state.images, s.scale), moment.images)
 
 
 def test_trace_ends_with_what_forward_returns() -> None:

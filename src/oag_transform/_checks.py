@@ -249,7 +249,7 @@ def rows_are(images: Sequence[int]) -> Iterator[None]:
 
 def _size(height: int, width: int, minimum: int) -> None:
     if min(height, width) < minimum:
-        raise ValueError(f"expected height and width of at least kernel_size = {minimum} pixels, got {height} x {width}")
+        raise ValueError(f"expected height and width of at least {minimum} pixels, got {height} x {width}")
 
 
 def _extremes(images: Tensor) -> tuple[float, float]:

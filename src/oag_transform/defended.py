@@ -13,14 +13,12 @@ from torchvision.transforms.v2 import Normalize
 from torchvision.transforms.v2 import functional as tvf
 
 from . import _checks
+from .generator.settings import shift_for
 from .straight_through import clipped, straight_through
 from .transform import OnlineAlternateGenerator, uncompiled
 
 Defense = Callable[..., Tensor]
 """A batch transform on [0, 1] images (N, C, H, W), which may have a keyword ``index`` for their random streams."""
-
-SHIFT = 5
-"""Default shift of the views: of 3, 5 and 7 pixels the largest that cost nothing on clean and noisy 224 x 224 photographs."""
 
 
 class DefendedModel(nn.Module):
@@ -49,8 +47,8 @@ class DefendedModel(nn.Module):
         samples: number k of independent purifications whose class probabilities are averaged, of each defense: k times the
             cost, for a point of accuracy at most with the default defense. 1 where the defense isn't random.
         shift: pixels by which each of the four views is moved, up or down and left or right; less than the image's sides.
-            An odd number lies off the grid of every even stride. 0: the purified image itself is the only view. The default
-            is meant for images of about 224 pixels.
+            An odd number lies off the grid of every even stride. 0: the purified image itself is the only view. ``None``:
+            follows the image's short side, see :func:`~oag_transform.generator.settings.shift_for`; 5 at 224 pixels.
         clip: images beyond [0, 1] are clipped to it, with the straight-through gradient; False: they are an error of the
             default defense. It is for attacks that look slightly beyond, as NI-FGSM, SPSA and Gaussian noise do; off, so that
             images that were normalised by mistake are found. NaN and infinity are errors in either case.
@@ -79,7 +77,7 @@ class DefendedModel(nn.Module):
         *,
         normalize: Callable[[Tensor], Tensor] | None = None,
         samples: int = 1,
-        shift: int = SHIFT,
+        shift: int | None = None,
         clip: bool = False,
         gradient: Literal["straight_through", "own"] = "straight_through",
     ) -> None:
@@ -89,7 +87,7 @@ class DefendedModel(nn.Module):
         if normalize is not None and not callable(normalize):
             raise TypeError(f"normalize must be callable or None, got {type(normalize).__name__}")
         self.samples = _checks.integer("samples", samples, at_least=1)
-        self.shift = _checks.integer("shift", shift)
+        self.shift = None if shift is None else _checks.integer("shift", shift)
         self.clip = _checks.flag("clip", clip)
         self.gradient = _checks.choice("gradient", gradient, ("straight_through", "own"))
         self.target = target
@@ -105,7 +103,7 @@ class DefendedModel(nn.Module):
         defense: Defense | Sequence[Defense] | None = None,
         *,
         samples: int = 1,
-        shift: int = SHIFT,
+        shift: int | None = None,
         clip: bool = False,
         gradient: Literal["straight_through", "own"] = "straight_through",
         progress: bool = True,
@@ -141,7 +139,7 @@ class DefendedModel(nn.Module):
         *,
         pretrained: bool = True,
         samples: int = 1,
-        shift: int = SHIFT,
+        shift: int | None = None,
         clip: bool = False,
         gradient: Literal["straight_through", "own"] = "straight_through",
     ) -> "DefendedModel":
@@ -230,7 +228,7 @@ class DefendedModel(nn.Module):
         return averaged
 
     def _views(self, purified: Tensor) -> Sequence[Tensor]:
-        return shifted(purified, self.shift)
+        return shifted(purified, shift_for(*purified.shape[-2:]) if self.shift is None else self.shift)
 
     def _logits(self, view: Tensor) -> Tensor:
         """What the target says of a view. Neither shares memory with another: normalisation and target may work in place."""
@@ -250,7 +248,7 @@ class DefendedModel(nn.Module):
             raise ValueError(f"expected a batch of images (N, C, H, W), got {got}")
         if not images.is_floating_point():
             raise TypeError(f"expected floating-point images in [0, 1], got {images.dtype}; use images.float() / 255 for uint8")
-        if self.shift >= min(images.shape[-2:]):
+        if self.shift is not None and self.shift >= min(images.shape[-2:]):
             raise ValueError(f"shift must be less than the sides of the images, {tuple(images.shape[-2:])}, got {self.shift}")
 
     def extra_repr(self) -> str:

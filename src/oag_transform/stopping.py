@@ -60,9 +60,8 @@ def choose_network_steps(
     noise_std = _checks.number("noise_std", noise_std, at_least=0)
     tolerance = _checks.number("tolerance", tolerance, at_least=0)
     every = _checks.integer("every", every, at_least=1)
-    _checks.images(
-        images, minimum_size=defense.settings.kernel_size
-    )  # holding noised images to [0, 1] must not hide a wrong range
+    # holding noised images to [0, 1] must not hide a wrong range
+    _checks.images(images, minimum_size=defense.settings.minimum_size)
 
     correct: dict[int, int] = {}
     for rows in defense.chunks(images):

@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 from . import _checks, streams
 from .generator import energy
 from .generator.run import Loop, alternate, choose_loop, diverged, operands, purify
-from .generator.settings import PAPER, RENAMED, Settings, argument, for_noise, meanings, one_of
+from .generator.settings import PAPER, RENAMED, SIZED, BySize, Settings, argument, for_noise, meanings, one_of
 from .generator.state import State
 from .generator.tiles import tiles
 from .images import ImageLike, like, to_batch, to_pixels, work_type
@@ -26,12 +26,15 @@ from .straight_through import straight_through
 
 Gradient = Literal["straight_through", "none"]
 OnFailure = Literal["raise", "return_input"]
+CHUNK_PIXELS = 2**14
+"""Of images that a CPU works on together: operators on fewer take less time than Python needs to call them."""
+
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(Settings):
+class Arguments(BySize):
     """What :class:`OnlineAlternateGenerator` is made with: hyper-parameters, and how it behaves as a transform."""
 
     seed: int | None = argument(
@@ -42,7 +45,8 @@ class Arguments(Settings):
     )
     chunk_size: int | None = argument(
         None,
-        "images that are worked on together. ``None``: 1 on the CPU, where that is fastest, 32 elsewhere.",
+        """images that are worked on together. ``None``: on the CPU as many as have 16,384 pixels together, and at least
+        one, which is fastest there; 32 elsewhere.""",
         lambda name, value: None if value is None else _checks.integer(name, value, at_least=1),
     )
     gradient: Gradient = argument(
@@ -120,15 +124,17 @@ class OnlineAlternateGenerator(nn.Module):
     docs/results.md). There are no pretrained weights. It is no protection against an attacker who knows it is there and
     attacks through it (docs/adversaries.md).
 
-    Every argument is an attribute that can be read and not set: another setting is another transform.
+    Every argument is an attribute that can be read and not set: another setting is another transform. Those that are ``None``
+    by default because they follow the size of the image (see :func:`~oag_transform.generator.settings.default_for`) stay
+    ``None`` there; :meth:`settings_for` gives what they are for a size.
 
     Args:
         {arguments}
 
     Shape:
         - Input: a PIL image (RGB or L), or a tensor or ``tv_tensors.Image`` of shape (..., C, H, W), C = 1 or 3,
-          H, W >= ``kernel_size``; uint8, or float16, bfloat16, float32 or float64 in [0, 1]; any device. Or, as a v2
-          transform, a sample around images; see :meth:`forward`.
+          H, W of at least 2, or ``kernel_size`` where it is given; uint8, or float16, bfloat16, float32 or float64 in
+          [0, 1]; any device. Or, as a v2 transform, a sample around images; see :meth:`forward`.
         - Output: the same kind, shape, dtype and device. float64 is computed in float64, all else in float32.
 
     Each image has a random stream of its own: ``t(batch)[i]`` is ``t(batch[i], index=i)``, whatever else is in the batch
@@ -205,8 +211,8 @@ class OnlineAlternateGenerator(nn.Module):
 
         Raises:
             TypeError: no image, or a dtype that is neither uint8 nor floating point.
-            ValueError: a PIL mode other than RGB or L, a shape other than (..., 1 or 3, H, W), H or W below ``kernel_size``,
-                NaN or infinity, values outside [0, 1], or a bad ``index``.
+            ValueError: a PIL mode other than RGB or L, a shape other than (..., 1 or 3, H, W), H or W below 2 or a given
+                ``kernel_size``, NaN or infinity, values outside [0, 1], or a bad ``index``.
             DivergenceError, RuntimeError: see the class; and where it is exported, traced or vmapped.
         """
         _checks.eager(images)
@@ -226,28 +232,36 @@ class OnlineAlternateGenerator(nn.Module):
             leaves[place] = self._image(leaves[place], *found)
         return pytree.tree_unflatten(leaves, structure)
 
-    def _image(self, images: ImageLike, indices: list[int], loop: Loop) -> ImageLike:
+    def settings_for(self, height: int, width: int) -> Settings:
+        """The hyper-parameters that images of this size are purified with: what was given, and what follows the size.
+
+        Raises:
+            ValueError: what was given doesn't go with what follows the size: kernels smaller than their stride.
+        """
+        return self.settings.at(height, width)
+
+    def _image(self, images: ImageLike, indices: list[int], settings: Settings, loop: Loop) -> ImageLike:
         def purified(plain: Any) -> Any:
             with _plain_mode(work_type(images)[0]):
-                return like(self._purify(to_batch(plain), indices, loop), plain)
+                return like(self._purify(to_batch(plain), indices, settings, loop), plain)
 
         if not isinstance(images, Tensor) or not images.is_floating_point() or self.settings.gradient == "none":
             return purified(images)
         result = straight_through(images.as_subclass(Tensor), purified)
         return tv_tensors.wrap(result, like=images) if isinstance(images, tv_tensors.TVTensor) else result
 
-    def _checked(self, images: ImageLike, index: Any) -> tuple[list[int], Loop]:
+    def _checked(self, images: ImageLike, index: Any) -> tuple[list[int], Settings, Loop]:
         """All that can be wrong with a call is found here, before any work."""
-        _checks.images(images, minimum_size=self.settings.kernel_size)
-        return _checks.indices(index, _count(images)), choose_loop(self.settings, *work_type(images))
+        _checks.images(images, minimum_size=self.settings.minimum_size)
+        settings = self.settings.at(*_sides(images))
+        return _checks.indices(index, _count(images)), settings, choose_loop(settings, *work_type(images))
 
-    def _purify(self, batch: Tensor, indices: list[int], loop: Loop) -> Tensor:
-        s = self.settings
-        seed = streams.fresh_seed() if s.seed is None else s.seed
+    def _purify(self, batch: Tensor, indices: list[int], s: Settings, loop: Loop) -> Tensor:
+        seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
         purified = torch.empty_like(batch)
         height, width = batch.shape[-2:]
         steps = len(batch) * s.network_steps * len(tiles(height, width, s.tile_size, s.stride))
-        with _progress_bar(steps, s.progress) as advance:
+        with _progress_bar(steps, self.settings.progress) as advance:
             for rows in self.chunks(batch):
                 part, failed = purify(batch[rows], s, loop, seed, [indices[row] for row in rows], advance)
                 if failed.any():
@@ -277,49 +291,35 @@ class OnlineAlternateGenerator(nn.Module):
         every = _checks.integer("every", every, at_least=1)
         return self._trace(*self._checked(images, index), images, every)
 
-    def _trace(self, indices: list[int], loop: Loop, images: ImageLike, every: int) -> Iterator[TraceStep]:
-        s, batch = self.settings, to_batch(images)
-        seed = streams.fresh_seed() if s.seed is None else s.seed
+    def _trace(self, indices: list[int], s: Settings, loop: Loop, images: ImageLike, every: int) -> Iterator[TraceStep]:
+        batch = to_batch(images)
+        seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
         with _plain_mode(batch.device):
             chunks = [(batch[rows], [indices[row] for row in rows]) for rows in self.chunks(batch)]
             runs = [alternate(pixels, s, loop, seed, streams_of, every=every) for pixels, streams_of in chunks]
         while runs:
             with _plain_mode(batch.device):
                 states = [next(run) for run in runs]
-                moment = self._trace_step(states, images)
+                moment = _trace_step(states, images, s)
             yield moment  # outside of the modes above, which would leak into the caller
             if moment.step == s.network_steps:
                 return
 
-    def _trace_step(self, states: list[State], images: ImageLike) -> TraceStep:
-        step, scale = states[0].step, self.settings.scale
-        failed = torch.cat([diverged(state, self.settings) for state in states]).nonzero().flatten().tolist()
-        if failed:
-            raise DivergenceError(f"the energy network diverged for image(s) {failed} by network step {step}", failed)
-        energies = torch.cat([energy.energy(energy.responses(s.pair, s.theta), s.theta) for s in states], dim=1)
-        synthesised = torch.cat([state.images for state in states])
-        residual = synthesised - torch.cat([state.reference for state in states])
-        return TraceStep(
-            step=step,
-            images=like(to_pixels(synthesised, scale), images),
-            residual=scale * residual.square().mean((1, 2, 3)).sqrt(),
-            energy=energies[1],
-            reference_energy=energies[0],
-        )
-
     def chunks(self, batch: Tensor) -> list[range]:
         """Rows of a batch (N, C, H, W) that are worked on together; see ``chunk_size``."""
-        # one image at a time keeps the state of a CPU run in its caches
-        size = self.settings.chunk_size or (1 if batch.device.type == "cpu" else 32)
+        pixels = batch.shape[-2] * batch.shape[-1]
+        size = self.settings.chunk_size or (max(CHUNK_PIXELS // max(pixels, 1), 1) if batch.device.type == "cpu" else 32)
         return [range(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
 
     def extra_repr(self) -> str:
         """Every argument, so that ``repr`` rebuilds the transform; and what ``compute_dtype=None`` is on this machine's CPU."""
         arguments = ", ".join(f"{name}={getattr(self.settings, name)!r}" for name in _NAMES)
-        if self.settings.compute_dtype is not None:
-            return arguments
-        found = operands(self.settings, torch.device("cpu"), torch.float32)
-        return f"{arguments}\n# compute_dtype on this CPU: {found}"
+        notes = []
+        if follow := [name for name in SIZED if getattr(self.settings, name) is None]:
+            notes.append(f"# by the size of the image, see settings_for(height, width): {', '.join(follow)}")
+        if self.settings.compute_dtype is None:
+            notes.append(f"# compute_dtype on this CPU: {operands(self.settings, torch.device('cpu'), torch.float32)}")
+        return "\n".join([arguments, *notes])
 
 
 # written once, where they are declared; without docstrings (python -OO) there is nothing to fill in
@@ -335,6 +335,28 @@ def _callers_level() -> int:
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in (__package__, "torch", "contextlib"):
         frame, level = frame.f_back, level + 1
     return level
+
+
+def _trace_step(states: list[State], images: ImageLike, settings: Settings) -> TraceStep:
+    step, scale = states[0].step, settings.scale
+    failed = torch.cat([diverged(state, settings) for state in states]).nonzero().flatten().tolist()
+    if failed:
+        raise DivergenceError(f"the energy network diverged for image(s) {failed} by network step {step}", failed)
+    energies = torch.cat([energy.energy(energy.responses(s.pair, s.theta), s.theta) for s in states], dim=1)
+    synthesised = torch.cat([state.images for state in states])
+    residual = synthesised - torch.cat([state.reference for state in states])
+    return TraceStep(
+        step=step,
+        images=like(to_pixels(synthesised, scale), images),
+        residual=scale * residual.square().mean((1, 2, 3)).sqrt(),
+        energy=energies[1],
+        reference_energy=energies[0],
+    )
+
+
+def _sides(images: Any) -> tuple[int, int]:
+    """Height and width of an image or a batch of a checked kind."""
+    return (images.height, images.width) if isinstance(images, PIL.Image.Image) else (images.shape[-2], images.shape[-1])
 
 
 def _count(images: Any) -> int:

@@ -13,7 +13,7 @@ import functools
 import importlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -91,7 +91,7 @@ def _run(called: str, module: ModuleType, arguments: list[str]) -> int:
     return status
 
 
-def _parse(called: str, command: type[Any], arguments: list[str]) -> Any:
+def _parse(called: str, command: Callable[..., Any], arguments: list[str]) -> Any:
     """The command with its arguments.
 
     Raises:

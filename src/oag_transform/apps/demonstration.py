@@ -1,4 +1,4 @@
-"""What the demo shows: photographs under the paper's attacks, and what a classifier makes of them behind each defense."""
+"""What the demo shows: images under gray-box and adaptive attacks, and their classification behind each defense."""
 
 import sys
 import time
@@ -18,27 +18,27 @@ from ..evaluation.backbones import efficientnet_lite
 from ..evaluation.render.figures import residuals
 from ..transform import OnlineAlternateGenerator
 
-EPSILON = 6  # grey levels, of the attack through the defense; the paper's for FGSM and IGSM
-STEPS = 5  # of that attack, of 2 grey levels each
-THROUGH = 8  # photographs that are attacked through the defense
+EPSILON = 6  # grey levels, of the adaptive attack; the paper's bound for FGSM and IGSM
+STEPS = 5  # of the adaptive attack, of 2 grey levels each
+ADAPTIVE_COUNT = 8  # images under the adaptive attack
 CW_STEPS = 10  # of Adam, in one search: as many succeed as with 30 in two
 QUALITY = 75
-NONE, VIEWS, COMPRESSED, NOISE, OAG = "as it is", "four views alone", f"JPEG {QUALITY}", "white noise as strong", "ours"
-CLEAN, ADAPTIVE = "clean", "through it"
+NONE, VIEWS, COMPRESSED, NOISE, OAG = "no defense", "four views alone", f"JPEG {QUALITY}", "noise of equal size", "OAG"
+CLEAN, ADAPTIVE = "clean", "adaptive"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo saw, for n ImageNet photographs that the target classifies correctly.
+    """What the demo measured, on n ImageNet images that the target classifies correctly.
 
     Attributes:
         target: the classifier.
         labels: (n,) int64, their classes.
         images: clean and under each attack, by the name of the column: (n, 3, 224, 224) float32 in [0, 1].
-        purified: by ours, likewise.
-        right: whether each photograph is classified correctly, by the names of row and column: (n,) bool; in the column
-            :data:`ADAPTIVE` (THROUGH,).
-        changes: root-mean-square change that ours makes to each photograph, by column: (n,), in [0, 1].
+        purified: the same images, purified by OAG.
+        right: whether each image is classified correctly, by the names of row and column: (n,) bool; in the column
+            :data:`ADAPTIVE` (ADAPTIVE_COUNT,).
+        changes: root-mean-square change that OAG makes to each image, by column: (n,), in [0, 1].
         seconds_per_image: of the purification.
     """
 
@@ -51,21 +51,21 @@ class Outcome:
     seconds_per_image: float
 
 
-def measure(seed: int = 0, count: int = 20, ours: Callable[..., Tensor] | None = None) -> Outcome:
-    """Attack foolbox's ImageNet photographs, and meet the attacks in five ways.
+def measure(seed: int = 0, count: int = 20, defense: Callable[..., Tensor] | None = None) -> Outcome:
+    """Attack foolbox's ImageNet images, and classify them behind five defenses.
 
     Args:
         seed: of all that is random.
-        count: photographs, at most 20; those that the target gets right are kept.
-        ours: the defense; None: ``OnlineAlternateGenerator(seed=seed)``.
+        count: images, at most 20; those that the target gets right are kept.
+        defense: takes the place of ``OnlineAlternateGenerator(seed=seed)``.
     """
     target = efficientnet_lite(0)
-    clean, labels = _photographs(target, count)
+    clean, labels = _images(target, count)
     models = {
         NONE: DefendedModel(target, _nothing, shift=0),
         VIEWS: DefendedModel(target, _nothing),
         COMPRESSED: DefendedModel(target, JPEG(QUALITY)),
-        OAG: DefendedModel(target, OnlineAlternateGenerator(seed=seed) if ours is None else ours),
+        OAG: DefendedModel(target, OnlineAlternateGenerator(seed=seed) if defense is None else defense),
     }
     images = {CLEAN: clean}
     _say("attacks")
@@ -81,7 +81,7 @@ def measure(seed: int = 0, count: int = 20, ours: Callable[..., Tensor] | None =
     changes = {name: (purified[name] - x).square().mean((1, 2, 3)).sqrt() for name, x in images.items()}
 
     def noisy(x: Tensor, name: str) -> DefendedModel:
-        """White noise of the strength that ours has changed each photograph of a column by, in the same views."""
+        """White noise of the size of the change that OAG made to each image of a column, in the same views."""
         return DefendedModel(target, WhiteNoise(changes[name][: len(x)], seed))
 
     _say("classification")
@@ -91,17 +91,17 @@ def measure(seed: int = 0, count: int = 20, ours: Callable[..., Tensor] | None =
             NOISE: {name: _behind(noisy(x, name), x, labels) for name, x in images.items()},
             OAG: {name: _right(models[OAG], purified[name], labels) for name in images},
         }
-    models[NOISE] = noisy(clean[:THROUGH], CLEAN)
-    _say("attacks through the defenses")
+    models[NOISE] = noisy(clean[:ADAPTIVE_COUNT], CLEAN)
+    _say("adaptive attacks")
     for name, by_column in right.items():
-        attacked = attack_through(models[name], clean[:THROUGH], labels[:THROUGH])
+        attacked = adaptive_attack(models[name], clean[:ADAPTIVE_COUNT], labels[:ADAPTIVE_COUNT])
         with torch.no_grad():
-            by_column[ADAPTIVE] = _behind(models[name], attacked, labels[:THROUGH])
+            by_column[ADAPTIVE] = _behind(models[name], attacked, labels[:ADAPTIVE_COUNT])
     return Outcome(target, labels, images, purified, right, changes, seconds)
 
 
 class WhiteNoise(nn.Module):
-    """The control: what a defense is worth is what it does better than noise. Image i gets standard deviation ``std[i]``."""
+    """The control: a defense must do better than noise of the same size. Image i gets standard deviation ``std[i]``."""
 
     def __init__(self, std: Tensor, seed: int) -> None:
         super().__init__()
@@ -109,16 +109,16 @@ class WhiteNoise(nn.Module):
         self.seed = seed
 
     def forward(self, images: Tensor, *, index: Sequence[int]) -> Tensor:
-        """Noisy images (N, C, H, W) of as many as there are standard deviations, held to [0, 1]."""
+        """Noisy images (N, C, H, W) for N standard deviations, clipped to [0, 1]."""
         generators = streams.noise_generators(self.seed, index, images.device)
         return streams.add_normal(images, self.std[:, None, None, None], generators)
 
 
-def attack_through(model: DefendedModel, images: Tensor, labels: Tensor) -> Tensor:
-    """IGSM away from the right class, by one who knows the defense: it is the identity to the gradient (BPDA).
+def adaptive_attack(model: DefendedModel, images: Tensor, labels: Tensor) -> Tensor:
+    """Attacked images of an untargeted IGSM that knows the defense, and takes its gradient for the identity (BPDA).
 
-    Images (N, C, H, W) in [0, 1], none of them moved by more than :data:`EPSILON` grey levels, rounded to 8 bits. Each step
-    draws fresh noise, and none that :func:`measure` judges by: the attacker doesn't know what is to come.
+    They are (N, C, H, W) in [0, 1], within :data:`EPSILON` grey levels of ``images``, rounded to 8 bits. Each step draws fresh
+    noise, other than that of :func:`measure`: the attacker doesn't know the draws of the evaluation.
     """
     attacked, eps = images, EPSILON / 255
     for step in range(1, STEPS + 1):
@@ -131,7 +131,7 @@ def attack_through(model: DefendedModel, images: Tensor, labels: Tensor) -> Tens
 
 
 def table(outcome: Outcome) -> str:
-    """The photographs that are classified correctly, of each column behind each defense, and what to know about them."""
+    """Correctly classified images of each column behind each defense, with notes on how they were measured."""
     columns = [*outcome.images, ADAPTIVE]
     cells = [["", *columns]]
     for row, by_column in outcome.right.items():
@@ -141,21 +141,20 @@ def table(outcome: Outcome) -> str:
         f"{row:<{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(rest, widths, strict=True))
         for row, *rest in cells
     ]
-    lines = ["ImageNet photographs that EfficientNet-lite0 gets right", lines[0], "-" * len(lines[0]), *lines[1:]]
+    lines = ["ImageNet images that EfficientNet-lite0 gets right", lines[0], "-" * len(lines[0]), *lines[1:]]
     levels = ", ".join(f"{255 * outcome.changes[name].mean():.0f}" for name in outcome.images)
     lines += [
         "",
-        f"FGSM and IGSM are targeted; C&W takes {CW_STEPS} steps, which is enough here. All but the first row: in four views.",
-        f"White noise: as strong as what ours changes in each photograph, {levels} grey levels on average.",
-        f"Through it: the attacker knows the row's defense. IGSM {EPSILON}/255 away from the right class, {STEPS} steps,",
-        "the gradient of the defense taken for the identity (BPDA), with fresh noise in each step.",
-        f"Ours: {outcome.seconds_per_image:.2f} s an image with {torch.get_num_threads()} CPU threads.",
+        f"Gray box: FGSM and IGSM (targeted), MI-FGSM, C&W ({CW_STEPS} steps). All rows but the first use four views.",
+        f"Noise has the size of OAG's change to each image, on average {levels} grey levels.",
+        f"Adaptive: the attacker knows the row's defense. Untargeted IGSM, {EPSILON}/255, {STEPS} steps, BPDA, fresh draws.",
+        f"OAG takes {outcome.seconds_per_image:.2f} s an image with {torch.get_num_threads()} CPU threads.",
     ]
     return "\n".join(lines)
 
 
 def picture(outcome: Outcome, path: Path, rows: int = 3, attack: str = "IGSM 6/255") -> None:
-    """Write a picture in the manner of the paper's Fig. 1: images, and below them their residuals, magnified."""
+    """Write a picture like the paper's Fig. 1: images, and below them their magnified residuals."""
     behind = DefendedModel(outcome.target)
     clean, attacked = outcome.images[CLEAN], outcome.images[attack]
     kinds: list[tuple[str, Tensor, Callable[[Tensor], Tensor]]] = [
@@ -168,12 +167,12 @@ def picture(outcome: Outcome, path: Path, rows: int = 3, attack: str = "IGSM 6/2
     probabilities = [_logits(classify, images).softmax(1)[truth] for _, images, classify in kinds]
     # the images on which most was at stake
     chosen = (probabilities[0] - probabilities[1]).argsort(descending=True)[:rows]
-    notes = [[f"right label: {value:.3f}" for value in column[chosen].tolist()] for column in probabilities]
+    notes = [[f"correct class: {value:.3f}" for value in column[chosen].tolist()] for column in probabilities]
     residuals(path, [(name, images[chosen]) for name, images, _ in kinds], clean[chosen], notes)
 
 
-def _photographs(target: nn.Module, count: int) -> tuple[Tensor, Tensor]:
-    """The ImageNet photographs of foolbox that the target gets right, and their classes."""
+def _images(target: nn.Module, count: int) -> tuple[Tensor, Tensor]:
+    """The ImageNet images of foolbox that the target gets right, and their classes."""
     import foolbox  # attacks, above, silences a warning that it gives on import
 
     model = foolbox.PyTorchModel(target, bounds=(0, 1), device="cpu")
@@ -205,6 +204,6 @@ def _behind(model: DefendedModel, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _say(step: str) -> None:
-    """What is being done, where somebody looks on."""
+    """Show progress on a terminal."""
     if sys.stderr.isatty():
         print(f"{step} ...", file=sys.stderr, flush=True)

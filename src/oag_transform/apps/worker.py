@@ -59,7 +59,7 @@ class PurifyPlan:
         _checks.integer("batch_size", self.batch_size, at_least=1)
         transform = transform_of(self)
         if self.resize is not None:
-            _checks.integer("resize", self.resize, at_least=transform.settings.kernel_size)
+            _checks.integer("resize", self.resize, at_least=transform.settings.minimum_size)
         try:
             torch.zeros(1, device=self.device).cpu()
         except (RuntimeError, AssertionError) as error:  # a PyTorch without CUDA asserts that

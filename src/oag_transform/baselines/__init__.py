@@ -1,1 +1,1 @@
-"""What else would do: the defenses of other papers, and controls, that ours is compared with."""
+"""Defenses of other papers, and controls, that OAG is compared with."""

@@ -1,6 +1,8 @@
-"""What peers share: batches, checked and in a precision to compute in; a random stream for each image; a way through NumPy."""
+"""What baselines share: checked batches, random streams, one image after the other, and a way through NumPy."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,9 +30,44 @@ def generators(seed: int | None, indices: Sequence[int], device: torch.device) -
     return streams.generators(streams.fresh_seed() if seed is None else seed, indices, device)
 
 
+def integer(low: int, high: int, generator: Generator) -> int:
+    """A random integer, uniform in [low, high)."""
+    return int(torch.randint(low, high, (), generator=generator, device=generator.device))
+
+
+def uniform(low: float, high: float, generator: Generator) -> float:
+    """A random number, uniform in [low, high)."""
+    return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64, device=generator.device))
+
+
+def one_by_one(batch: Tensor, defend: Callable[[Tensor, Generator], Tensor], drawn: Sequence[Generator]) -> Tensor:
+    """``defend(image, generator)`` of each image (1, C, H, W), so that no result depends on the batch; the same shape."""
+    results = [defend(image[None], generator) for image, generator in zip(batch, drawn, strict=True)]
+    return torch.cat([batch[:0], *results])  # what is empty keeps its shape and gradient
+
+
 def in_numpy(batch: Tensor, function: Callable[[NDArray[Any], int], NDArray[Any]]) -> Tensor:
-    """``function(image, row)`` of each image (C, H, W), held to [0, 1]; without a gradient."""
+    """``function(image, row)`` of each image (C, H, W), clipped to [0, 1]; without a gradient."""
     results = torch.empty_like(batch, device=CPU)
     for row, image in enumerate(batch.detach().cpu().numpy()):
         results[row] = torch.from_numpy(function(image, row))
     return results.clamp(0, 1).to(batch.device)
+
+
+@contextlib.contextmanager
+def with_gradients(device: torch.device) -> Iterator[None]:
+    """Gradients, whatever the caller's mode is, and none of the caller's autocast."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def kornia(module: str, user: str) -> Any:
+    """A module of kornia, such as ``"color"``; imported late, for it is an extra.
+
+    Raises:
+        ModuleNotFoundError: the package is missing; the message names ``user`` and the extra.
+    """
+    try:
+        return importlib.import_module(f"kornia.{module}")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{user} needs the package kornia: pip install 'oag-transform[baselines]'") from error

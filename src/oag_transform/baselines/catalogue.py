@@ -1,4 +1,4 @@
-"""The list of defenses that are compared: the paper's and a few others, each with its settings, and ours.
+"""The list of defenses that are compared: the paper's and others, each with its settings, and OAG.
 
 Published settings are those of a defense's own paper, or the usual ones. Tuned settings are those of ``evaluate tune`` on 60
 images of one half of Flower-17's training images, with a target fitted to the other half: the strongest whose mean accuracy on
@@ -6,7 +6,8 @@ clean and on Gaussian-noised (std 0.1) images is within five points of the defen
 were the later ones, whose tuned setting is the published one: bit depth and non-local means as in feature squeezing, wavelets
 and BM3D, which no paper has as a defense of its own, for noise of 10 grey levels, about that of pixel deflection. Nothing was
 chosen on attacked images, but for JPEG with the views of a DefendedModel, which stands at what was found strong in
-docs/quality.md. Finer classes ask for other settings: run it on images like yours.
+docs/quality.md. Finer classes ask for other settings: run it on images like yours. Defenses since the paper (BaRT and below)
+were not tuned either. Two of them use the gradient of the target and are made for it: they are not portable.
 """
 
 import dataclasses
@@ -30,10 +31,12 @@ class Needs:
 
     Attributes:
         pixelcnn: what ``oag-transform fit-pixelcnn`` trained, which PixelDefend needs.
-        compute_dtype: of our transform, see :class:`~oag_transform.OnlineAlternateGenerator`.
+        target: the classifier that is defended, images in [0, 1] -> logits, for defenses that use its gradient.
+        compute_dtype: of OAG, see :class:`~oag_transform.OnlineAlternateGenerator`.
     """
 
     pixelcnn: Any = None
+    target: Any = None
     compute_dtype: Any = None
 
 
@@ -106,12 +109,18 @@ def _pixel_defend(epsilon: float, _: int, needs: Needs) -> "nn.Module":
     return _class(".pixeldefend", "PixelDefend")(needs.pixelcnn, epsilon)
 
 
-def _ours(steps: float, seed: int, needs: Needs, **settings: Any) -> "nn.Module":
+def _for_target(name: str, setting: float, needs: Needs) -> "nn.Module":
+    if needs.target is None:
+        raise ValueError("it uses the gradient of the target, and was given none")
+    return _class(".target_aware", name)(needs.target, setting)
+
+
+def _oag(steps: float, seed: int, needs: Needs, **settings: Any) -> "nn.Module":
     make = _class("..transform", "OnlineAlternateGenerator")
     return make(network_steps=steps, seed=seed, compute_dtype=needs.compute_dtype, **settings)
 
 
-def _ours_as_published(steps: float, seed: int, needs: Needs) -> "nn.Module":
+def _oag_as_published(steps: float, seed: int, needs: Needs) -> "nn.Module":
     make = _class("..transform", "OnlineAlternateGenerator").paper
     # exact Langevin steps take ten times as long, for the same images within 0.3 dB
     return make(network_steps=steps, langevin="closed_form", seed=seed, compute_dtype=needs.compute_dtype)
@@ -157,12 +166,12 @@ _NOISE = Defense(
     settings=(6, 12, 18, 24),
     differentiable=True,
 )
-_OURS = Defense(key="oag", label=OAG, knob="T_N", make=_ours, published=9, tuned=9, settings=(48, 36, 24, 18, 12, 9, 6))
-_OURS_FULL = dataclasses.replace(
-    _OURS,
+_OAG = Defense(key="oag", label=OAG, knob="T_N", make=_oag, published=9, tuned=9, settings=(48, 36, 24, 18, 12, 9, 6))
+_OAG_FULL = dataclasses.replace(
+    _OAG,
     key="oag-full",
     label=f"{OAG}, full strength",
-    make=lambda steps, seed, needs: _ours(steps, seed, needs, strength=1.0),
+    make=lambda steps, seed, needs: _oag(steps, seed, needs, strength=1.0),
 )
 
 DEFENSES: tuple[Defense, ...] = (
@@ -219,6 +228,7 @@ DEFENSES: tuple[Defense, ...] = (
         published=0.03,
         tuned=0.03,
         settings=(0.01, 0.03, 0.06, 0.1),
+        differentiable=True,
     ),
     Defense(
         key="nlm",
@@ -299,17 +309,79 @@ DEFENSES: tuple[Defense, ...] = (
         slow=True,
     ),
     Defense(
+        key="bart",
+        label="BaRT",
+        knob="k",
+        make=lambda k, seed, _: _class(".barrage", "BaRT")(k, seed=seed),
+        published=5,
+        tuned=5,
+        settings=(1, 2, 3, 5, 7, 10),
+        differentiable=True,
+    ),
+    Defense(
+        key="tnp",
+        label="TNP",
+        knob="rank",
+        make=lambda rank, *_: _class(".tensor_network", "TensorNetworkPurification")(rank),
+        published=10,
+        tuned=10,
+        settings=(16, 12, 10, 8, 6),
+        slow=True,
+    ),
+    Defense(
+        key="zs-n2n",
+        label="ZS-N2N",
+        knob="steps",
+        make=lambda steps, seed, _: _class(".zero_shot", "ZeroShotNoise2Noise")(steps=steps, seed=seed),
+        published=2000,
+        tuned=2000,
+        settings=(500, 1000, 2000, 4000),
+        slow=True,
+        differentiable=True,
+    ),
+    Defense(
+        key="noise2fast",
+        label="Noise2Fast",
+        knob="patience",
+        make=lambda patience, seed, _: _class(".zero_shot", "Noise2Fast")(patience=patience, seed=seed),
+        published=100,
+        tuned=100,
+        settings=(200, 100, 50, 25),
+        slow=True,
+    ),
+    Defense(
+        key="zeropur",
+        label="ZeroPur (not portable)",
+        knob="grey levels",
+        make=lambda epsilon, _, needs: _for_target("ZeroPur", epsilon, needs),
+        published=10,
+        tuned=10,
+        settings=(2, 5, 10, 16),
+        slow=True,
+        differentiable=True,
+    ),
+    Defense(
+        key="anti-adversary",
+        label="Anti-adversary (not portable)",
+        knob="alpha",
+        make=lambda alpha, _, needs: _for_target("AntiAdversary", alpha, needs),
+        published=0.15,
+        tuned=0.15,
+        settings=(0.02, 0.05, 0.15, 0.3),
+        differentiable=True,
+    ),
+    Defense(
         key="oag-paper",
         label=f"{OAG}, paper(), closed form",
         knob="T_N",
-        make=_ours_as_published,
+        make=_oag_as_published,
         published=300,
         tuned=300,
         settings=(300,),
         slow=True,
     ),
     # what it is worth to follow the noise of each image
-    _in_views(_OURS_FULL, settings=(24, 12, 9, 6)),
-    _OURS,
-    _in_views(_OURS, settings=(24, 12, 9, 6)),
+    _in_views(_OAG_FULL, settings=(24, 12, 9, 6)),
+    _OAG,
+    _in_views(_OAG, settings=(24, 12, 9, 6)),
 )

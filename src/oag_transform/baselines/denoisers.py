@@ -1,6 +1,6 @@
 """Portable defenses that denoise: total variation, wavelets, and means or transforms of patches that look alike.
 
-The contract is that of :mod:`oag_transform.baselines.filters`; none has a gradient. All but :class:`TVM` work on the CPU.
+The contract is that of :mod:`oag_transform.baselines.filters`. Only :class:`TVM` has a gradient; all others work on the CPU.
 """
 
 import importlib
@@ -17,6 +17,7 @@ from torch import Generator, Tensor, nn
 
 from .. import _checks
 from ._batches import CPU, checked, generators, in_numpy
+from .torch_filters import minimize_tv
 
 _BM3D_LEAST_SIDE = 16  # pixels; the library crashes on an image of one block
 
@@ -24,9 +25,9 @@ _BM3D_LEAST_SIDE = 16  # pixels; the library crashes on an image of one block
 class TotalVariation(nn.Module):
     """Total-variation denoising of each channel, by scikit-image's ``denoise_tv_chambolle`` (Rudin, Osher & Fatemi 1992).
 
-    Minimises ``1/2 |u - image|^2 + weight |grad u|``; on photographs 200 iterations come within a grey level (RMS) of that
-    for a weight of 0.1. The library's own early stop is off, since it can leave several. The result, which stopping at all can
-    leave outside of the range, is held to [0, 1].
+    Minimises ``1/2 |u - image|^2 + weight |grad u|``; on images of 224 pixels 200 iterations come within a grey level (RMS) of
+    that for a weight of 0.1. The library's own early stop is off, since it can leave several. The result, which stopping at all
+    can leave outside of the range, is clipped to [0, 1].
 
     Args:
         weight: of the total variation, for values in [0, 1].
@@ -59,8 +60,10 @@ class TVM(nn.Module):
     ``1/2 |kept (u - image)|^2 + weight |grad u|``. Defaults and objective are those of the published code
     (adversarial_image_defenses; it gives 1 / weight to the data term: the same minimum), while the text of the paper leaves
     the norm unsquared. That code stops after a few split-Bregman steps; this goes on close to the minimum. A channel all of
-    whose values are dropped becomes black. The result, which stopping at all can leave outside of the range, is held to
+    whose values are dropped becomes black. The result, which stopping at all can leave outside of the range, is clipped to
     [0, 1].
+
+    It has a gradient of its own, through all iterations.
 
     Args:
         weight: lambda_TV, of the total variation against the squared error, for values in [0, 1].
@@ -78,8 +81,7 @@ class TVM(nn.Module):
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """Reconstructed images; see :mod:`.filters` for shapes and errors."""
-        attached, indices = checked(images, index)
-        batch = attached.detach()
+        batch, indices = checked(images, index)
         kept = torch.empty_like(batch, dtype=torch.bool)
         for row, generator in zip(kept, generators(self.seed, indices, batch.device), strict=True):
             uniform = torch.rand(row.shape, generator=generator, dtype=torch.float32, device=batch.device)
@@ -89,50 +91,6 @@ class TVM(nn.Module):
     def extra_repr(self) -> str:
         """Every argument."""
         return f"weight={self.weight!r}, drop_rate={self.drop_rate!r}, iterations={self.iterations}, seed={self.seed}"
-
-
-def minimize_tv(images: Tensor, kept: Tensor, weight: float, iterations: int) -> Tensor:
-    """Images u (..., H, W) that minimise ``1/2 |kept (u - images)|^2 + weight sum |grad u|``, grad by forward differences.
-
-    Total variation is isotropic, and of each channel by itself. By the over-relaxed primal-dual method of Chambolle & Pock
-    (2011; Condat 2013), from the mean of what is kept: nothing depends on the other values.
-
-    Args:
-        images: (..., H, W), floating point.
-        kept: bool of the same shape, where the values of ``images`` count.
-        weight: > 0.
-        iterations: number of steps.
-    """
-    # tuned on photographs; it converges for any two steps whose product is at most 1 / |grad|^2, and |grad|^2 < 8
-    primal_step, relaxation = 0.5, 1.9
-    dual_step = 1 / (8 * primal_step)
-    mean = (images * kept).sum((-2, -1), keepdim=True) / kept.sum((-2, -1), keepdim=True).clamp(min=1)
-    u = torch.where(kept, images, mean)
-    pull = torch.where(kept, primal_step / (1 + primal_step), 0.0).to(u)
-    dual = u.new_zeros(2, *u.shape)
-    for _ in range(iterations):
-        step = u + primal_step * _divergence(dual)
-        step += pull * (images - step)
-        ascent = dual + dual_step * _gradient(2 * step - u)
-        ascent /= (ascent.square().sum(0).sqrt() / weight).clamp(min=1)
-        u = u + relaxation * (step - u)
-        dual += relaxation * (ascent - dual)
-    return u
-
-
-def _gradient(u: Tensor) -> Tensor:
-    gradient = u.new_zeros(2, *u.shape)
-    gradient[0, ..., :-1, :] = u[..., 1:, :] - u[..., :-1, :]
-    gradient[1, ..., :-1] = u[..., 1:] - u[..., :-1]
-    return gradient
-
-
-def _divergence(dual: Tensor) -> Tensor:
-    """Minus the transpose of :func:`_gradient`, for fields that are zero where the gradient always is."""
-    divergence = dual[0] + dual[1]
-    divergence[..., 1:, :] -= dual[0, ..., :-1, :]
-    divergence[..., 1:] -= dual[1, ..., :-1]
-    return divergence
 
 
 class NonLocalMeans(nn.Module):
@@ -177,7 +135,7 @@ class NonLocalMeans(nn.Module):
 class Wavelets(nn.Module):
     """Wavelet denoising by BayesShrink (Chang et al. 2000), by scikit-image: a control for defenses that denoise.
 
-    Haar wavelets with soft thresholds, in YCbCr if there are 3 channels, held to [0, 1] where they ring.
+    Haar wavelets with soft thresholds, in YCbCr if there are 3 channels, clipped to [0, 1] where they ring.
 
     Args:
         sigma: standard deviation of the noise that the thresholds assume in each channel, in grey levels (0 to 255).
@@ -213,7 +171,7 @@ class BM3D(nn.Module):
     The licence of that package allows non-commercial use only; it comes with ``pip install 'oag-transform[bm3d]'``. Colours
     are denoised as by its ``bm3d_rgb``, in stretched opponent colours, where a channel that is flat stays unstretched. Sides
     below 16 pixels are filled up by reflection, and an image whose brightness varies by less than a grey level is left as it
-    is: the library can't work on these. Results are held to [0, 1]. They repeat to rounding, not bit for bit: the library
+    is: the library can't work on these. Results are clipped to [0, 1]. They repeat to rounding, not bit for bit: the library
     adds up on threads of its own.
 
     Args:
@@ -271,7 +229,7 @@ class PixelDeflection(nn.Module):
 
     Pixels are chosen uniformly over the image, as in the published code (pixel-deflection, ``disable_map``): the class
     activation map of the paper needs access to a network. Then scikit-image's ``denoise_wavelet``, by BayesShrink with soft
-    thresholds, in YCbCr if there are 3 channels, held to [0, 1] where wavelets ring, as the library did at the time.
+    thresholds, in YCbCr if there are 3 channels, clipped to [0, 1] where wavelets ring, as the library did at the time.
 
     Args:
         deflections: number of values that are replaced; see :func:`deflect`.

@@ -5,7 +5,7 @@ device (:class:`Randomization` to larger ones). Those that say so have a gradien
 compute, for ``DefendedModel(..., gradient="own")``; the result of the others has none. ``index`` names the random streams of
 the images: an integer is that of the first image, image i uses stream ``index + i`` of ``seed``; a sequence has one for each.
 ``seed=None`` draws a fresh seed in each call. All raise ValueError for bad hyper-parameters, and ValueError or TypeError for
-other images than these. Peers that denoise are in :mod:`oag_transform.baselines.denoisers`.
+other images than these. Baselines that denoise are in :mod:`oag_transform.baselines.denoisers`.
 """
 
 import io
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from .. import _checks, noise_level, streams
-from ._batches import CPU, checked, generators, in_numpy
+from ._batches import CPU, checked, generators, in_numpy, integer
 
 
 class MeanFilter(nn.Module):
@@ -128,12 +128,12 @@ def _compressed(image: NDArray[Any], quality: int) -> NDArray[Any]:
 
 
 class GaussianNoise(nn.Module):
-    """White Gaussian noise, held to [0, 1] as any image is: a control for defenses that add noise (not in the paper).
+    """White Gaussian noise, clipped to [0, 1] as any image is: a control for defenses that add noise (not in the paper).
 
-    It has a gradient of its own: the identity, and zero where a value is held at 0 or 1.
+    It has a gradient of its own: the identity, and zero where a value is clipped.
 
     Args:
-        std: standard deviation in grey levels (0 to 255), before the result is held to [0, 1].
+        std: standard deviation in grey levels (0 to 255), before the result is clipped to [0, 1].
         seed: see the module.
     """
 
@@ -161,7 +161,7 @@ class NoisyJPEG(nn.Module):
     Args:
         quality: of :class:`JPEG`.
         std: of :class:`GaussianNoise`, in grey levels.
-        follow_noise: go as far as the noise of each image asks for, as our transform does by default: ``quality`` and ``std``
+        follow_noise: go as far as the noise of each image asks for, as OAG does by default: ``quality`` and ``std``
             are for full :func:`~oag_transform.noise_level.matching_strength`; ``std`` goes as its square root, and the quality
             rises linearly to 90, or ``quality`` if that is higher, at the least strength.
         seed: see the module.
@@ -228,9 +228,9 @@ class Randomization(nn.Module):
 
     def _placed(self, image: Tensor, limits: list[int], generator: Generator) -> Tensor:
         sides = image.shape[-2:]
-        factor = _integer(max(sides), max(*limits, max(sides) + 1), generator) / max(sides)
+        factor = integer(max(sides), max(*limits, max(sides) + 1), generator) / max(sides)
         height, width = (round(factor * side) for side in sides)
-        top, left = (_integer(0, limit - size + 1, generator) for limit, size in zip(limits, (height, width), strict=True))
+        top, left = (integer(0, limit - size + 1, generator) for limit, size in zip(limits, (height, width), strict=True))
         margins = (left, limits[1] - left - width, top, limits[0] - top - height)
         return F.pad(F.interpolate(image, (height, width), mode="nearest"), margins, value=self.fill)
 
@@ -241,11 +241,6 @@ class Randomization(nn.Module):
 
 def _padded(batch: Tensor, size: int) -> Tensor:
     return F.pad(batch, (size // 2,) * 4, mode="replicate")
-
-
-def _integer(low: int, high: int, generator: Generator) -> int:
-    """Uniform in [low, high)."""
-    return int(torch.randint(low, high, (), generator=generator))
 
 
 def _quality(value: Any) -> int:

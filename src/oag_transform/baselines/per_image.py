@@ -1,12 +1,11 @@
-"""Peers that are trained, as our generator is, on each image alone: Deep Image Prior (Table VI) and an auto-encoder (IV-H).
+"""Baselines that are trained, as OAG is, on each image alone: Deep Image Prior (Table VI) and an auto-encoder (IV-H).
 
 Both fit a randomly initialised network to the image with Adam on the mean squared error, and stop before it has
 learned the noise. Images are worked on one by one. All random numbers of an image come from its own stream.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 from .. import _checks
 from ..generator import energy
 from ..images import to_batch, to_model_units, to_pixels
-from ._batches import generators
+from ._batches import generators, one_by_one, with_gradients
 
 
 class DeepImagePrior(nn.Module):
@@ -27,7 +26,7 @@ class DeepImagePrior(nn.Module):
     learned before noise, so that stopping after ``steps`` removes noise. The result is an exponential average of the
     outputs, which starts with the first one, as in the authors' denoising.
 
-    The defaults were chosen by PSNR to the clean image on photographs with Gaussian noise, for seconds an image on a CPU.
+    The defaults were chosen by PSNR to the clean image on images with Gaussian noise, for seconds an image on a CPU.
     The authors' networks are ``channels=(128,) * 5, skip_channels=(4,) * 5, input_channels=32, steps=3000`` (denoising)
     and ``channels=(8, 16, 32, 64, 128), skip_channels=(0, 0, 0, 4, 4), input_channels=3, steps=2400`` (JPEG artefacts),
     both with ``input_noise=1 / 30, average=0.99``; their fall back to an earlier step after a jump of the loss is left out.
@@ -84,7 +83,7 @@ class DeepImagePrior(nn.Module):
         Raises:
             TypeError, ValueError: not such images, or a bad ``index``.
         """
-        return _one_by_one(images, self._fit, seed=self.seed, index=index)
+        return _fitted(images, self._fit, seed=self.seed, index=index)
 
     def _fit(self, image: Tensor, generator: Generator) -> Tensor:
         network = skip_network(self.input_channels, image.shape[1], self.channels, self.skip_channels)
@@ -113,13 +112,13 @@ class DeepImagePrior(nn.Module):
 class OnlineAutoencoder(nn.Module):
     """The auto-encoder of section IV-H: convolution, FC layer to one scalar, tanh, FC layer to a tensor, deconvolution.
 
-    The image is input and supervision of one update a step (the comparison to our two-step update), and after ``steps``
-    of them the auto-encoder's output is the substitute. The convolution is our generator's. Weights start as those of
+    The image is input and supervision of one update a step (the comparison to the two-step update of OAG), and after ``steps``
+    of them the auto-encoder's output is the substitute. The convolution is the one of OAG. Weights start as those of
     PyTorch's layers do, U(+-1/sqrt(fan_in)).
 
     The paper names neither the non-linearity nor the optimiser. A ReLU of one scalar can die, and a leaky ReLU has no
     bound: the scalar, a sum over all positions, exploded in trials. So it's a tanh here, with Adam; its rate and ``steps``
-    were chosen by PSNR to the clean image on photographs with Gaussian noise.
+    were chosen by PSNR to the clean image on images with Gaussian noise.
 
     Args:
         steps: T_N, updates of the auto-encoder. More of them keep more detail, adversarial noise included.
@@ -168,7 +167,7 @@ class OnlineAutoencoder(nn.Module):
         Raises:
             TypeError, ValueError: not such images, or a bad ``index``.
         """
-        return _one_by_one(images, self._fit, seed=self.seed, index=index)
+        return _fitted(images, self._fit, seed=self.seed, index=index)
 
     def _fit(self, image: Tensor, generator: Generator) -> Tensor:
         reference = to_model_units(image, self.scale)
@@ -298,19 +297,10 @@ def autoencode(images: Tensor, theta: Weights, stride: int) -> Tensor:
     return energy.from_cells(cells, stride, images.shape) + theta.decoder_bias[:, None, None]
 
 
-def _one_by_one(images: Tensor, fit: Callable[[Tensor, Generator], Tensor], *, seed: int | None, index: Any) -> Tensor:
+def _fitted(images: Tensor, fit: Callable[[Tensor, Generator], Tensor], *, seed: int | None, index: Any) -> Tensor:
     """``fit(image, generator)`` for each image (1, C, H, W) of a batch, with a random stream of its own."""
     _checks.batch(images)
     indices = _checks.indices(index, len(images))
-    with _training_mode(images.device):
+    with with_gradients(images.device):
         batch = to_batch(images).clone()  # a clone can be trained on, even that of an inference tensor
-        drawn = generators(seed, indices, batch.device)
-        fitted = [fit(image[None], generator) for image, generator in zip(batch, drawn, strict=True)]
-        return torch.cat(fitted).to(images.dtype) if fitted else torch.empty_like(images)
-
-
-@contextlib.contextmanager
-def _training_mode(device: torch.device) -> Iterator[None]:
-    """Gradients, whatever the caller's mode is, and none of the caller's autocast."""
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        yield
+        return one_by_one(batch, fit, generators(seed, indices, batch.device)).to(images.dtype)

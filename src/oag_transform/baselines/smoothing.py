@@ -1,6 +1,6 @@
-"""The list of denoisers before a classifier that is smoothed: ours and its controls, each set by the noise's known strength.
+"""The list of denoisers before a classifier that is smoothed: OAG and its controls, each set by the noise's known strength.
 
-How they were set is in docs/certificates.md: on noisy photographs, without an attack, and none on the images of its tables.
+How they were set is in docs/certificates.md: on noisy images, without an attack, and none on the images of its tables.
 Light to import, as :mod:`oag_transform.baselines.catalogue` is.
 """
 
@@ -22,7 +22,7 @@ class Denoiser:
     Attributes:
         key: its name on a command line.
         label: its name in tables.
-        make: (std on the [0, 1] scale, seed, dtype of our convolutions or None) -> transform of [0, 1] batches. Raises
+        make: (std on the [0, 1] scale, seed, dtype of the convolutions of OAG or None) -> transform of [0, 1] batches. Raises
             ModuleNotFoundError where what it needs is missing.
         by_default: it is compared where none is asked for by name.
     """
@@ -48,7 +48,7 @@ def denoisers(keys: Iterable[str] | None = None) -> tuple[Denoiser, ...]:
     return tuple(denoiser for denoiser in DENOISERS if denoiser.key in asked)
 
 
-def _ours(std: float, seed: int, dtype: Any) -> "nn.Module":
+def _oag(std: float, seed: int, dtype: Any) -> "nn.Module":
     make = importlib.import_module("..transform", __package__).OnlineAlternateGenerator
     return make.for_noise(std, seed=seed, compute_dtype=dtype)
 
@@ -62,7 +62,7 @@ def _denoiser(name: str, *arguments: float, **settings: float) -> "nn.Module":
 
 
 DENOISERS: tuple[Denoiser, ...] = (
-    Denoiser(OAG_KEY, OAG, _ours),
+    Denoiser(OAG_KEY, OAG, _oag),
     Denoiser("none", NONE, _none),
     # 50 iterations come within 2.5 grey levels (RMS) of the minimum, closer than the library's own early stop
     Denoiser("tv", "Total variation", lambda std, *_: _denoiser("TotalVariation", 0.8 * std, iterations=50)),

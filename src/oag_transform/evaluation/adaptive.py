@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _checks, streams
-from ..defended import DefendedModel, shifted
+from ..defended import DefendedModel
 from .measure import Candidate, Subject, model_key
 from .store import Array
 from .unrolled import differentiable, settings_of, unrolled
@@ -138,7 +138,7 @@ class ViewsInTurn(DefendedModel):
     calls = 0
 
     def _views(self, purified: Tensor) -> Sequence[Tensor]:
-        views = shifted(purified, self.shift)
+        views = super()._views(purified)
         view = views[self.calls % len(views)]
         self.calls += 1
         return [view]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks, streams
-from ..defended import DefendedModel, takes_index
 from ..baselines.compose import Compose
+from ..defended import DefendedModel, takes_index
 from ..generator import reference
 from ..straight_through import straight_through
 from ..transform import OnlineAlternateGenerator
@@ -35,9 +35,9 @@ class Unrolled(nn.Module):
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """Purified images (N, C, H, W) in [0, 1], differentiably; ``index``: random stream of the first, or one for each."""
         seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
-        jump = _Expected.apply if self.expected else reference.above_zero
+        jump, settings = _Expected.apply if self.expected else reference.above_zero, self.settings.at(*images.shape[-2:])
         rows = zip(images, _checks.indices(index, len(images)), strict=True)
-        return torch.stack([reference.purify(image, self.settings, seed=seed, index=i, jump=jump) for image, i in rows])
+        return torch.stack([reference.purify(image, settings, seed=seed, index=i, jump=jump) for image, i in rows])
 
     def extra_repr(self) -> str:
         """Every hyper-parameter."""

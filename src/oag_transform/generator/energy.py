@@ -98,41 +98,47 @@ def kernel_to_cells(kernels: Tensor, stride: int) -> Tensor:
     return F.pixel_unshuffle(F.pad(kernels, (left, margin - left, left, margin - left)), stride)
 
 
-def gabor_kernels(generator: Generator, filters: int, channels: int, size: int, dtype: torch.dtype) -> Tensor:
-    """Random Gabor functions (filters, channels, K, K) of unit norm: they fit edges and texture in few, large weights.
+def gabor_kernels(generators: Sequence[Generator], filters: int, channels: int, size: int, dtype: torch.dtype) -> Tensor:
+    """Random Gabor functions (N, filters, channels, K, K) of unit norm: they fit edges and texture in few, large weights.
 
     A cosine of random orientation and phase, less its mean, under a Gaussian of half its period (at most K/4). Frequencies are
     spread evenly in their logarithm, from 1 / K to 0.45 cycles per pixel. Eight in ten are in brightness; the others are in a
     random hue, at half the frequency, as colours vary slowly in photographs. The first tenth are plain Gaussians instead: a
-    third of them bright and dark, the others in evenly spread hues. One channel: all are in brightness.
+    third of them bright and dark, the others in evenly spread hues. One channel: all are in brightness. Each of the N images
+    has its own, from its own generator.
     """
+    device, full = generators[0].device, 2 * math.pi
+    bounds = ((0, 1), (-math.log(max(size, 3)), math.log(0.45)), (0, full), (0, full), (0, full))
+    drawn = torch.empty(len(generators), len(bounds), filters, 1, 1, dtype=dtype, device=device)
+    for rows, generator in zip(drawn, generators, strict=True):
+        for row, (low, high) in zip(rows, bounds, strict=True):
+            row.uniform_(low, high, generator=generator)
+    lot, octave, angle, phase, hue = drawn.unbind(1)
 
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(filters, 1, 1, dtype=dtype, device=generator.device).uniform_(low, high, generator=generator)
-
-    number = torch.arange(filters, device=generator.device)[:, None, None]
+    number = torch.arange(filters, device=device)[:, None, None]
     plain = number < filters // 10
-    in_brightness = torch.where(plain, number % 3 == 0, uniform(0, 1) < 0.8) | (channels == 1)
-    frequency = uniform(-math.log(max(size, 3)), math.log(0.45)).exp() / (2 - in_brightness.to(dtype))
+    in_brightness = torch.where(plain, number % 3 == 0, lot < 0.8) | (channels == 1)
+    frequency = octave.exp() / (2 - in_brightness.to(dtype))
     frequency = torch.where(plain, 0.0, frequency)
-    angle, phase, hue = uniform(0, 2 * math.pi), uniform(0, 2 * math.pi), uniform(0, 2 * math.pi)
     phase = torch.where(plain, torch.where(in_brightness, math.pi * (number // 3 % 2), 0.0).to(dtype), phase)
     hues = plain & ~in_brightness
-    around = hues.cumsum(0).to(dtype) / hues.sum().clamp(min=1)
-    hue = torch.where(hues, hue[:1] + 2 * math.pi * around, hue)
+    around = hues.cumsum(1).to(dtype) / hues.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    hue = torch.where(hues, hue[:, :1] + full * around, hue)
 
-    x = torch.arange(size, dtype=dtype, device=generator.device) - (size - 1) / 2
+    x = torch.arange(size, dtype=dtype, device=device) - (size - 1) / 2
     along = x * angle.cos() + x[:, None] * angle.sin()
     width = (0.5 / frequency).clamp(max=size / 4)
     window = torch.exp(-(x.square() + x[:, None].square()) / (2 * width.square()))
-    wave = window * torch.cos(2 * math.pi * frequency * along + phase)
-    wave = torch.where(plain, wave, wave - window * wave.sum((1, 2), keepdim=True) / window.sum((1, 2), keepdim=True))
-    wave = wave / wave.square().sum((1, 2), keepdim=True).sqrt()
-    colour = torch.ones(filters, channels, 1, 1, dtype=dtype, device=generator.device) / math.sqrt(channels)
+    wave = window * torch.cos(full * frequency * along + phase)
+    mean = window * wave.sum((2, 3), keepdim=True) / window.sum((2, 3), keepdim=True)
+    wave = torch.where(plain, wave, wave - mean)
+    wave = wave / wave.square().sum((2, 3), keepdim=True).sqrt()
+    colour = torch.full((1, 1, channels, 1, 1), 1 / math.sqrt(channels), dtype=dtype, device=device)
     if channels == 3:
-        thirds = 2 * math.pi / 3 * torch.arange(3, dtype=dtype, device=generator.device)[:, None, None]
-        colour = torch.where(in_brightness[:, None], colour, math.sqrt(2 / 3) * torch.cos(hue[:, None] + thirds))
-    return colour * wave[:, None]
+        thirds = full / 3 * torch.arange(3, dtype=dtype, device=device)[:, None, None]
+        tinted = math.sqrt(2 / 3) * torch.cos(hue[:, :, None] + thirds)
+        colour = torch.where(in_brightness[:, :, None], colour, tinted)
+    return colour * wave[:, :, None]
 
 
 def initial_parameters(
@@ -150,26 +156,24 @@ def initial_parameters(
     ``"uniform"`` is PyTorch's own initialisation of a convolution and a linear layer, U(+-1/sqrt(fan_in)).
     ``"gabor"`` draws the filters from :func:`gabor_kernels`, with the energy they have there.
     """
-    channels, height, width = shape[1:]
+    count, channels, height, width = shape
     grid = (math.ceil(height / stride), math.ceil(width / stride))
     bound = 1 / math.sqrt(channels * kernel_size**2)
     fc_bound = 1 / math.sqrt(filters * grid[0] * grid[1])
-    kernel_shape = (filters, channels, kernel_size, kernel_size)
-    weight, bias, fc = [], [], []
-    for generator in generators:
-        if init == "gabor":
-            kernels = gabor_kernels(generator, filters, channels, kernel_size, dtype) / math.sqrt(3)
-        else:
-            kernels = torch.empty(kernel_shape, dtype=dtype, device=generator.device)
-            kernels.uniform_(-bound, bound, generator=generator)
-        weight.append(kernel_to_cells(kernels, stride))
-        bias.append(kernels.new_empty(filters).uniform_(-bound, bound, generator=generator))
-        fc.append(kernels.new_empty(filters, *grid).uniform_(-fc_bound, fc_bound, generator=generator))
+    kernels = torch.empty(count, filters, channels, kernel_size, kernel_size, dtype=dtype, device=generators[0].device)
+    bias, fc = kernels.new_empty(count, filters), kernels.new_empty(count, filters, *grid)
+    if init == "gabor":
+        kernels = gabor_kernels(generators, filters, channels, kernel_size, dtype).div_(math.sqrt(3))
+    for i, generator in enumerate(generators):
+        if init == "uniform":
+            kernels[i].uniform_(-bound, bound, generator=generator)
+        bias[i].uniform_(-bound, bound, generator=generator)
+        fc[i].uniform_(-fc_bound, fc_bound, generator=generator)
     return Parameters(
-        torch.cat(weight).contiguous(memory_format=torch.channels_last),
-        torch.cat(bias),
-        torch.cat(fc)[None].contiguous(memory_format=torch.channels_last),
-        len(generators),
+        kernel_to_cells(kernels.flatten(0, 1), stride).contiguous(memory_format=torch.channels_last),
+        bias.flatten(),
+        fc.flatten(0, 1)[None].contiguous(memory_format=torch.channels_last),
+        count,
     )
 
 

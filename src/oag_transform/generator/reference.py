@@ -133,7 +133,7 @@ def _random_network(reference: Tensor, s: Settings, grid: tuple[int, int], gener
 
     taps = channels * s.kernel_size**2
     if s.init == "gabor":
-        weight = gabor_kernels(generator, s.filters, channels, s.kernel_size, reference.dtype) / math.sqrt(3)
+        weight = gabor_kernels([generator], s.filters, channels, s.kernel_size, reference.dtype)[0] / math.sqrt(3)
     else:
         weight = uniform(s.filters, channels, s.kernel_size, s.kernel_size, fan_in=taps)
     return Network(weight, uniform(s.filters, fan_in=taps), uniform(s.filters, *grid, fan_in=s.filters * grid[0] * grid[1]))

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from .. import noise_level, streams
 from ..images import to_model_units, to_pixels
 from . import langevin, loop
-from .settings import Settings
+from .settings import Common, Settings
 from .state import State, begin
 from .tiles import fade, tiles
 
@@ -50,7 +50,7 @@ def choose_loop(settings: Settings, device: torch.device, dtype: torch.dtype) ->
     return fused.alternate
 
 
-def operands(settings: Settings, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+def operands(settings: Common, device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """Precision of the convolutions' operands for images of this device and dtype (as they are worked on)."""
     if settings.compute_dtype is not None:
         return settings.compute_dtype

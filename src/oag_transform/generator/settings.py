@@ -1,6 +1,7 @@
 """Every hyper-parameter of Algorithm 1, once: its default, its meaning and its bounds; and the paper's own values."""
 
 import dataclasses
+import math
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -76,8 +77,8 @@ def one_of(literal: Any) -> Callable[[str, Any], Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Hyper-parameters of Algorithm 1; :class:`~oag_transform.OnlineAlternateGenerator` shows what each of them means."""
+class Common:
+    """Hyper-parameters of Algorithm 1 whose default is the same for images of every size."""
 
     network_steps: int = argument(
         9, "T_N, updates of the network. More of them keep more detail, adversarial noise included.", count
@@ -88,9 +89,6 @@ class Settings:
         costs the same: 80 take the image all but 3% of the way to its mode, where the paper's 20 leave 40%.""",
         count,
     )
-    kernel_size: int = argument(9, "side of the convolution's kernels in pixels.", count)
-    stride: int = argument(3, "stride of the convolution in pixels.", count)
-    filters: int = argument(128, "number of filters of the convolution.", count)
     step_size: float = argument(
         0.3,
         """e_g of Eq. 3: a Langevin step moves the image by e_g^2/2 of its distance to the mode and adds noise of standard
@@ -106,19 +104,6 @@ class Settings:
         """of the fully connected layer: its step is that of Eq. 5 and so much of the one before it (Polyak 1964), which reaches
         the same image in fewer steps. 0: Eq. 5 as it stands. Below 1.""",
         lambda name, value: _checks.number(name, value, at_least=0, below=1),
-    )
-    threshold: float = argument(
-        7.5,
-        """a weight of the fully connected layer takes a step only where the bracket of Eq. 5 is more than so many times the
-        standard deviation that Langevin noise of full strength alone gives it. 0: always, as in the paper. What is too weak
-        for it, most white noise among it, never enters the image.""",
-        rate,
-    )
-    scale: float = argument(
-        6.5,
-        """grey levels (of 255) in a model unit. At full strength the synthesised image carries noise of about this standard
-        deviation.""",
-        lambda name, value: _checks.number(name, value, above=0),
     )
     strength: float | None = argument(
         None,
@@ -176,6 +161,34 @@ class Settings:
         for field in dataclasses.fields(self):
             value = field.metadata["check"](field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, value)  # Python's own numbers for NumPy's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Common):
+    """Hyper-parameters of Algorithm 1 for images of one size; those that are declared here have the default of large images.
+
+    :class:`~oag_transform.OnlineAlternateGenerator` shows what each of them means.
+    """
+
+    kernel_size: int = argument(9, "side of the convolution's kernels in pixels.", count)
+    stride: int = argument(3, "stride of the convolution in pixels.", count)
+    filters: int = argument(128, "number of filters of the convolution.", count)
+    threshold: float = argument(
+        7.5,
+        """a weight of the fully connected layer takes a step only where the bracket of Eq. 5 is more than so many times the
+        standard deviation that Langevin noise of full strength alone gives it. 0: always, as in the paper. What is too weak
+        for it, most white noise among it, never enters the image.""",
+        rate,
+    )
+    scale: float = argument(
+        6.5,
+        """grey levels (of 255) in a model unit. At full strength the synthesised image carries noise of about this standard
+        deviation.""",
+        lambda name, value: _checks.number(name, value, above=0),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kernel_size < self.stride:
             raise ValueError(
                 f"kernel_size must be at least stride, or pixels between kernels are never seen; "
@@ -185,7 +198,80 @@ class Settings:
             raise ValueError('init="gabor" needs a kernel_size of at least 2 (a cosine of one pixel is constant), got 1')
 
 
-def meanings(arguments: type[Settings], indent: str) -> Iterator[str]:
+SIZED = ("kernel_size", "stride", "filters", "threshold", "scale")
+"""Hyper-parameters whose default follows the size of the image."""
+
+SMALL, LARGE = 32, 192
+"""Short sides of an image, in pixels, up to and from which its default stays the same."""
+
+AT_SMALL: dict[str, Any] = {"kernel_size": 6, "stride": 2, "filters": 192, "threshold": 10.0, "scale": 4.0}
+"""The default of images of :data:`SMALL` pixels; that of large ones is in :class:`Settings`."""
+
+
+def default_for(height: int, width: int) -> dict[str, Any]:
+    """The default of :data:`SIZED` for an image of this size, by its short side.
+
+    What is fine detail at 224 pixels is most of an image of 32, so small images get finer kernels and less Langevin noise.
+    ``threshold`` and ``scale`` go in a straight line over the logarithm of the short side from :data:`SMALL` to :data:`LARGE`;
+    kernels, stride and filters are those of the nearer end. No kernel is larger than the image. docs/settings.md says how all
+    this was chosen.
+    """
+    side = min(height, width)
+    large = {name: Settings.__dataclass_fields__[name].default for name in SIZED}
+    share = math.log(min(max(side, SMALL), LARGE) / SMALL) / math.log(LARGE / SMALL)
+    found = large if share >= 0.5 else AT_SMALL
+    between = {name: (1 - share) * AT_SMALL[name] + share * large[name] for name in ("threshold", "scale")}
+    return found | between | {name: min(found[name], side) for name in ("kernel_size", "stride")}
+
+
+def shift_for(height: int, width: int) -> int:
+    """Pixels by which the views of a :class:`~oag_transform.DefendedModel` are moved: 5 from 160 pixels of short side on."""
+    side = min(height, width)
+    return min(1 if side < 64 else 3 if side < 160 else 5, side - 1)
+
+
+def _follows(name: str) -> Any:
+    """A field of :class:`BySize` for a hyper-parameter of :class:`Settings`, by its name: ``None`` follows the size."""
+    field = Settings.__dataclass_fields__[name]
+    check = field.metadata["check"]
+    return argument(
+        None,
+        f"{field.metadata['meaning']} ``None``: follows the image's short side, {field.default} from {LARGE} pixels on.",
+        lambda name, value: None if value is None else check(name, value),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BySize(Common):
+    """Hyper-parameters of Algorithm 1 for images of any size: ``None`` follows it."""
+
+    kernel_size: int | None = _follows("kernel_size")
+    stride: int | None = _follows("stride")
+    filters: int | None = _follows("filters")
+    threshold: float | None = _follows("threshold")
+    scale: float | None = _follows("scale")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at(LARGE, LARGE)  # raises what Settings raises
+
+    def at(self, height: int, width: int) -> Settings:
+        """The hyper-parameters for images of this size.
+
+        Raises:
+            ValueError: what was given doesn't go with what follows the size: kernels smaller than their stride.
+        """
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
+        found = default_for(height, width)
+        return Settings(**values | {name: default for name, default in found.items() if values[name] is None})
+
+    @property
+    def minimum_size(self) -> int:
+        """Pixels that an image needs at least in height and width."""
+        return 2 if self.kernel_size is None else self.kernel_size
+
+
+def meanings(arguments: type[Common], indent: str) -> Iterator[str]:
     """``name: meaning`` of each argument, as a docstring lists them."""
     for field in dataclasses.fields(arguments):
         text = f"{field.name}: {field.metadata['meaning']}"

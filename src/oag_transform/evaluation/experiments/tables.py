@@ -160,7 +160,8 @@ def _ablation(plan: Plan, key: str, first: str, settings: Sequence[tuple[str, di
 
 def _with_own(plan: Plan, name: str, values: Sequence[int]) -> list[int]:
     """The paper's values of a setting of ours and the one that it has here, in their order."""
-    return sorted({*values, getattr(OnlineAlternateGenerator(**plan.setting).settings, name)})
+    settings = OnlineAlternateGenerator(**plan.setting).settings_for(*plan.subject.images.shape[-2:])
+    return sorted({*values, getattr(settings, name)})
 
 
 def _goals(attacks: Sequence[Attack]) -> str:

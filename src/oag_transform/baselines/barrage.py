@@ -1,0 +1,221 @@
+"""Barrage of random transforms (BaRT; Raff, Sylvester, Forsyth & McLean, CVPR 2019).
+
+The contract is that of :mod:`oag_transform.baselines.filters`.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from skimage.exposure import equalize_adapthist, equalize_hist
+from torch import Generator, Tensor, nn
+
+from .. import _checks
+from ..straight_through import straight_through
+from . import torch_filters
+from ._batches import CPU, checked, generators, in_numpy, integer, kornia, one_by_one, uniform
+from .denoisers import NonLocalMeans, Wavelets
+from .filters import JPEG, MeanFilter, MedianFilter
+
+_SIDE = 256  # pixels, to which the paper's distances in pixels belong
+
+
+class BaRT(nn.Module):
+    """Barrage of random transforms (Raff et al. 2019, section 3 and appendix): k of ten groups of transforms in random order.
+
+    Each image gets k different groups in an order of its own, and each transform parameters of its own; a group of several
+    transforms takes one of them. Groups: 1 colour precision, 2 JPEG, 3 swirl, 4 noise, 5 Fourier coefficients, 6 zoom, 7 colour
+    spaces, 8 contrast, 9 mixing with grey, 10 denoising. Images of one channel have no groups 7 and 9. Ranges are the paper's,
+    as in the published port of Mahmood et al. (2021); distances in pixels, made for 256 of them, go with the shorter side.
+    Left out or different: no seam carving, no random mask of Fourier coefficients (it has no effect in the port), mean and
+    median over squares in place of discs, and a bilateral filter with weights in place of a mean over similar pixels.
+
+    The paper fine-tunes the classifier on its transforms. A target that is not fine-tuned loses much of its clean accuracy.
+
+    It has a gradient of its own, of the transforms that were drawn: what an attack by expectation over transformation averages.
+    Rounding, JPEG, histograms, wavelets and non-local means pass gradients on unchanged (BPDA).
+
+    Args:
+        k: number of transforms, 0 to 10; the paper has up to 10 and is robust from 5 on.
+        seed: see :mod:`.filters`.
+
+    Raises:
+        ModuleNotFoundError: kornia is missing.
+    """
+
+    def __init__(self, k: int = 5, *, seed: int | None = None) -> None:
+        super().__init__()
+        self.k = _checks.choice("k", _checks.integer("k", k), range(len(_GROUPS) + 1))
+        self.seed = _checks.seed(seed)
+        kornia("color", "BaRT")
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Transformed images; see :mod:`.filters` for shapes and errors."""
+        batch, indices = checked(images, index)
+        return one_by_one(batch, self._transformed, generators(self.seed, indices, CPU)).to(images.dtype)
+
+    def _transformed(self, image: Tensor, draw: Generator) -> Tensor:
+        groups = _GROUPS if image.shape[1] == 3 else [group for group in _GROUPS if group not in (_color_space, _grey_mix)]
+        for chosen in torch.randperm(len(groups), generator=draw)[: self.k].tolist():
+            image = groups[chosen](image, draw).clamp(0, 1)
+        return image
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"k={self.k}, seed={self.seed}"
+
+
+def _color_precision(image: Tensor, draw: Generator) -> Tensor:
+    steps = _of_each_channel(image, draw, lambda: integer(8, 201, draw))
+    return straight_through(image, lambda x: (x * steps).round() / steps)
+
+
+def _jpeg(image: Tensor, draw: Generator) -> Tensor:
+    return straight_through(image, JPEG(integer(55, 96, draw)))
+
+
+def _swirl(image: Tensor, draw: Generator) -> Tensor:
+    height, width = image.shape[-2:]
+    center = (integer(0, width, draw), integer(0, height, draw))
+    return torch_filters.swirl(image, center, uniform(0.01, 3, draw), _pixels(image, uniform(10, 200, draw)))
+
+
+def _noise(image: Tensor, draw: Generator) -> Tensor:
+    """The noises of scikit-image's ``random_noise`` at its defaults, drawn on the CPU as everything here."""
+    kind = integer(0, 6, draw)
+    if kind in (0, 1):  # Gaussian, and speckle
+        noise = 0.1 * torch.randn(image.shape, generator=draw, dtype=image.dtype).to(image.device)
+        return image + noise * (image if kind else 1)
+    if kind == 2:  # Poisson, of as many photons as there are values, to the next power of two
+        values = 2 ** math.ceil(math.log2(max(len(image.unique()), 2)))
+        return straight_through(image, lambda x: torch.poisson((values * x).to(CPU), generator=draw).to(x) / values)
+    changed = torch.rand(image.shape, generator=draw).to(image.device) < 0.05
+    white = torch.rand(image.shape, generator=draw).to(image.device) < {3: 1.0, 4: 0.0, 5: 0.5}[kind]  # salt, pepper, both
+    return torch.where(changed, white.to(image), image)
+
+
+def _fourier(image: Tensor, draw: Generator) -> Tensor:
+    spectrum = torch.fft.fft2(image)
+    keep = [uniform(0, 0.95, draw) for _ in range(image.shape[1])]
+    mask = torch.ones(image.shape, dtype=image.dtype)
+    for channel, share in enumerate(keep):  # a share above one half keeps everything
+        for axis, side in enumerate(image.shape[-2:]):
+            start, end = int(side * share), int(side * (1 - share))
+            mask[0, channel].narrow(axis, start, max(end - start, 0)).zero_()
+    factor = 0.98 + 0.04 * torch.rand(image.shape[-2:], generator=draw, dtype=image.dtype)
+    return torch.fft.ifft2(spectrum * (mask * factor).to(image.device)).real
+
+
+def _zoom(image: Tensor, draw: Generator) -> Tensor:
+    top, bottom, left, right = (round(_pixels(image, uniform(10, 50, draw))) for _ in range(4))
+    height, width = image.shape[-2:]
+    cropped = image[..., top : max(height - bottom, top + 1), left : max(width - right, left + 1)]
+    return F.interpolate(cropped, (height, width), mode="bilinear", align_corners=False)
+
+
+_COLOR_SPACES = (  # name, largest change of each channel, lowest and highest values
+    ("hsv", (0.1 * math.pi, 0.25, 0.25), (0, 0, 0), (2 * math.pi, 1, 1)),
+    ("xyz", (0.05, 0.05, 0.05), (0, 0, 0), (1, 1, 1)),
+    ("lab", (5, 2, 2), (0, -math.inf, -math.inf), (100, math.inf, math.inf)),
+    ("yuv", (0.05, 0.02, 0.02), (0, -math.inf, -math.inf), (1, math.inf, math.inf)),
+)
+
+
+def _color_space(image: Tensor, draw: Generator) -> Tensor:
+    color, (name, most, low, high) = kornia("color", "BaRT"), _COLOR_SPACES[integer(0, 4, draw)]
+    change, low, high = (
+        image.new_tensor(values)[:, None, None] for values in ([uniform(-each, each, draw) for each in most], low, high)
+    )
+    # a gradient is finite where colours are not flat or black
+    inside = image.clamp(1e-4, 1)
+    moved = getattr(color, f"rgb_to_{name}")(inside) + change
+    return getattr(color, f"{name}_to_rgb")(torch.minimum(torch.maximum(moved, low), high))
+
+
+def _contrast(image: Tensor, draw: Generator) -> Tensor:
+    kind = integer(0, 3, draw)
+    if kind == 0:
+        bins = integer(40, 257, draw)
+        return straight_through(image, lambda x: in_numpy(x, lambda y, _: _by_channel(lambda z: equalize_hist(z, bins), y)))
+    if kind == 1:
+        side = min(image.shape[-2:])
+        kernel = [max(round(uniform(side / 10, side / 6, draw)), 1) for _ in range(2)]
+        limit = uniform(0.01, 0.04, draw)
+        return straight_through(
+            image, lambda x: in_numpy(x, lambda y, _: _by_channel(lambda z: equalize_adapthist(z, kernel, limit), y))
+        )
+    together = integer(0, 2, draw) == 0
+    values = image.flatten(1)[:, None] if together else image.flatten(2)
+    shares = image.new_tensor([uniform(0.01, 0.04, draw), uniform(0.96, 0.99, draw)])
+    low, high = torch.quantile(values, shares, dim=-1)[..., None, None]
+    return (image - low) / (high - low).clamp(min=1e-3)
+
+
+def _grey_mix(image: Tensor, draw: Generator) -> Tensor:
+    """How much of which channels goes into each: all, partly all, two of them, or one partly."""
+    kind, own = integer(0, 4, draw), torch.eye(3, dtype=torch.float64)
+    odd = integer(0, 3, draw)
+    ratios = torch.tensor([uniform(0, 1, draw) + 1e-9 for _ in range(3)], dtype=torch.float64)
+    if kind > 1:
+        ratios[odd] = 0
+    grey = (ratios / ratios.sum()).expand(3, 3)
+    if kind == 0:
+        kept = torch.zeros(3, dtype=torch.float64)
+    elif kind == 1:
+        kept = torch.tensor([max(uniform(0, 1, draw), 0.2) for _ in range(3)], dtype=torch.float64)
+    elif kind == 2:
+        kept = own[odd]
+    else:
+        kept = 1 - own[odd] * uniform(0.1, 0.9, draw)
+    mixing = kept[:, None] * own + (1 - kept[:, None]) * grey
+    return torch.einsum("oc,nchw->nohw", mixing.to(image), image)
+
+
+def _denoise(image: Tensor, draw: Generator) -> Tensor:
+    kind, filters = integer(0, 7, draw), kornia("filters", "BaRT")
+    if kind == 0:
+        sigma = uniform(0.1, 2, draw)
+        size = 2 * math.ceil(4 * sigma) + 1
+        return filters.gaussian_blur2d(image, (size, size), (sigma, sigma), border_type="replicate")
+    if kind in (1, 2):
+        return (MedianFilter, MeanFilter)[kind - 1](2 * integer(2, 4, draw) + 1)(image)
+    if kind == 3:
+        size = 2 * max(round(_pixels(image, uniform(2, 30, draw))), 1) + 1
+        return filters.bilateral_blur(image, (size, size), uniform(5, 30, draw) / 255, (size / 2, size / 2), "replicate")
+    if kind == 4:
+        return torch_filters.chambolle(image, uniform(0.05, 0.3, draw), 50)
+    strength = 255 * float(_noise_level(image.detach()))
+    if kind == 5:
+        return straight_through(image, Wavelets(max(strength, 0.1)))
+    arguments = {"patch_size": 2 * integer(2, 4, draw) + 1, "patch_distance": integer(6, 12, draw)}
+    return straight_through(image, NonLocalMeans(max(uniform(0.6, 1.15, draw) * strength, 0.1), **arguments))
+
+
+_GROUPS: tuple[Callable[[Tensor, Generator], Tensor], ...] = (
+    _color_precision, _jpeg, _swirl, _noise, _fourier, _zoom, _color_space, _contrast, _grey_mix, _denoise,
+)  # fmt: skip
+
+
+def _noise_level(image: Tensor) -> Tensor:
+    """Standard deviation of the noise: the median of the finest diagonal Haar coefficients (Donoho & Johnstone 1994)."""
+    even = F.pad(image, (0, image.shape[-1] % 2, 0, image.shape[-2] % 2), mode="replicate")
+    blocks = F.pixel_unshuffle(even, 2).unflatten(1, (-1, 4))
+    return ((blocks[:, :, 0] - blocks[:, :, 1] - blocks[:, :, 2] + blocks[:, :, 3]) / 2).abs().median() / 0.6745
+
+
+def _pixels(image: Tensor, of_256: float) -> float:
+    return of_256 * min(image.shape[-2:]) / _SIDE
+
+
+def _of_each_channel(image: Tensor, draw: Generator, drawn: Callable[[], float]) -> Tensor:
+    """A number for all channels, or, in half of the cases, one for each: (C, 1, 1)."""
+    count = image.shape[1]
+    values = [drawn() for _ in range(count)] if integer(0, 2, draw) else [drawn()] * count
+    return image.new_tensor(values)[:, None, None]
+
+
+def _by_channel(function: Callable[[Any], Any], image: Any) -> Any:
+    return np.stack([function(channel) for channel in image])

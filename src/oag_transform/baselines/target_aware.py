@@ -1,0 +1,187 @@
+"""Defenses that use the gradient of the target: they are not portable, each works for the classifier that it was made with.
+
+One of them is a known bad example. The contract is that of :mod:`oag_transform.baselines.filters`; nothing is random, and an
+image's result depends on its batch by rounding only. Both move the image by steps of the sign of a gradient. A sign has the
+derivative zero, so that the derivative of the whole is the identity where nothing is clipped: their own gradient.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import _checks
+from ..straight_through import straight_through
+from ._batches import checked, kornia, with_gradients
+
+
+class AntiAdversary(nn.Module):
+    """The anti-adversary layer (Alfarra et al., AAAI 2022, section 3): steps that make the target surer of what it says.
+
+    The known bad example: an adversarial image that is misclassified is misclassified with more confidence, and attacks
+    computed on the bare target, or through the identity, find as much as without the layer (Croce et al., ICML 2022, 4.4).
+
+    Defaults are those of the authors' code for CIFAR-10 before a classifier without normalisation. The code leaves values
+    outside of [0, 1]; here the result is clipped, as any image is.
+
+    Args:
+        target: classifier of images in [0, 1], (N, C, H, W) -> logits (N, classes), normalisation included.
+        alpha: size of a step, for values in [0, 1].
+        steps: number of steps.
+    """
+
+    def __init__(self, target: nn.Module, alpha: float = 0.15, *, steps: int = 2) -> None:
+        super().__init__()
+        self.target = _target(target)
+        self.alpha = _checks.number("alpha", alpha, at_least=0)
+        self.steps = _checks.integer("steps", steps)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Images that the target is surer of; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
+        batch, _ = checked(images, index)
+        return straight_through(batch, self._moved).to(images.dtype) if len(batch) else images
+
+    def _moved(self, images: Tensor) -> Tensor:
+        with with_gradients(images.device):
+            start, moved = images.clone(), images.clone()
+            labels = _checks.logits(self.target(start), len(start)).argmax(1)
+            for _ in range(self.steps):
+                moved = moved.detach().requires_grad_()
+                loss = F.cross_entropy(_checks.logits(self.target(moved), len(moved)), labels, reduction="sum")
+                moved = moved - self.alpha * torch.autograd.grad(loss, moved)[0].sign()
+            return moved.detach().clamp(0, 1)
+
+    def extra_repr(self) -> str:
+        """Arguments that are not submodules."""
+        return f"alpha={self.alpha!r}, steps={self.steps}"
+
+
+class ZeroPur(nn.Module):
+    """ZeroPur (Liu et al., arXiv 2406.03143, section 3): away from where a blur moves the target's features.
+
+    Guided shift (3.2): steps with momentum bring the embedding of the image, which the target's last linear layer sees, closer
+    in angle to that of its blurred copy. Adaptive projection (3.3): from the input again, steps move intermediate features the
+    way that the guided shift found, by their inner product, against a perceptual distance to the input. As in the authors' code
+    (erhul/ZeroPur), whose settings are the defaults, these are features of the target's last two stages, found here as the last
+    two resolutions, and the distance is that of such features normalised over channels (the code takes more stages for it).
+    Steps are signs of gradients, within ``epsilon`` of the input.
+
+    Args:
+        target: classifier of images in [0, 1], (N, C, H, W) -> logits (N, classes), normalisation included. It has a last
+            linear layer and features of more than one pixel.
+        epsilon: how far a value may move, in grey levels (0 to 255).
+        sigma: standard deviation of the Gaussian blur in pixels.
+        shift_steps: steps of the guided shift.
+        projection_steps: steps of the adaptive projection.
+        projection: weight of the inner product (lambda_1) against the perceptual distance, whose weight is 1.
+
+    Raises:
+        ModuleNotFoundError: kornia is missing.
+    """
+
+    def __init__(
+        self,
+        target: nn.Module,
+        epsilon: float = 10.0,
+        *,
+        sigma: float = 1.8,
+        shift_steps: int = 10,
+        projection_steps: int = 50,
+        projection: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.target = _target(target)
+        if not any(isinstance(module, nn.Linear) for module in target.modules()):
+            raise ValueError("target must have a linear layer, whose input is the embedding; it has none")
+        self.epsilon = _checks.number("epsilon", epsilon, at_least=0)
+        self.sigma = _checks.number("sigma", sigma, above=0)
+        self.shift_steps = _checks.integer("shift_steps", shift_steps, at_least=1)
+        self.projection_steps = _checks.integer("projection_steps", projection_steps)
+        self.projection = _checks.number("projection", projection, at_least=0)
+        self._filters = kornia("filters", "ZeroPur")
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Purified images; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
+        batch, _ = checked(images, index)
+        return straight_through(batch, self._purified).to(images.dtype) if len(batch) else images
+
+    def _purified(self, images: Tensor) -> Tensor:
+        with with_gradients(images.device):
+            images = images.clone()
+            shifted = self._shifted(images)
+            return self._projected(images, shifted) if self.projection_steps else shifted
+
+    def _shifted(self, images: Tensor) -> Tensor:
+        moved, momentum = images, torch.zeros_like(images)
+        for _ in range(self.shift_steps):
+            moved = moved.detach().requires_grad_()
+            with torch.no_grad():
+                blurred = self._features(self._blurred(moved))[0]
+            loss = -F.cosine_similarity(self._features(moved)[0], blurred).sum()
+            (slope,) = torch.autograd.grad(loss, moved)
+            momentum = momentum + slope / slope.abs().sum((1, 2, 3), keepdim=True).clamp(min=1e-30)
+            moved = self._step(images, moved, momentum, self.shift_steps)
+        return moved
+
+    def _projected(self, images: Tensor, shifted: Tensor) -> Tensor:
+        with torch.no_grad():
+            start, end = self._features(images)[1], self._features(shifted)[1]
+        moved = images
+        for _ in range(self.projection_steps):
+            moved = moved.detach().requires_grad_()
+            now = self._features(moved)[1]
+            along = sum(((b - a) * (c - a)).sum() for a, b, c in zip(start, end, now, strict=True))
+            loss = perceptual_distance(now, start).sum() - self.projection * along
+            moved = self._step(images, moved, torch.autograd.grad(loss, moved)[0], self.projection_steps)
+        return moved
+
+    def _step(self, images: Tensor, moved: Tensor, slope: Tensor, steps: int) -> Tensor:
+        reach = self.epsilon / 255
+        down = moved.detach() - reach / steps * slope.sign()
+        return torch.minimum(torch.maximum(down, images - reach), images + reach).clamp(0, 1)
+
+    def _blurred(self, images: Tensor) -> Tensor:
+        size = 2 * int(4 * self.sigma + 0.5) + 1
+        return self._filters.gaussian_blur2d(images, (size, size), (self.sigma, self.sigma), border_type="replicate")
+
+    def _features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What the last linear layer sees, and the features at the last two resolutions."""
+        maps: dict[torch.Size, Tensor] = {}
+        embedding = images
+
+        def see(module: nn.Module, inputs: Any, output: Any) -> None:
+            nonlocal embedding
+            if isinstance(module, nn.Linear):
+                embedding = inputs[0].flatten(1)
+            elif isinstance(output, Tensor) and output.ndim == 4 and output.shape[-2:].numel() > 1:
+                maps[output.shape[-2:]] = output  # that of the last module at this resolution
+
+        hooks = [module.register_forward_hook(see) for module in self.target.modules()]
+        try:
+            self.target(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return embedding, list(maps.values())[-2:]
+
+    def extra_repr(self) -> str:
+        """Arguments that are not submodules."""
+        names = ("epsilon", "sigma", "shift_steps", "projection_steps", "projection")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+
+def perceptual_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
+    """LPIPS without learned weights (Laidlaw et al. 2021, equation 2): (N,) from lists of features (N, C, H, W)."""
+    differences = [
+        ((F.normalize(a, dim=1, eps=1e-10) - F.normalize(b, dim=1, eps=1e-10)) / a.shape[-2:].numel() ** 0.5).flatten(1)
+        for a, b in zip(features, others, strict=True)
+    ]
+    # the root has no slope at 0, where the first step starts
+    return (torch.cat(differences, 1).square().sum(1) + 1e-12).sqrt()
+
+
+def _target(target: Any) -> nn.Module:
+    if not isinstance(target, nn.Module):
+        raise TypeError(f"target must be a torch.nn.Module, got {type(target).__name__}")
+    return target

@@ -1,0 +1,121 @@
+"""Tensor network purification (TNP; Lin et al., arXiv 2502.17972).
+
+The contract is that of :mod:`oag_transform.baselines.filters`; images are worked on one by one.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from .. import _checks
+from ._batches import CPU, checked, generators, one_by_one, with_gradients
+
+
+class TensorNetworkPurification(nn.Module):
+    """TNP (section 4): a quantized tensor train of low rank, fitted from coarse to fine, takes the image's place.
+
+    An image of side 2^D is a tensor train of a core for each bit of its coordinates, coarsest first, and one for the channels.
+    Average pooling makes perturbations Gaussian and smaller (4.1), so the train is fitted to pooled images first, by squared
+    error (4.2). Each next scale starts with what the coarser one found, enlarged bilinearly and truncated to the rank. At the
+    full scale the objective is adversarial (4.3): the error is the worst of all auxiliary perturbations delta within eta,
+    max (x + delta - y)^2 = (|x - y| + eta)^2, and y is pulled towards the coarser result by the squared error of its pooling.
+
+    No code of the authors is public. The form of the last objective is written from the paper's description, and eta is the
+    paper's; the rank was chosen here for a clean accuracy on CIFAR-10 like the paper's, 84% of what is right undefended, the others
+    for the time that they take. Trains start as truncated singular value
+    decompositions, so nothing is random. Sides that are no power of two are filled up by repeating the border.
+
+    It has no gradient.
+
+    Args:
+        rank: of the tensor train of an image of 32 pixels; it grows in proportion to the side. A lower one keeps less detail.
+        eta: largest auxiliary perturbation, for values in [0, 1]; 0 for plain squared error.
+        scales: number of coarser scales.
+        steps: updates of the cores by Adam at each scale.
+        lr: learning rate.
+    """
+
+    def __init__(self, rank: int = 10, *, eta: float = 0.1, scales: int = 1, steps: int = 100, lr: float = 0.01) -> None:
+        super().__init__()
+        self.rank = _checks.integer("rank", rank, at_least=1)
+        self.eta = _checks.number("eta", eta, at_least=0)
+        self.scales = _checks.integer("scales", scales)
+        self.steps = _checks.integer("steps", steps)
+        self.lr = _checks.number("lr", lr, above=0)
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Purified images; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
+        batch, indices = checked(images, index)
+        with with_gradients(batch.device):
+            return one_by_one(batch.detach().clone(), self._purified, generators(0, indices, CPU)).to(images.dtype)
+
+    def _purified(self, image: Tensor, _: Generator) -> Tensor:
+        height, width = image.shape[-2:]
+        bits = max(math.ceil(math.log2(max(height, width))), 1)
+        rank = max(self.rank * 2**bits // 32, 1)
+        square = F.pad(image, (0, 2**bits - width, 0, 2**bits - height), mode="replicate")
+        coarser = min(self.scales, bits - 1)
+        pyramid = [F.avg_pool2d(square, 2**scale) for scale in range(coarser, -1, -1)]
+        found = pyramid[0]
+        for target in pyramid[:-1]:
+            found = self._fit(_as_large(found, target), target, rank)
+        found = self._fit(_as_large(found, square), square, rank, found if coarser else None)
+        return found[..., :height, :width].clamp(0, 1)
+
+    def _fit(self, start: Tensor, target: Tensor, rank: int, coarse: Tensor | None = None) -> Tensor:
+        cores = [core.requires_grad_() for core in tensor_train(start, rank)]
+        optimizer = torch.optim.Adam(cores, lr=self.lr)
+        eta = self.eta if coarse is not None else 0.0
+        for _ in range(self.steps):
+            found = dense(cores)
+            loss = ((found - target).abs() + eta).square().mean()
+            if coarse is not None:
+                loss = loss + F.mse_loss(F.avg_pool2d(found, 2), coarse)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return dense(cores).detach()
+
+    def extra_repr(self) -> str:
+        """Every argument."""
+        return f"rank={self.rank}, eta={self.eta!r}, scales={self.scales}, steps={self.steps}, lr={self.lr!r}"
+
+
+def tensor_train(image: Tensor, rank: int) -> list[Tensor]:
+    """Cores (r, 4, r') for each bit of the coordinates, and (r, C) for the channels, by truncated SVDs (Oseledets 2011).
+
+    Args:
+        image: (1, C, 2^D, 2^D).
+        rank: the most that a rank may be.
+    """
+    bits, channels = image.shape[-1].bit_length() - 1, image.shape[1]
+    order = [axis for bit in range(bits) for axis in (1 + bit, 1 + bits + bit)]  # row and column bits in turn
+    rest = image.reshape(channels, *[2] * (2 * bits)).permute(*order, 0).reshape(1, -1)
+    cores = []
+    for _ in range(bits):
+        left, singular, right = torch.linalg.svd(rest.reshape(4 * len(rest), -1), full_matrices=False)
+        kept = min(rank, len(singular))
+        cores.append(left[:, :kept].reshape(len(rest), 4, kept).contiguous())
+        rest = singular[:kept, None] * right[:kept]
+    return [*cores, rest.contiguous()]
+
+
+def dense(cores: Sequence[Tensor]) -> Tensor:
+    """The image (1, C, 2^D, 2^D) of a tensor train; see :func:`tensor_train`."""
+    *spatial, last = cores
+    product = last.new_ones(1, 1)
+    for core in spatial:
+        product = (product @ core.flatten(1)).reshape(-1, core.shape[-1])
+    bits = len(spatial)
+    order = [0, *range(1, 2 * bits, 2), *range(2, 2 * bits + 1, 2)]
+    image = (product @ last).T.reshape(last.shape[1], *[2] * (2 * bits)).permute(order)
+    return image.reshape(1, last.shape[1], 2**bits, 2**bits)
+
+
+def _as_large(image: Tensor, target: Tensor) -> Tensor:
+    size = target.shape[-2:]
+    return image if image.shape[-2:] == size else F.interpolate(image, size, mode="bilinear", align_corners=False)
