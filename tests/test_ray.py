@@ -169,7 +169,7 @@ def test_parquet_of_hugging_face_to_files_and_names_that_cannot_be(
 
 def test_webdataset_keeps_labels_and_gives_the_same_images(expected: dict[str, bytes], folder: Path, tmp_path: Path) -> None:
     for number in range(2):
-        members = {}
+        members: dict[str, bytes] = {}
         for label, name in list(enumerate(sorted(expected)))[number::2]:
             key = name.rpartition(".")[0]
             members |= {name: (folder / name).read_bytes(), f"{key}.cls": b"%d" % label, f"{key}.txt": b"flower"}
@@ -250,7 +250,7 @@ def test_a_bad_sample_or_shard_of_webdataset_is_a_failure_and_the_others_are_mad
 def test_the_parts_of_samples(tmp_path: Path) -> None:
     members = {"d.1/a.b.JPG": b"i", "d.1/a.json": b"{}", "d.1/a.bin": b"\xff", "b.txt": b"\xff", "b.png": b"p", "b.PNG": b"q"}
     with (write_tar(tmp_path / "0.tar", {"_": b"no suffix", **members})).open("rb") as stream:
-        (table,) = shards.WebDatasetSource._read_stream(None, stream, "x/0.tar")
+        (table,) = shards.WebDatasetSource([str(tmp_path / "0.tar")])._read_stream(stream, "x/0.tar")
     assert table.to_pylist() == [
         {"name": "d.1/a", "image": None, "read_error": "it has no image, only b.JPG, json, bin"}
         | {"b.jpg": b"i", "json": "{}", "bin": b"\xff", "txt": None, "png": None},

@@ -103,7 +103,7 @@ class Purify:
         made = [one for start in range(0, len(jobs), size) for one in worker.make(self.plan, jobs[start : start + size])]
         for line in (f"{files.one_line(str(one.job.source))}: {note}" for one in made for note in one.notes):
             logger.info("%s", line)
-        missing = {} if any(isinstance(image, Mapping) for image in images) else None
+        missing: dict[str, Any] | None = {} if any(isinstance(image, Mapping) for image in images) else None
         olds = [missing if image is None else image for image in images]
         contents = [shards.with_content(old, one.content or b"") for old, one in zip(olds, made, strict=True)]
         kept = {key: values for key, values in batch.items() if key != shards.READ_ERROR}
@@ -160,7 +160,12 @@ def read_images(folder: str | Path) -> "ray.data.Dataset":
         root = str(folder).rstrip("/")
         suffixes = sorted(suffix[1:] for suffix in sources.IMAGE_SUFFIXES)
         found = ray.data.read_binary_files(root, include_paths=True, file_extensions=suffixes, num_cpus=0)
-        return found.map_batches(_named, fn_args=(len(root.partition("://")[2]) + 1,), batch_format="pyarrow", num_cpus=0)
+        start = len(root.partition("://")[2]) + 1
+
+        def named(table: pa.Table) -> pa.Table:
+            return pa.table({"name": pa.array([path[start:] for path in table["path"].to_pylist()]), "image": table["bytes"]})
+
+        return found.map_batches(named, batch_format="pyarrow", num_cpus=0)
     # Ray's own reader stops at the first file that can't be read, and cuts names at a question mark
     listed = sources.find([str(folder)], Path(os.devnull))
     for line in (*(f"{files.one_line(name)}: {reason}" for name, reason in listed.problems), *listed.notes):
@@ -174,10 +179,6 @@ def read_images(folder: str | Path) -> "ray.data.Dataset":
         for i in range(0, len(paths), shards.BLOCK)
     ]
     return ray.data.from_arrow(tables).map_batches(_read, batch_format="pyarrow", num_cpus=0)
-
-
-def _named(table: pa.Table, start: int) -> pa.Table:
-    return pa.table({"name": pa.array([path[start:] for path in table["path"].to_pylist()]), "image": table["bytes"]})
 
 
 def _read(table: pa.Table) -> pa.Table:
