@@ -24,7 +24,7 @@ from torch import Tensor
 
 from oag_transform import OnlineAlternateGenerator
 from oag_transform.evaluation.data import Preprocessing, batches, image_folder
-from oag_transform.evaluation.measure import provenance
+from oag_transform.evaluation.provenance import provenance
 from oag_transform.generator.run import alternate, choose_loop
 from oag_transform.generator.settings import Settings
 from oag_transform.images import to_pixels

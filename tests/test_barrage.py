@@ -46,9 +46,13 @@ def test_an_image_gets_k_different_groups_in_an_order_of_its_own(monkeypatch: py
 
 def test_grey_images_have_no_groups_of_colours(monkeypatch: pytest.MonkeyPatch) -> None:
     called = []
+
+    def counted(image: Tensor, _: Generator) -> Tensor:
+        called.append(len(image))
+        return image
+
     for name in ("_color_space", "_grey_mix"):
-        replacement = lambda image, _: called.append(1) or image  # noqa: E731
-        monkeypatch.setattr(barrage, name, replacement)
+        monkeypatch.setattr(barrage, name, lambda image, draw, _=name: counted(image, draw))
     monkeypatch.setattr(barrage, "_GROUPS", (barrage._color_space, barrage._grey_mix, lambda image, _: 1 - image))
     grey = rand(5, 1, 4, 4)
     torch.testing.assert_close(BaRT(3, seed=0)(grey), 1 - grey)

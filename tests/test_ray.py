@@ -29,7 +29,7 @@ from oag_transform import OnlineAlternateGenerator  # noqa: E402
 from oag_transform.apps import cluster, cluster_purify, dataset, shards, sources, worker  # noqa: E402
 from oag_transform.apps.cli import main  # noqa: E402
 from oag_transform.apps.cluster_store import ClusterStore  # noqa: E402
-from oag_transform.evaluation import results  # noqa: E402
+from oag_transform.evaluation import result as results  # noqa: E402
 from oag_transform.streams import index_of  # noqa: E402
 from tests.test_purify import FAST, POSIX, odd_exif, purify, read, save, tree  # noqa: E402
 from tests.tiny import write_photographs  # noqa: E402

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from oag_transform.baselines import zero_shot
+from oag_transform.baselines._batches import generators
+from oag_transform.baselines.per_image import initialise
 from oag_transform.baselines.zero_shot import Noise2Fast, ZeroShotNoise2Noise, diagonals
 
 from .test_filters import rand
@@ -46,14 +48,14 @@ def test_both_remove_noise() -> None:
 
 
 def test_a_step_of_zs_n2n_is_that_of_its_losses() -> None:
-    """One step by hand: equations 4 and 6, with means over pixels in place of sums."""
+    """One step by hand: the residual and the consistency loss, symmetric in the halves."""
     _, noisy = scene(0.1, side=8)
     defense = ZeroShotNoise2Noise(steps=1, channels=4, lr=0.01, seed=3)
     trained = defense._trained(noisy, Generator().manual_seed(5))
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(4, 4, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(4, 3, 1)
     )
-    zero_shot.initialise(network, Generator().manual_seed(5), torch.float32)
+    initialise(network, Generator().manual_seed(5), torch.float32)
     first, second = diagonals(noisy).split(1)
     one, two = first - network(first), second - network(second)
     whole = diagonals(noisy - network(noisy)).split(1)
@@ -68,7 +70,7 @@ def test_a_step_of_zs_n2n_is_that_of_its_losses() -> None:
 def test_the_gradient_of_zs_n2n_is_that_of_the_trained_network() -> None:
     image = (0.25 + 0.5 * rand(1, 3, 6, 6)).requires_grad_()
     defense = ZeroShotNoise2Noise(steps=5, channels=4, seed=0)
-    network = defense._trained(image.detach().clone(), zero_shot.generators(0, [4], torch.device("cpu"))[0])
+    network = defense._trained(image.detach().clone(), generators(0, [4], torch.device("cpu"))[0])
     (expected,) = torch.autograd.grad((image - network(image)).clamp(0, 1).pow(2).sum(), image)
     (actual,) = torch.autograd.grad(defense(image, index=4).pow(2).sum(), image)
     torch.testing.assert_close(actual, expected)

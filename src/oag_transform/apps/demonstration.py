@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import streams
 from ..baselines.filters import JPEG
 from ..defended import DefendedModel
-from ..evaluation.attacks import cw, paper_attacks
+from ..evaluation.attacks.gray_box import cw, paper_attacks
 from ..evaluation.backbones import efficientnet_lite
 from ..evaluation.render.figures import residuals
 from ..transform import OnlineAlternateGenerator

@@ -24,14 +24,14 @@ _SIDE = 256  # pixels, to which the paper's distances in pixels belong
 
 
 class BaRT(nn.Module):
-    """Barrage of random transforms (Raff et al. 2019, section 3 and appendix): k of ten groups of transforms in random order.
+    """Barrage of random transforms (Raff et al. 2019): k of ten groups of transforms in random order.
 
     Each image gets k different groups in an order of its own, and each transform parameters of its own; a group of several
     transforms takes one of them. Groups: 1 colour precision, 2 JPEG, 3 swirl, 4 noise, 5 Fourier coefficients, 6 zoom, 7 colour
-    spaces, 8 contrast, 9 mixing with grey, 10 denoising. Images of one channel have no groups 7 and 9. Ranges are the paper's,
-    as in the published port of Mahmood et al. (2021); distances in pixels, made for 256 of them, go with the shorter side.
-    Left out or different: no seam carving, no random mask of Fourier coefficients (it has no effect in the port), mean and
-    median over squares in place of discs, and a bilateral filter with weights in place of a mean over similar pixels.
+    spaces, 8 contrast, 9 mixing with grey, 10 denoising. Images of one channel have no groups 7 and 9. Ranges are the paper's
+    (appendix), as read in a public port (DefenseBarrageNetwork); distances in pixels, made for 256 of them, go with the shorter
+    side. Different: no seam carving, no random mask of Fourier coefficients (it has no effect in the port), 50 iterations of
+    total variation, mean and median over squares, not discs, and a bilateral filter in place of a mean of similar pixels.
 
     The paper fine-tunes the classifier on its transforms. A target that is not fine-tuned loses much of its clean accuracy.
 
@@ -39,7 +39,7 @@ class BaRT(nn.Module):
     Rounding, JPEG, histograms, wavelets and non-local means pass gradients on unchanged (BPDA).
 
     Args:
-        k: number of transforms, 0 to 10; the paper has up to 10 and is robust from 5 on.
+        k: number of transforms, 0 to 10; the paper's choice for ImageNet is 5.
         seed: see :mod:`.filters`.
 
     Raises:
@@ -126,13 +126,12 @@ _COLOR_SPACES = (  # name, largest change of each channel, lowest and highest va
 
 def _color_space(image: Tensor, draw: Generator) -> Tensor:
     color, (name, most, low, high) = kornia("color", "BaRT"), _COLOR_SPACES[integer(0, 4, draw)]
-    change, low, high = (
+    change, least, greatest = (
         image.new_tensor(values)[:, None, None] for values in ([uniform(-each, each, draw) for each in most], low, high)
     )
-    # a gradient is finite where colours are not flat or black
-    inside = image.clamp(1e-4, 1)
-    moved = getattr(color, f"rgb_to_{name}")(inside) + change
-    return getattr(color, f"{name}_to_rgb")(torch.minimum(torch.maximum(moved, low), high))
+    # of black the roots in these conversions have no finite gradient
+    moved = getattr(color, f"rgb_to_{name}")(image.clamp(1e-4, 1)) + change
+    return getattr(color, f"{name}_to_rgb")(torch.minimum(torch.maximum(moved, least), greatest))
 
 
 def _contrast(image: Tensor, draw: Generator) -> Tensor:

@@ -27,7 +27,7 @@ def differentiable(defense: nn.Module) -> nn.Module | None:
     JPEG (Reich et al. 2024; Shin & Song 2017), non-local means without the library's rounding of its weights, the identity for
     bit depth. A :class:`~oag_transform.baselines.compose.Compose` has one where all of its parts do. For wavelets, pixel
     deflection, BM3D, PixelDefend, Noise2Fast, TNP, DIP and the auto-encoder there is the straight-through gradient (BPDA) of a
-    :class:`~oag_transform.DefendedModel`; OAG is :func:`~oag_transform.evaluation.unrolled.unrolled`.
+    :class:`~oag_transform.DefendedModel`; OAG is :func:`~oag_transform.evaluation.attacks.unrolled.unrolled`.
 
     Raises:
         ModuleNotFoundError: kornia is missing, for JPEG.
@@ -36,7 +36,8 @@ def differentiable(defense: nn.Module) -> nn.Module | None:
         return defense
     if isinstance(defense, Compose):
         parts = [differentiable(part) for part in defense.defenses]
-        return Compose(*parts) if all(part is not None for part in parts) else None
+        found = [part for part in parts if part is not None]
+        return Compose(*found) if len(found) == len(parts) else None
     if isinstance(defense, TotalVariation):
         return Surrogate(defense, lambda images: torch_filters.chambolle(images, defense.weight, defense.iterations))
     if isinstance(defense, NonLocalMeans):

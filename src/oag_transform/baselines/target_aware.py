@@ -17,10 +17,10 @@ from ._batches import checked, kornia, with_gradients
 
 
 class AntiAdversary(nn.Module):
-    """The anti-adversary layer (Alfarra et al., AAAI 2022, section 3): steps that make the target surer of what it says.
+    """The anti-adversary layer (Alfarra et al., AAAI 2022): steps that make the target surer of what it says.
 
     The known bad example: an adversarial image that is misclassified is misclassified with more confidence, and attacks
-    computed on the bare target, or through the identity, find as much as without the layer (Croce et al., ICML 2022, 4.4).
+    computed on the bare target, or through the identity, find as much as without the layer (Croce et al., ICML 2022).
 
     Defaults are those of the authors' code for CIFAR-10 before a classifier without normalisation. The code leaves values
     outside of [0, 1]; here the result is clipped, as any image is.
@@ -58,10 +58,10 @@ class AntiAdversary(nn.Module):
 
 
 class ZeroPur(nn.Module):
-    """ZeroPur (Liu et al., arXiv 2406.03143, section 3): away from where a blur moves the target's features.
+    """ZeroPur (Liu et al., arXiv 2406.03143): away from where a blur moves the target's features.
 
-    Guided shift (3.2): steps with momentum bring the embedding of the image, which the target's last linear layer sees, closer
-    in angle to that of its blurred copy. Adaptive projection (3.3): from the input again, steps move intermediate features the
+    Guided shift: steps with momentum bring the embedding of the image, which the target's last linear layer sees, closer
+    in angle to that of its blurred copy. Adaptive projection: from the input again, steps move intermediate features the
     way that the guided shift found, by their inner product, against a perceptual distance to the input. As in the authors' code
     (erhul/ZeroPur), whose settings are the defaults, these are features of the target's last two stages, found here as the last
     two resolutions, and the distance is that of such features normalised over channels (the code takes more stages for it).
@@ -172,7 +172,7 @@ class ZeroPur(nn.Module):
 
 
 def perceptual_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
-    """LPIPS without learned weights (Laidlaw et al. 2021, equation 2): (N,) from lists of features (N, C, H, W)."""
+    """LPIPS without learned weights (Zhang et al. 2018; Laidlaw et al. 2021): (N,) from lists of features (N, C, H, W)."""
     differences = [
         ((F.normalize(a, dim=1, eps=1e-10) - F.normalize(b, dim=1, eps=1e-10)) / a.shape[-2:].numel() ** 0.5).flatten(1)
         for a, b in zip(features, others, strict=True)

@@ -19,15 +19,15 @@ class TensorNetworkPurification(nn.Module):
     """TNP (section 4): a quantized tensor train of low rank, fitted from coarse to fine, takes the image's place.
 
     An image of side 2^D is a tensor train of a core for each bit of its coordinates, coarsest first, and one for the channels.
-    Average pooling makes perturbations Gaussian and smaller (4.1), so the train is fitted to pooled images first, by squared
-    error (4.2). Each next scale starts with what the coarser one found, enlarged bilinearly and truncated to the rank. At the
-    full scale the objective is adversarial (4.3): the error is the worst of all auxiliary perturbations delta within eta,
+    Average pooling makes perturbations smaller and closer to Gaussian (4.1), so the train is fitted to pooled images first, by
+    squared error. Each next scale starts with what the coarser one found, enlarged bilinearly and truncated to the rank. At the
+    full scale the objective is adversarial: the error is the worst of all auxiliary perturbations delta within eta,
     max (x + delta - y)^2 = (|x - y| + eta)^2, and y is pulled towards the coarser result by the squared error of its pooling.
 
-    No code of the authors is public. The form of the last objective is written from the paper's description, and eta is the
-    paper's; the rank was chosen here for a clean accuracy on CIFAR-10 like the paper's, 84% of what is right undefended, the others
-    for the time that they take. Trains start as truncated singular value
-    decompositions, so nothing is random. Sides that are no power of two are filled up by repeating the border.
+    This is written from the paper's description; no code of the authors was found, and its objective may differ in form. eta is
+    the paper's. The rank was chosen for a clean accuracy like the paper's on CIFAR-10, steps and rate for their time. Trains
+    start as truncated singular value decompositions, so that nothing is random. Sides that are no power of two are filled up by
+    repeating the border.
 
     It has no gradient.
 

@@ -23,7 +23,8 @@ class ZeroShotNoise2Noise(nn.Module):
     """ZS-N2N (Mansour & Heckel, CVPR 2023, section 3): the image minus what a network of two hidden layers takes for its noise.
 
     Two half-size images, means of the two diagonals of each 2 x 2 block, show the same picture with noise of their own. The
-    network is trained to turn each into the other (equation 4), and to do to the halves what it does to the whole (equation 6).
+    network is trained to turn each into the other (residual loss), and to do to the halves what it does to the whole
+    (consistency loss).
     Defaults are those of the authors' code; the rate is halved after three quarters of the steps.
 
     It has a gradient of its own, that of the trained network, held fixed: how the training depends on the image is left out.
