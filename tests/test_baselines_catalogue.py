@@ -114,7 +114,7 @@ def test_several_defenses_in_one_model() -> None:
     assert mix.label == "JPEG, quality 60 + Gaussian noise, grey levels 12, 4 views"
     assert mix.in_views
     modules = mix.make(2, 3, NEEDS)
-    assert isinstance(modules, list)
+    assert isinstance(modules, nn.ModuleList)
     assert [repr(module) for module in modules] == [repr(JPEG(60)), repr(filters.GaussianNoise(12, seed=3))]
     with pytest.raises(ValueError, match="no defense 'jpg'"):
         by_key("jpg+noise")

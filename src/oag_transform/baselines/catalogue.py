@@ -49,9 +49,9 @@ class Defense:
         key: its name on a command line.
         label: its name in tables, as in the paper's where it is there.
         knob: what the setting is called.
-        make: (setting, seed, needs) -> transform of [0, 1] batches, called with ``index=`` of its images, or a list of several.
-            Raises what the defense raises for a bad setting, and ValueError or ModuleNotFoundError where what it needs is
-            missing.
+        make: (setting, seed, needs) -> transform of [0, 1] batches, called with ``index=`` of its images, or a ModuleList of
+            several. Raises what the defense raises for a bad setting, and ValueError or ModuleNotFoundError where what it needs
+            is missing.
         published: the setting of its own paper, or the usual one.
         tuned: the setting that stands in tables beside it; see the module.
         settings: from weak to strong, for ``tune`` and ``tradeoff``.
@@ -63,7 +63,7 @@ class Defense:
     key: str
     label: str
     knob: str
-    make: "Callable[[float, int, Needs], nn.Module | list[nn.Module]]"
+    make: "Callable[[float, int, Needs], nn.Module]"
     published: float
     tuned: float
     settings: tuple[float, ...]
@@ -109,12 +109,18 @@ def _together(key: str) -> Defense:
         key=key,
         label=f"{' + '.join(family.describe(setting) for family, setting in parts)}, {VIEWS}",
         knob="defenses",
-        make=lambda _, seed, needs: [family.make(setting, seed, needs) for family, setting in parts],
+        make=lambda _, seed, needs: _module_list([family.make(setting, seed, needs) for family, setting in parts]),
         published=len(parts),
         tuned=len(parts),
         settings=(len(parts),),
         in_views=True,
     )
+
+
+def _module_list(modules: "list[nn.Module]") -> "nn.Module":
+    from torch.nn import ModuleList  # when a defense is made, not when the list is read
+
+    return ModuleList(modules)
 
 
 def _number(text: str) -> float:
