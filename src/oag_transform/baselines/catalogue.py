@@ -1,13 +1,14 @@
-"""The list of defenses that are compared: the paper's and others, each with its settings, and OAG.
+"""The list of compared defenses: OAG and the baselines, each with its settings.
 
 Published settings are those of a defense's own paper, or the usual ones. Tuned settings are those of ``evaluate tune`` on 60
-images of one half of Flower-17's training images, with a target fitted to the other half: the strongest whose mean accuracy on
-clean and on Gaussian-noised (std 0.1) images is within five points of the defense's best. Slow defenses were not tuned so, nor
-were the later ones, whose tuned setting is the published one: bit depth and non-local means as in feature squeezing, wavelets
-and BM3D, which no paper has as a defense of its own, for noise of 10 grey levels, about that of pixel deflection. Nothing was
-chosen on attacked images, but for JPEG with the views of a DefendedModel, which stands at what was found strong in
-docs/quality.md. Finer classes ask for other settings: run it on images like yours. Defenses since the paper (BaRT and below)
-were not tuned either. Two of them use the gradient of the target and are made for it: they are not portable.
+images of one half of Flower-17's training images, with a target fitted to the other half: the strongest setting whose mean
+accuracy on clean and on Gaussian-noised (std 0.1) images is within five points of the defense's best. Slow defenses were not
+tuned. Neither were bit depth, non-local means, wavelets and BM3D; their tuned setting is the published one. Bit depth and
+non-local means follow feature squeezing. Wavelets and BM3D, which no paper proposes as a defense, are set for noise of 10 grey
+levels, about that of pixel deflection. No setting was chosen on attacked images, except those of JPEG in the views of a
+DefendedModel, which attacked tuning images showed strong (docs/quality.md). Data sets with finer classes need other settings:
+tune on similar images. Defenses published after the paper (BaRT and below) were not tuned. Two of them use the gradient of the
+target and are not portable.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # a command line is parsed with this list, before anybody waits for torch
+if TYPE_CHECKING:  # command lines are parsed with this list, without importing torch
     from torch import nn
 
 OAG = "Online alternate generator"
@@ -27,11 +28,11 @@ VIEWS = "4 views"
 
 @dataclass(frozen=True)
 class Needs:
-    """What some defenses are made with.
+    """Further inputs of some defenses.
 
     Attributes:
-        pixelcnn: what ``oag-transform fit-pixelcnn`` trained, which PixelDefend needs.
-        target: the classifier that is defended, images in [0, 1] -> logits, for defenses that use its gradient.
+        pixelcnn: the model of ``oag-transform fit-pixelcnn``, which PixelDefend needs.
+        target: the defended classifier, images in [0, 1] -> logits, for defenses that use its gradient.
         compute_dtype: of OAG, see :class:`~oag_transform.OnlineAlternateGenerator`.
     """
 
@@ -42,20 +43,20 @@ class Needs:
 
 @dataclass(frozen=True)
 class Defense:
-    """A family of defenses, one for each setting.
+    """A family of defenses with one free setting.
 
     Attributes:
         key: its name on a command line.
-        label: its name in tables, as in the paper's where it is there.
-        knob: what the setting is called.
-        make: (setting, seed, needs) -> transform of [0, 1] batches, called with ``index=`` of its images. Raises what the
-            defense raises for a bad setting, and ValueError or ModuleNotFoundError where what it needs is missing.
+        label: its name in tables; the paper's name, if it has one.
+        knob: name of the setting.
+        make: (setting, seed, needs) -> transform of batches in [0, 1], called with the ``index`` of its images. It raises
+            the errors of the defense for a bad setting, and ValueError or ModuleNotFoundError for a missing need.
         published: the setting of its own paper, or the usual one.
-        tuned: the setting that stands in tables beside it; see the module.
-        settings: from weak to strong, for ``tune`` and ``tradeoff``.
-        slow: takes many seconds an image, and is measured on fewer images.
-        in_views: seen in the four views of a :class:`~oag_transform.DefendedModel`.
-        differentiable: has a gradient of its own, which ``DefendedModel(..., gradient="own")`` sees.
+        tuned: the second setting in tables; see the module.
+        settings: all settings of ``tune`` and ``tradeoff``, from weak to strong.
+        slow: takes many seconds per image, and is evaluated on fewer images.
+        in_views: evaluated in the four views of a :class:`~oag_transform.DefendedModel`.
+        differentiable: has a gradient of its own, for ``DefendedModel(..., gradient="own")``.
     """
 
     key: str
@@ -75,10 +76,10 @@ class Defense:
 
 
 def by_key(key: str) -> Defense:
-    """The defense of this key.
+    """The defense with this key.
 
     Raises:
-        ValueError: there is none; the message lists the keys.
+        ValueError: unknown key; the message lists the known ones.
     """
     for defense in DEFENSES:
         if defense.key == key:
@@ -87,7 +88,7 @@ def by_key(key: str) -> Defense:
 
 
 def chosen(keys: Iterable[str]) -> tuple[Defense, ...]:
-    """The defenses of these keys, in their order; see :func:`by_key`."""
+    """The defenses with these keys, in the order of the keys; see :func:`by_key`."""
     return tuple(by_key(key) for key in keys)
 
 
@@ -122,12 +123,12 @@ def _oag(steps: float, seed: int, needs: Needs, **settings: Any) -> "nn.Module":
 
 def _oag_as_published(steps: float, seed: int, needs: Needs) -> "nn.Module":
     make = _class("..transform", "OnlineAlternateGenerator").paper
-    # exact Langevin steps take ten times as long, for the same images within 0.3 dB
+    # exact Langevin steps give the same images within 0.3 dB, in ten times the time
     return make(network_steps=steps, langevin="closed_form", seed=seed, compute_dtype=needs.compute_dtype)
 
 
 def _in_views(defense: Defense, **changes: Any) -> Defense:
-    """A defense in the four views of a DefendedModel; ``changes`` are what else is different."""
+    """A defense in the four views of a DefendedModel; ``changes`` are further fields that differ."""
     named: dict[str, Any] = {"key": f"{defense.key}-4-views", "label": f"{defense.label}, {VIEWS}"}
     return dataclasses.replace(defense, **named, in_views=True, **changes)
 
@@ -150,10 +151,10 @@ _NOISY_JPEG = Defense(
     tuned=25,
     settings=_JPEG.settings,
 )
-_FOLLOWING = dataclasses.replace(
+_ADAPTED_JPEG = dataclasses.replace(
     _NOISY_JPEG,
     key="jpeg-noise-follow",
-    label="JPEG and noise, as the noise asks",
+    label="JPEG and noise, by the image's noise",
     make=lambda quality, seed, _: _filter("NoisyJPEG")(quality, 8, follow_noise=True, seed=seed),
 )
 _NOISE = Defense(
@@ -206,11 +207,11 @@ DEFENSES: tuple[Defense, ...] = (
     ),
     _JPEG,
     _NOISY_JPEG,
-    # what the views of a DefendedModel are worth to others
+    # baselines in the same views as OAG
     _in_views(_NOISE),
     _in_views(_JPEG, published=25, tuned=15),
     _in_views(_NOISY_JPEG, published=25, tuned=15),
-    _in_views(_FOLLOWING, published=25, tuned=15),
+    _in_views(_ADAPTED_JPEG, published=25, tuned=15),
     Defense(
         key="tv",
         label="Total variation",
@@ -380,7 +381,7 @@ DEFENSES: tuple[Defense, ...] = (
         settings=(300,),
         slow=True,
     ),
-    # what it is worth to follow the noise of each image
+    # OAG without the strength that follows the noise of each image
     _in_views(_OAG_FULL, settings=(24, 12, 9, 6)),
     _OAG,
     _in_views(_OAG, settings=(24, 12, 9, 6)),
