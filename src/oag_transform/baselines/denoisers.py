@@ -26,7 +26,7 @@ class TotalVariation(nn.Module):
     """Total-variation denoising of each channel, by scikit-image's ``denoise_tv_chambolle`` (Rudin, Osher & Fatemi 1992).
 
     It minimises ``1/2 |u - image|^2 + weight |grad u|``. With a weight of 0.1, 200 iterations come within one grey level (RMS)
-    of the minimum on images of 224 pixels. The library's early stop is off, since it can be several grey levels away. The result
+    of the minimum on images of 224 pixels. The library's early stop is off, since it can be several levels away. The result
     is clipped to [0, 1].
 
     Args:
