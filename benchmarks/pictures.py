@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as tvf
 from torchvision.utils import make_grid
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
-from oag_transform.evaluation.attacks import mifgsm
+from oag_transform.evaluation.attacks.gray_box import mifgsm
 from oag_transform.evaluation.backbones import efficientnet_lite
 from oag_transform.evaluation.render.figures import residuals
 

@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from oag_transform import DefendedModel, OnlineAlternateGenerator, files
 from oag_transform.apps import saving
 from oag_transform.evaluation.backbones import efficientnet_lite
-from oag_transform.evaluation.measure import provenance
+from oag_transform.evaluation.provenance import provenance
 
 from .speed import seconds
 

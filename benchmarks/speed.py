@@ -27,7 +27,7 @@ from torch import Tensor
 
 from oag_transform import OnlineAlternateGenerator, noise_level, streams
 from oag_transform.baselines.catalogue import Needs, by_key
-from oag_transform.evaluation.measure import provenance
+from oag_transform.evaluation.provenance import provenance
 from oag_transform.generator import energy, reference
 from oag_transform.generator.run import operands
 from oag_transform.generator.settings import Settings

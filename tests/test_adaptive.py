@@ -1,7 +1,6 @@
 """Attacks that know the defense: bounds, gradients, what they find, and when they say that they can't be trusted."""
 
-import argparse
-import json
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from benchmarks import adaptive as benchmark
-from benchmarks import adversaries, convergence
 from oag_transform import DefendedModel, OnlineAlternateGenerator, streams
 from oag_transform.baselines.compose import Compose
 from oag_transform.baselines.filters import JPEG, BitDepth, GaussianNoise
-from oag_transform.evaluation import adaptive, adaptive_checks
-from oag_transform.evaluation import unrolled as unrolled_module
-from oag_transform.evaluation.adaptive import APGD, PGD, Bound, Found, HopSkipJump, Square
+from oag_transform.evaluation.attacks import adaptive, diagnostics
+from oag_transform.evaluation.attacks import unrolled as unrolled_module
+from oag_transform.evaluation.attacks.adaptive import APGD, PGD, AttackResult, Bound, HopSkipJump, Square, make_attack
+from oag_transform.evaluation.attacks.unrolled import Unrolled, differentiable, unrolled
+from oag_transform.evaluation.columns import Adaptive, adaptive_columns
 from oag_transform.evaluation.data import Preprocessing
-from oag_transform.evaluation.measure import Candidate, Column, Subject
-from oag_transform.evaluation.results import Cell
+from oag_transform.evaluation.options import ADAPTIVE_ATTACKS, AdaptiveOptions
+from oag_transform.evaluation.result import Cell
 from oag_transform.evaluation.store import Store
+from oag_transform.evaluation.subject import Row, Subject
 from oag_transform.evaluation.targets import Target
-from oag_transform.evaluation.unrolled import Unrolled, differentiable, unrolled
 
 from .photographs import picture
 
@@ -46,7 +45,7 @@ class Linear(nn.Module):
         return images.flatten(1) @ self.weight.T
 
 
-def bare(target: nn.Module | None = None) -> DefendedModel:
+def undefended(target: nn.Module | None = None) -> DefendedModel:
     return DefendedModel(target or Linear(), nn.Identity(), shift=0)
 
 
@@ -59,8 +58,8 @@ def examples(count: int = 3) -> tuple[Tensor, Tensor]:
 ATTACKS: dict[str, Callable[[Bound], Any]] = {
     "PGD": lambda bound: PGD(bound, 6, 1),
     "PGD, random start": lambda bound: PGD(bound, 3, 2, loss=adaptive.margin, random_start=3),
-    "PGD, alike in channels": lambda bound: PGD(bound, 4, 1, paint=adaptive.alike_in_channels),
-    "PGD, smooth": lambda bound: PGD(bound, 4, 1, paint=adaptive.Smoothly(8)),
+    "PGD, gray": lambda bound: PGD(bound, 4, 1, basis="gray"),
+    "PGD, smooth": lambda bound: PGD(bound, 4, 1, basis="smooth"),
     "APGD": lambda bound: APGD(bound, 5, 1),
     "APGD, DLR": lambda bound: APGD(bound, 5, 1, "dlr"),
     "APGD, targeted DLR": lambda bound: APGD(bound, 5, 1, "dlr-targeted"),
@@ -88,7 +87,7 @@ def length(perturbation: Tensor, bound: Bound) -> Tensor:
 def test_points_are_images_within_the_bound(name: str, bound: Bound) -> None:
     images, labels = examples()
     before = images.clone()
-    found = made(name, bound)(bare(), images, labels)
+    found = made(name, bound)(undefended(), images, labels)
     assert found.images.shape == images.shape
     assert found.images.min() >= 0
     assert found.images.max() <= 1
@@ -100,7 +99,7 @@ def test_points_are_images_within_the_bound(name: str, bound: Bound) -> None:
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "HopSkipJump"])
 def test_the_loss_rises(name: str, bound: Bound) -> None:
     images, labels = examples()
-    found = made(name, bound)(bare(), images, labels)
+    found = made(name, bound)(undefended(), images, labels)
     assert (adaptive.margin(Linear()(found.images), labels) > adaptive.margin(Linear()(images), labels)).all()
 
 
@@ -110,7 +109,7 @@ def test_on_two_linear_classes_pgd_finds_the_best_perturbation(norm: adaptive.No
     target.weight = target.weight[:2]
     images, bound = examples()[0], Bound(norm, 0.02 if norm == "linf" else 0.5)
     labels = target(images).argmax(1)
-    found = PGD(bound, 10, 1, loss=adaptive.margin)(bare(target), images, labels)
+    found = PGD(bound, 10, 1, loss=adaptive.margin)(undefended(target), images, labels)
     slope = (target.weight[0] - target.weight[1]).double()
     most = bound.eps * (slope.abs().sum() if norm == "linf" else slope.norm())
     gained = adaptive.margin(target(found.images), labels) - adaptive.margin(target(images), labels)
@@ -120,19 +119,19 @@ def test_on_two_linear_classes_pgd_finds_the_best_perturbation(norm: adaptive.No
 @pytest.mark.parametrize("name", ["APGD", "Square", "HopSkipJump"])
 def test_libraries_leave_the_global_random_state_alone(name: str) -> None:
     before = torch.get_rng_state()
-    made(name, LINF)(bare(), *examples(1))
+    made(name, LINF)(undefended(), *examples(1))
     assert torch.get_rng_state().equal(before)
 
 
 @pytest.mark.parametrize("name", ["PGD", "APGD", "Square"])
-def test_a_defense_that_does_nothing_falls_as_the_bare_target_does(name: str) -> None:
+def test_a_defense_that_does_nothing_falls_as_the_undefended_target_does(name: str) -> None:
     class Nothing(nn.Module):
         def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
             return images
 
     attack, (images, labels) = made(name, LINF), examples()
     behind = DefendedModel(Linear(), Nothing(), shift=0)
-    assert attack(behind, images, labels).images.equal(attack(bare(), images, labels).images)
+    assert attack(behind, images, labels).images.equal(attack(undefended(), images, labels).images)
 
 
 def test_who_knows_the_seed_beats_who_does_not() -> None:
@@ -220,25 +219,63 @@ def test_whether_a_defense_has_a_gradient(defense: nn.Module, expected: bool) ->
     assert differentiable(defense, picture(1, 3, SIDE, SIDE).float()) is expected
 
 
-def test_a_column_of_exact_gradients_takes_bpda_where_there_are_none(tmp_path: Path) -> None:
-    images, _ = examples(2)
+def subject_of(images: Tensor, folder: Path, chunk: int = 2) -> Subject:
+    """Images and the classes that the linear target gives them."""
     pixels = (255 * images).round().to(torch.uint8)
     target = Target("linear", Linear(), Preprocessing(SIDE, SIDE), "fingerprint")
+    names = tuple(map(str, range(len(images))))
     labels = Linear()(pixels / 255).argmax(1)
-    subject = Subject(target, pixels, labels, ("a", "b", "c", "d"), 2, Store(tmp_path, chunk=2), 3, torch.device("cpu"))
-    attack = PGD(LINF, 4, 1, loss=adaptive.margin)
+    classes = ("a", "b", "c", "d")
+    return Subject(target, pixels, labels, classes, names, len(images), Store(folder, chunk=chunk), 3, torch.device("cpu"))
 
-    def found(make: Callable[[int], nn.Module]) -> tuple[Tensor, Tensor]:
-        row = Candidate("row", make)
-        exact, bpda = (
-            Column("PGD", adaptive.ThroughDefense(attack, exact=each)).images(subject, row) for each in (True, False)
-        )
+
+def test_exact_gradients_are_bpda_where_there_are_none() -> None:
+    options, (images, labels) = AdaptiveOptions(exact_steps=4, steps=4), examples(2)
+
+    def found(defense: nn.Module) -> tuple[Tensor, Tensor]:
+        model = DefendedModel(Linear(), defense, shift=0)
+        attacks = [make_attack(name, LINF, options, randomised=True, views=False) for name in ("exact", "margin")]
+        exact, bpda = (attack(model, images, labels, images, adaptive.unknown).images for attack in attacks)
         return exact, bpda
 
-    exact, bpda = found(lambda _: JPEG(50))
+    exact, bpda = found(JPEG(50))
     assert exact.equal(bpda)
-    exact, bpda = found(lambda seed: small(seed=seed))
+    exact, bpda = found(small())
     assert not exact.equal(bpda)
+
+
+def test_a_surrogate_has_the_defenses_values_and_another_gradient() -> None:
+    pytest.importorskip("kornia")
+    images, labels = examples(2)
+    model = DefendedModel(Linear(), JPEG(50), shift=0)
+    attack = make_attack("surrogate", LINF, AdaptiveOptions(steps=4), randomised=False, views=False)
+    shown = attack.surrogate(model, images)
+    torch.testing.assert_close(shown(images), model(images))
+    slopes = [adaptive.gradient(each, images, labels, adaptive.margin, [[0, 1]])[1] for each in (shown, model)]
+    assert not torch.allclose(slopes[0], slopes[1], rtol=0.1)
+    assert attack.surrogate(DefendedModel(Linear(), small(), shift=0), images).gradient == "straight_through"
+
+
+def test_every_attack_of_the_list_can_be_made() -> None:
+    for name in ADAPTIVE_ATTACKS:
+        assert make_attack(name, LINF, AdaptiveOptions(), randomised=True, views=True).algorithm.bound == LINF
+    with pytest.raises(ValueError, match=r"attack must be one of .+transfer"):
+        make_attack("pgd", LINF, AdaptiveOptions(), randomised=True, views=True)
+
+
+@pytest.mark.parametrize(
+    ("defense", "expected"),
+    [
+        (nn.Identity(), False),
+        (JPEG(50), False),
+        (Compose(JPEG(50), GaussianNoise(8)), True),
+        (GaussianNoise(8, seed=0), True),
+        (OnlineAlternateGenerator(), True),
+        (lambda images: images, True),  # nobody knows
+    ],
+)
+def test_whether_draws_differ(defense: Any, expected: bool) -> None:
+    assert adaptive.randomised(defense) is expected
 
 
 def test_unrolled_reaches_into_defenses_in_turn() -> None:
@@ -264,10 +301,10 @@ def test_the_gradient_over_draws_is_that_of_the_mean_probability() -> None:
     torch.testing.assert_close(slope, torch.autograd.grad(expected.sum(), point)[0])
 
 
-def test_four_calls_of_views_in_turn_are_the_four_views() -> None:
+def test_four_calls_of_one_view_are_the_four_views() -> None:
     model = DefendedModel(Linear(), nn.Identity(), shift=3)
     images, _ = examples()
-    turns = adaptive.in_turn(model)
+    turns = adaptive.OneView.of(model)
     mean = torch.stack([turns(images).softmax(1) for _ in range(4)]).mean(0)
     torch.testing.assert_close(mean, model(images).softmax(1))
 
@@ -280,11 +317,11 @@ bounds = st.one_of(
 
 @settings(max_examples=50)
 @given(bounds, st.integers(0, 100))
-def test_held_is_within_the_bound_and_leaves_what_is(bound: Bound, seed: int) -> None:
+def test_projected_is_within_the_bound_and_leaves_what_is(bound: Bound, seed: int) -> None:
     values = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    held = bound.held(values)
-    assert (length(held, bound) <= bound.eps * (1 + 1e-12)).all()
-    torch.testing.assert_close(bound.held(held), held)
+    projected = bound.projected(values)
+    assert (length(projected, bound) <= bound.eps * (1 + 1e-12)).all()
+    torch.testing.assert_close(bound.projected(projected), projected)
 
 
 def test_losses_in_closed_form() -> None:
@@ -294,11 +331,11 @@ def test_losses_in_closed_form() -> None:
     assert adaptive.cross_entropy(logits, labels).item() == pytest.approx(math.log(sum(math.exp(v) for v in (3, 1, 0, -1))) - 1)
 
 
-def test_paints_make_what_they_say() -> None:
+def test_a_basis_makes_what_it_says() -> None:
     images, labels = examples()
-    grey = PGD(LINF, 3, 1, paint=adaptive.alike_in_channels)(bare(), images, labels).images - images
+    grey = PGD(LINF, 3, 1, basis="gray")(undefended(), images, labels).images - images
     torch.testing.assert_close(grey[:, :1].expand_as(grey), grey)
-    smooth = PGD(LINF, 3, 1, paint=adaptive.Smoothly(8))(bare(), images, labels).images - images
+    smooth = PGD(LINF, 3, 1, basis="smooth")(undefended(), images, labels).images - images
     assert (smooth[..., 1:] - smooth[..., :-1]).abs().max() < LINF.eps / 3  # two neighbours are an eighth of a cell apart
 
 
@@ -320,31 +357,26 @@ class Brightness(nn.Module):
         return torch.stack([0.5 - mean, mean - 0.5], 1)
 
 
-def test_judgement_of_a_coin() -> None:
+def test_a_coin_is_judged_by_its_draws() -> None:
     images, labels = torch.rand(40, 3, 4, 4), torch.ones(40, dtype=torch.long)
-    judged = adaptive_checks.judge(DefendedModel(Brightness(), Coin(0.7), shift=0), images, labels, 41)
-    assert judged.mean.accuracy == pytest.approx(0.7, abs=0.05)
-    assert judged.mean.n == 40
-    assert judged.majority.accuracy > 0.95
-    assert judged.worst.accuracy == 0
-    assert judged.shares.mean() == pytest.approx(judged.mean.accuracy)
+    judged = diagnostics.judge(DefendedModel(Brightness(), Coin(0.7), shift=0), images, labels, 41)
+    assert judged.single_draw == pytest.approx(0.7, abs=0.05)
+    assert (judged.n, judged.draws) == (40, 41)
+    assert judged.accuracy > 0.95
+    assert judged.every_draw == 0
+    once = diagnostics.judge(DefendedModel(Brightness(), Coin(0.7), shift=0), images, labels, 1)
+    assert once.counts == ()
+    assert once.single_draw == once.every_draw == once.accuracy
 
 
-def test_a_tie_is_lost() -> None:
+def test_a_tie_is_no_right_vote() -> None:
     class InStreams(nn.Module):
         def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
             return torch.stack([image * 0 + i % 2 for image, i in zip(images, index, strict=True)])
 
     model = DefendedModel(Brightness(), InStreams(), shift=0)
-    assert adaptive_checks.judge(model, torch.rand(1, 3, 4, 4), torch.tensor([1]), 4).majority.right == "0"
-
-
-def test_worst_points_are_each_images_own() -> None:
-    dark, bright = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
-    points = {"first": torch.stack([dark[0], bright[0]]), "second": torch.stack([bright[1], dark[1]])}
-    chosen, names = adaptive_checks.worst_points(bare(Brightness()), points, torch.tensor([1, 1]), 1)
-    assert names == ("first", "second")
-    assert chosen.equal(dark)
+    judged = diagnostics.judge(model, torch.rand(1, 3, 4, 4), torch.tensor([1]), 4)
+    assert (judged.right, judged.counts) == ("0", (2,))
 
 
 class Rounded(nn.Module):
@@ -355,33 +387,26 @@ class Rounded(nn.Module):
 def test_zero_gradients_are_said() -> None:
     images, labels = examples()
     found = PGD(LINF, 4, 1)(DefendedModel(Linear(), Rounded(), shift=0, gradient="own"), images, labels)
-    said = adaptive_checks.doubts({"PGD": found}, {"PGD": Cell("111")})
+    said = diagnostics.diagnose("PGD", found)
     assert any("the gradient of 3 of 3 images is zero" in each for each in said)
     assert any("doesn't rise" in each for each in said)
 
 
-def test_no_doubts_about_an_attack_that_works() -> None:
+def test_nothing_is_said_of_an_attack_that_works() -> None:
     images, labels = examples()
-    found = PGD(Bound("linf", 0.01), 40, 1, loss=adaptive.margin)(bare(), images, labels)
-    assert (
-        adaptive_checks.doubts(
-            {"PGD": found, "Square": found}, {"PGD": Cell("000"), "Square": Cell("010")}, black_box=("Square",)
-        )
-        == ()
-    )
+    found = PGD(Bound("linf", 0.01), 40, 1, loss=adaptive.margin)(undefended(), images, labels)
+    assert diagnostics.diagnose("PGD", found) == ()
+    assert diagnostics.black_box_leads({"PGD": Cell("000"), "Square": Cell("010")}, ["Square"]) == ()
 
 
 def test_a_black_box_that_wins_is_said() -> None:
-    nothing = Found(torch.zeros(0), torch.zeros(0, 3), torch.zeros(0))
-    said = adaptive_checks.doubts(
-        {"PGD": nothing, "Square": nothing}, {"PGD": Cell("1" * 9 + "0"), "Square": Cell("0" * 10)}, black_box=["Square"]
-    )
-    assert said == ("Square leaves 0.00, less than attacks with gradients (0.90)",)
+    said = diagnostics.black_box_leads({"PGD": Cell("1" * 9 + "0"), "Square": Cell("0" * 10)}, ["Square"])
+    assert said == ("Square leaves 0.0%, less than attacks with gradients (90.0%)",)
 
 
 def test_a_loss_that_still_rises_is_said() -> None:
-    rising = Found(torch.zeros(0), torch.arange(20.0)[:, None], torch.ones(1))
-    assert "take more steps" in adaptive_checks.doubts({"PGD": rising}, {"PGD": Cell("1")})[0]
+    rising = AttackResult(torch.zeros(0), torch.arange(20.0)[:, None], torch.ones(1))
+    assert "take more steps" in diagnostics.diagnose("PGD", rising)[0]
 
 
 def test_draws_that_say_nothing_together_are_said() -> None:
@@ -393,10 +418,11 @@ def test_draws_that_say_nothing_together_are_said() -> None:
             return images * torch.stack(drawn)
 
     noisy = DefendedModel(Linear(), Signs(), shift=0, gradient="own")
-    few = adaptive_checks.agreement(noisy, images, labels, adaptive.margin, 1)
-    assert any("agree" in each for each in adaptive_checks.doubts({}, {}, agreements={"PGD": few}))
-    same = adaptive_checks.agreement(bare(), images, labels, adaptive.margin, 1)
+    few = diagnostics.agreement(noisy, images, labels, adaptive.margin, 1)
+    assert "agree" in diagnostics.disagreement("PGD", few)[0]
+    same = diagnostics.agreement(undefended(), images, labels, adaptive.margin, 1)
     torch.testing.assert_close(same, torch.ones(3))
+    assert diagnostics.disagreement("PGD", same) == ()
 
 
 def test_bpda_passes_a_defense_without_a_gradient() -> None:
@@ -423,125 +449,83 @@ def test_bad_bounds_raise(norm: Any, eps: float, message: str) -> None:
 
 @pytest.mark.parametrize("known", [False, True])
 def test_a_column_attacks_each_row_through_its_own_defense(known: bool, tmp_path: Path) -> None:
-    images, _ = examples(5)
-    pixels = (255 * images).round().to(torch.uint8)
-    labels = Linear()(pixels / 255).argmax(1)
-    target = Target("linear", Linear(), Preprocessing(SIDE, SIDE), "fingerprint")
-    subject = Subject(target, pixels, labels, ("a", "b", "c", "d"), 5, Store(tmp_path, chunk=2), 3, torch.device("cpu"))
-    row = Candidate("noise", lambda seed: GaussianNoise(12, seed=seed), count=3)
-    column = Column("PGD", adaptive.ThroughDefense(PGD(LINF, 10, 1, loss=adaptive.margin), known=known))
-    attacked = column.images(subject, row)
-    assert attacked.dtype == torch.uint8
-    assert attacked.shape == (3, 3, SIDE, SIDE)
-    assert (attacked.int() - pixels[:3].int()).abs().max() == 8
-    assert attacked.equal(column.images(subject, row))
-    model = row.model(subject, seed=3 if known else 4)
-    streams_of_second_chunk = (lambda image, _: 2 + image) if known else adaptive.unknown
-    alone = PGD(LINF, 10, 1, loss=adaptive.margin, streams=streams_of_second_chunk)(model, pixels[2:3] / 255, labels[2:3])
-    assert attacked[2:].equal((255 * alone.images).round().to(torch.uint8))
+    subject = subject_of(examples(5)[0], tmp_path)
+    row = Row("noise", lambda seed: GaussianNoise(12, seed=seed), count=3)
+    options = AdaptiveOptions(linf=(8,), steps=10, draws=1, judge=3, seed_known=known)
+    clean, column = adaptive_columns(options, "linf", ("margin",))
+    found = column.states(subject, row)
+    images = subject.images[:3].float() / 255
+    points = torch.from_numpy(found["point"].copy())
+    assert points.shape == (3, 3, SIDE, SIDE)
+    assert (points - images).abs().max() == pytest.approx(8 / 255)
+    # the second chunk is what the attack finds on its image alone, in the streams of its place
+    attacker = row.model(subject, seed=3 if known else 4)
+    streams_of_third = (lambda image, draw: 2) if known else (lambda image, draw: adaptive.unknown(2, draw))
+    alone = PGD(LINF, 10, 1, loss=adaptive.margin, streams=streams_of_third)(attacker, images[2:], subject.labels[2:3])
+    torch.testing.assert_close(points[2:], alone.images)
+    cell, _ = column.cell(subject, row, row.model(subject))
+    defender = row.model(subject, seed=3)
+    judged = diagnostics.judge(
+        defender, points, subject.labels[:3], 1 if known else 3, streams=adaptive.known if known else adaptive.unknown
+    )
+    before, _ = clean.cell(subject, row, row.model(subject))
+    assert cell.right == "".join(map(min, zip(judged.right, before.right, strict=True)))
+    assert cell.draws == (1 if known else 3)
 
 
-def test_a_start_for_a_perturbation_of_a_kind_raises() -> None:
+@pytest.mark.parametrize("attacks", [("bpda", "margin"), ("margin",)])
+def test_images_that_can_be_lost_are_lost_at_their_bound_and_after_it(attacks: tuple[str, ...], tmp_path: Path) -> None:
+    target = Linear()
+    target.weight = target.weight[:2]
+    images = torch.cat([examples()[0], 0.5 + 0.02 * torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))])
+    subject = subject_of(images, tmp_path, chunk=3)
+    pixels = subject.images / 255
+    labels = target(pixels).argmax(1)
+    labels[2] = 1 - labels[2]  # the target has it wrong to begin with
+    subject = dataclasses.replace(subject, target=subject.target._replace(model=target), labels=labels)
+    slope = (target.weight[0] - target.weight[1]).abs().sum()
+    reach = (-adaptive.margin(target(pixels), labels) / slope).tolist()  # largest bound at which an image is right
+    order = sorted(each for each in reach if each > 0)
+    bounds = (0.99 * order[0], order[2] + 1e-4, 1.01 * order[-1])
+    options = AdaptiveOptions(linf=tuple(255 * eps for eps in bounds), steps=10)
+    clean, *columns = adaptive_columns(options, "linf", attacks)
+    row = Row("None")
+    assert clean.cell(subject, row, row.model(subject))[0].right == "".join("01"[each > 0] for each in reach)
+    for eps, column in zip(bounds, columns, strict=True):
+        cell, _ = column.cell(subject, row, row.model(subject))
+        assert cell.right == "".join("01"[each > eps] for each in reach)
+        assert abs(torch.from_numpy(column.states(subject, row)["point"].copy()) - pixels).max() <= eps + 1e-6
+        assert all(2 not in attack.images for attack in cell.attacks)
+    assert "1" not in cell.right
+
+
+def test_a_larger_bound_computes_nothing_of_the_smaller_ones_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, row = subject_of(examples(4)[0], tmp_path), Row("None")
+    options = AdaptiveOptions(linf=(1, 2), steps=2)
+    before = adaptive_columns(options, "linf", ("bpda",))[-1].cell(subject, row, row.model(subject))[0]
+    ran: list[str] = []
+    attacked = Adaptive._attacked
+
+    def counted(self: Adaptive, *rest: Any) -> Any:
+        ran.append(self.label)
+        return attacked(self, *rest)
+
+    monkeypatch.setattr(Adaptive, "_attacked", counted)
+    *_, same, larger = adaptive_columns(dataclasses.replace(options, linf=(1, 2, 4)), "linf", ("bpda",))
+    assert same.cell(subject, row, row.model(subject))[0] == before
+    assert ran == []
+    larger.cell(subject, row, row.model(subject))
+    assert ran == ["L∞ 4/255"] * 2  # chunks
+
+
+def test_a_start_in_another_basis_raises() -> None:
     images, labels = examples()
     with pytest.raises(ValueError, match="start"):
-        PGD(LINF, 1, 1, paint=adaptive.alike_in_channels)(bare(), images, labels, start=images)
+        PGD(LINF, 1, 1, basis="gray")(undefended(), images, labels, start=images)
 
 
 def test_a_second_attack_goes_on_from_the_first() -> None:
     images, labels = examples()
-    first = PGD(LINF, 2, 1, loss=adaptive.margin)(bare(), images, labels)
-    second = PGD(LINF, 2, 1, loss=adaptive.margin)(bare(), images, labels, start=first.images)
+    first = PGD(LINF, 2, 1, loss=adaptive.margin)(undefended(), images, labels)
+    second = PGD(LINF, 2, 1, loss=adaptive.margin)(undefended(), images, labels, start=first.images)
     assert (second.losses[0] > first.losses[0]).all()
-
-
-def asked(**settings: Any) -> argparse.Namespace:
-    """Options of the benchmark."""
-    defaults = {
-        "attacks": ["bpda", "margin"],
-        "steps": 10,
-        "exact_steps": 2,
-        "expected_steps": 2,
-        "apgd_steps": 2,
-        "queries": 10,
-        "draws": 1,
-    }
-    return argparse.Namespace(**defaults | {"judge": 3, "most": 1000, "batch": 2, "every": False} | settings)
-
-
-@pytest.mark.parametrize("every", [False, True])
-def test_the_benchmark_loses_the_images_that_can_be_lost(every: bool) -> None:
-    target = Linear()
-    target.weight = target.weight[:2]
-    images = torch.cat([examples()[0], 0.5 + 0.02 * torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))])
-    labels = target(images).argmax(1)
-    labels[2] = 1 - labels[2]  # the target has it wrong to begin with
-    slope = (target.weight[0] - target.weight[1]).abs().sum()
-    reach = (-adaptive.margin(target(images), labels) / slope).tolist()  # largest bound at which an image stands
-    run = benchmark.Run(asked(every=every), target, images, labels, "none")
-    order = sorted(each for each in reach if each > 0)
-    for eps in (0.99 * order[0], order[2] + 1e-4, 1.01 * order[-1]):
-        cell = run.bound(Bound("linf", eps))
-        assert cell["vote"] == "".join("01"[each > eps] for each in reach)
-        assert (run.points - images).abs().max() <= eps + 1e-6
-        assert 2 not in cell["each"].get("bpda", {"attacked": []})["attacked"]
-    assert "1" not in cell["vote"]
-
-
-def test_a_table_says_what_was_lost_before_and_what_was_not_run(tmp_path: Path) -> None:
-    each: dict[str, Any] = {
-        "bpda": {"cpu_seconds_an_image": 1.5, "vote": "1010", "right": [2, 0, 1, 0], "draws": 2, "loss": [0.1, 0.5]}
-    }
-    each["bpda"]["attacked"] = [0, 1, 2, 3]
-    each["square"] = {"cpu_seconds_an_image": 2, "vote": "01", "right": [0, 2], "draws": 2, "attacked": [0, 2]}
-    cells: list[Any] = [{"bound": "clean", "eps": 0.0, "vote": "1111", "right": [2, 2, 2, 1], "draws": 2}]
-    cells += [{"bound": "L-infinity 1/255", "eps": 1 / 255, "vote": "0000", "right": [0, 0, 0, 1], "draws": 2, "each": each}]
-    cells[1]["doubts"] = ["bpda: the loss doesn't rise (0.1 to 0.0)"]
-    settings = {"steps": 20, "draws": 2, "attacks": ["bpda"]}
-    facts = {
-        "row": "ours",
-        "defense_seconds": 0.1,
-        "size": [8, 9],
-        "n": 4,
-        "target": "t",
-        "hardware": "h",
-        "settings": settings,
-    }
-    more = [*cells, cells[1] | {"bound": "L-infinity 2/255", "eps": 2 / 255}]
-    for name, some in (("a", cells), ("b", more)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(facts | {"cells": some}))
-    table = adversaries.table([tmp_path / "a.json", tmp_path / "b.json"]).splitlines()
-    assert table[2].startswith(
-        "| ours | 4/4 [0.51, 1.00], 0.88, 3 | 0/4 [0.00, 0.49], 0.12, 0 | 0, as before | bpda 4 + square, 3.5 |"
-    )
-    assert "0/4" in table[3].split("|")[4]
-    assert table[4].startswith("| **ours: worst for each image** | 4/4 [0.51, 1.00] | 0/4 [0.00, 0.49] | 0/4 [0.00, 0.49] |")
-    assert table[-1].endswith("In 3 of 3 attacked cells an attack says itself that it had not finished, or didn't work.")
-    assert "- ours, L∞ 1/255: bpda: the loss doesn't rise (0.1 to 0.0)" in adversaries.attacks([tmp_path / "a.json"])
-    assert "| ours | L∞ 1/255 | bpda | 2/4 [0.15, 0.85] | 0.38 | 0.10, 0.50 | 1.5 |" in adversaries.attacks(
-        [tmp_path / "a.json"]
-    )
-
-
-def test_convergence_measures_what_is_left_of_fresh_draws() -> None:
-    target = Linear()
-    target.weight = target.weight[:2]
-    images, bound = examples()[0], Bound("linf", 0.02)
-    labels = target(images).argmax(1)
-    found = convergence.measure(bare(target), bare(target), PGD(bound, 10, 1, loss=adaptive.margin), images, labels, 2)
-    gained = bound.eps * float((target.weight[0] - target.weight[1]).abs().sum())  # the best there is
-    best = adaptive.margin(target(images), labels) + gained
-    assert found["margin"] == pytest.approx(float(best.mean()), abs=2e-3)
-    assert found["vote"] == "".join("01"[int(each < 0)] for each in best)
-    assert found["agreement"] == pytest.approx(1)
-
-
-def test_convergence_is_a_table_and_two_figures(tmp_path: Path) -> None:
-    point = {"vote": "1010", "one_draw": 0.5, "margin": -1.25, "agreement": 0.3, "cpu_seconds_an_image": 2}
-    run = {"row": "ours", "bound": "L-infinity 1/255", "target": "t", "size": [8, 9], "n": 4, "judge": 5, "hardware": "h"}
-    run |= {"steps": [point | {"steps": steps, "draws": 1} for steps in (5, 10)], "draws": [point | {"steps": 5, "draws": 2}]}
-    (tmp_path / "curve.json").write_text(json.dumps(run))
-    rows = convergence.table(tmp_path / "curve.json").splitlines()[2:5]
-    assert rows[2] == "| 5 | 2 | 2/4 [0.15, 0.85] | 0.50 | -1.25 | 0.30 | 2.0 |"
-    pytest.importorskip("matplotlib")
-    convergence.draw(tmp_path / "curve.json")
-    assert {path.name for path in tmp_path.glob("*.svg")} == {"curve-steps.svg", "curve-draws.svg"}

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator, SmoothedModel
 from oag_transform.defended import shifted
-from oag_transform.evaluation.unrolled import unrolled
+from oag_transform.evaluation.attacks.unrolled import unrolled
 
 
 def make_target() -> nn.Sequential:

@@ -1,14 +1,17 @@
-"""The three layouts on tiny files, and what is said of broken ones."""
+"""The kinds of image sets on tiny files, and what is said of broken ones."""
 
+import pickle
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from scipy.io import savemat
+from torchvision.datasets import CIFAR10
 from torchvision.transforms import v2
 
 from oag_transform.evaluation.data import (
@@ -19,6 +22,7 @@ from oag_transform.evaluation.data import (
     flower17,
     ilsvrc2012,
     image_folder,
+    open_images,
     read_images,
     shuffled,
 )
@@ -40,7 +44,7 @@ def test_image_folder_keeps_the_place_of_a_class_without_images(tmp_path: Path) 
         write_image(tmp_path / name)
     listing = image_folder(tmp_path)
     assert listing.classes == ("ape", "bee", "cat")
-    assert [(path.name, label) for path, label in zip(listing.paths, listing.labels, strict=True)] == [
+    assert [(Path(name).name, label) for name, label in zip(listing.names, listing.labels, strict=True)] == [
         ("1.png", 0),
         ("1.png", 2),
         ("2.jpg", 2),
@@ -67,7 +71,7 @@ def flower_folder(root: Path, numbers: list[int]) -> None:
 def test_flower17_has_80_of_each_class_in_order(tmp_path: Path) -> None:
     flower_folder(tmp_path, [1, 80, 81, 1360])
     listing = flower17(tmp_path)
-    assert [path.name for path in listing.paths] == [f"image_{n:04d}.jpg" for n in (1, 80, 81, 1360)]
+    assert [Path(name).name for name in listing.names] == [f"image_{n:04d}.jpg" for n in (1, 80, 81, 1360)]
     assert [FLOWERS[label] for label in listing.labels] == ["daffodil", "daffodil", "snowdrop", "pansy"]
     assert len(listing.classes) == 17
 
@@ -114,7 +118,7 @@ def test_ilsvrc2012_says_what_is_missing(tmp_path: Path) -> None:
 
 def test_the_order_takes_the_classes_in_turn() -> None:
     labels = (0,) * 5 + (1,) * 3 + (2,) * 4
-    listing = Listing(tuple(Path(str(i)) for i in range(12)), labels, ("a", "b", "c"))
+    listing = Listing(tuple(map(str, range(12))), labels, ("a", "b", "c"), lambda _: PIL.Image.new("RGB", (1, 1)))
     order = shuffled(listing, 0)
     assert sorted(order) == list(range(12))
     assert Counter(labels[position] for position in order[:9]) == {0: 3, 1: 3, 2: 3}
@@ -184,3 +188,53 @@ def test_resizing_is_torchvisions_and_refuses_what_a_small_file_would_blow_up() 
         ValueError, match=r"thin\.png has 2 x 6000 pixels, too thin .* side of 256: .* would have 768000; crop it"
     ):
         resize(PIL.Image.new("L", (2, 6000)), 256, bicubic, "thin.png")
+
+
+def test_images_of_the_right_size_are_not_resampled(tmp_path: Path) -> None:
+    (tmp_path / "ape").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "ape" / "1.png")
+    images, kept = read_images(image_folder(tmp_path), [0], Preprocessing(32, 32))
+    assert kept == [0]
+    assert np.array_equal(images[0].permute(1, 2, 0).numpy(), pixels)
+
+
+def write_cifar10(root: Path) -> np.ndarray[Any, Any]:
+    """Twenty images of CIFAR-10's test batch in the files that torchvision reads; their pixels (20, 32, 32, 3)."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 3, 32, 32), np.uint8)
+    folder = root / CIFAR10.base_folder
+    folder.mkdir(parents=True)
+    batch = {"data": pixels.reshape(20, -1), "labels": [i % 10 for i in range(20)]}
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        (folder / name).write_bytes(pickle.dumps(batch))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class{i}" for i in range(10)]}))
+    return pixels.transpose(0, 2, 3, 1)
+
+
+def test_cifar10_is_read_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = write_cifar10(tmp_path)
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda _: True)  # these are not the real files
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    listing = open_images(f"cifar10:{tmp_path}")
+    assert (len(listing.names), listing.side, listing.classes[3], listing.names[13]) == (20, 32, "class3", "class3/00013")
+    images, _ = read_images(listing, [0, 13], Preprocessing(32, 32))
+    assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), pixels[[0, 13]])
+    assert len(open_images(f"cifar10:{tmp_path}", training=True).names) == 100
+    with pytest.raises(ValueError, match="splits train and test, got 'tst1'"):
+        open_images(f"cifar10:{tmp_path}", split="tst1")
+
+
+def test_a_data_set_that_is_not_there_is_not_downloaded(tmp_path: Path) -> None:
+    for kind in ("cifar10", "cifar100"):
+        with pytest.raises(ValueError, match=f"doesn't hold {kind} .* nothing is downloaded"):
+            open_images(f"{kind}:{tmp_path}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_may_have_a_colon_in_its_name(tmp_path: Path) -> None:
+    (tmp_path / "a:b" / "ape").mkdir(parents=True)
+    write_image(tmp_path / "a:b" / "ape" / "1.png")
+    for spec in (tmp_path / "a:b", f"imagefolder:{tmp_path / 'a:b'}"):
+        assert open_images(str(spec)).names == ("ape/1.png",)
+    with pytest.raises(ValueError, match="expected a folder, or one of imagefolder, flower17"):
+        open_images("svhn:here")

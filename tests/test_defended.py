@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import Lambda, Normalize
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
 from oag_transform.defended import shifted
-from oag_transform.evaluation.unrolled import differentiable, unrolled
+from oag_transform.evaluation.attacks.unrolled import differentiable, unrolled
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:

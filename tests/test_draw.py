@@ -1,6 +1,5 @@
 """Figures drawn again from a result's JSON and the photographs beside it, and nothing else."""
 
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,26 +10,27 @@ import torch
 
 from oag_transform.evaluation.render import figures, render
 from oag_transform.evaluation.render.draw import draw_figures
-from oag_transform.evaluation.results import (
+from oag_transform.evaluation.result import (
     Cell,
     Cost,
     Curve,
+    ImageColumn,
     Iterations,
     Lines,
-    Photographs,
     Residuals,
     Result,
-    Row,
+    RowResult,
     Tradeoff,
     read,
+    replace,
     write,
 )
 
 ROWS = (
-    Row("None", (Cell("1111"), Cell("0001"))),
-    Row("JPEG, quality 75", (Cell("1110"), Cell("0011")), 0.002, "", "jpeg", 75),
-    Row("JPEG, quality 7.5", (Cell("1100"), Cell("0111")), 0.003, "", "jpeg", 7.5),
-    Row("broken", (None, None), None, "no"),
+    RowResult("None", (Cell("1111"), Cell("0001"))),
+    RowResult("JPEG, quality 75", (Cell("1110"), Cell("0011")), 0.002, "", "jpeg", 75),
+    RowResult("JPEG, quality 7.5", (Cell("1100"), Cell("0111")), 0.003, "", "jpeg", 7.5),
+    RowResult("broken", (None, None), None, "no"),
 )
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 2, 16, 16, 3), np.uint8)
 FILES = [tuple(f"{kind}{i}.png" for i in range(2)) for kind in ("original", "attacked", "purified")]
@@ -38,12 +38,12 @@ FIGURES = (
     Lines("a.svg", "", (0.0, 6.0), "eps", (0, 2), 6, "here"),
     Cost("b.svg", "", (1, 2), 1),
     Tradeoff("c.svg", "", (Curve("JPEG", (1, 2), True),), 0, 1),
-    Residuals("d.jpg", "", tuple(Photographs(str(i), files, ("p", "q")) for i, files in enumerate(FILES[:2]))),
-    Iterations("e.jpg", "", tuple(Photographs(str(i), files) for i, files in enumerate(FILES))),
+    Residuals("d.jpg", "", tuple(ImageColumn(str(i), files, ("p", "q")) for i, files in enumerate(FILES[:2]))),
+    Iterations("e.jpg", "", tuple(ImageColumn(str(i), files) for i, files in enumerate(FILES))),
 )
 RESULT = Result(
     *("fig9", "title", "", "Defense", ("Clean", "FGSM"), ROWS, {}, FIGURES),
-    photographs={
+    images={
         name: pixels for files, column in zip(FILES, PIXELS, strict=True) for name, pixels in zip(files, column, strict=True)
     },
 )
@@ -110,11 +110,11 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_others(
         Lines("row.svg", "", (0.0, 1.0), "x", (9,)),
     )
     with caplog.at_level(logging.WARNING):
-        draw_figures(dataclasses.replace(RESULT, figures=(*bad, *FIGURES)), folder)
+        draw_figures(replace(RESULT, figures=(*bad, *FIGURES)), folder)
     assert set(drawn) == {"lines", "cost", "tradeoff"}
     for file, reason in (
         ("../out.svg", "expected the name of a file beside the result"),
-        ("gap.svg", "without gaps, got 'broken'"),
+        ("gap.svg", "was measured, got 'broken'"),
         ("row.svg", "out of range"),
         ("d.jpg", "attacked1.png"),
         ("e.jpg", "attacked1.png"),

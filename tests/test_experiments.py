@@ -1,6 +1,7 @@
 """Tables and curves against plain computations on two classifiers that differ, and what the figures are drawn from."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,13 @@ from torch import Tensor, nn
 
 from oag_transform import OnlineAlternateGenerator
 from oag_transform.baselines.catalogue import Defense, Needs, chosen
-from oag_transform.evaluation.attacks import Attack, fgsm, igsm, mifgsm
-from oag_transform.evaluation.catalogue import EXPERIMENTS, experiment
+from oag_transform.evaluation.attacks.gray_box import Attack, fgsm, igsm, mifgsm
 from oag_transform.evaluation.data import image_folder
-from oag_transform.evaluation.experiments import curves, knows, photographs, tables
-from oag_transform.evaluation.experiments.plan import Plan, as_published
-from oag_transform.evaluation.measure import choose_subject
-from oag_transform.evaluation.results import Cell, Cost, Iterations, Lines, Residuals, Row, Tradeoff
+from oag_transform.evaluation.experiments import adaptive, certify, convergence, figures, tables
+from oag_transform.evaluation.options import EXPERIMENTS, AdaptiveOptions, ConvergenceOptions, experiment
+from oag_transform.evaluation.plan import Plan, as_published
+from oag_transform.evaluation.result import Cell, Cost, Iterations, Lines, Residuals, RowResult, Tradeoff
+from oag_transform.evaluation.subject import choose_subject
 from oag_transform.evaluation.targets import load_target
 from tests.tiny import CLASSES, brightness, left_half, make_subject, write_photographs
 
@@ -31,26 +32,35 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_plan(folder: Path, cache: Path, *, attacks: tuple[Attack, ...] = (fgsm(3),), families: Any = ()) -> Plan:
     subject, other = (make_subject(folder, cache, model=name) for name in ("brightness", "left_half"))
-    return Plan(subject, (other,), tuple(families), attacks, 2, 0.1, STEPS, Needs(), {"seed": 0})
+    return Plan(subject, tuple(families), attacks, {"seed": 0, "data": "d"}, (other,), slow_count=2, network_steps=STEPS)
 
 
 def bits(right: Tensor) -> str:
     return "".join("1" if value else "0" for value in right)
 
 
-def right_of(row: Row) -> list[str]:
+def right_of(row: RowResult) -> list[str]:
     assert row.error == ""
     return [cell.right for cell in row.cells if cell is not None]
 
 
 def test_the_list_is_what_there_is() -> None:
-    homes = {"tables": tables, "curves": curves, "photographs": photographs, "knows": knows}
+    homes = {
+        "tables": tables,
+        "figures": figures,
+        "adaptive": adaptive,
+        "convergence": convergence,
+        "certify": certify,
+    }
     listed = {(entry.module, entry.key) for entry in EXPERIMENTS}
     public = {
         (name, function)
         for name, module in homes.items()
         for function in vars(module)
-        if getattr(vars(module)[function], "__module__", "") == module.__name__ and not function.startswith("_")
+        if getattr(vars(module)[function], "__module__", "") == module.__name__
+        and inspect.signature(vars(module)[function]).parameters.keys() == {"plan"}
+        and not function.startswith("_")
+        and function != "check"
     }
     assert listed == public
     with pytest.raises(ValueError, match="no experiment 'table12'; expected some of table1, table2"):
@@ -74,7 +84,7 @@ def test_table2_is_transfer_between_two_targets(folder: Path, tmp_path: Path) ->
     result = tables.table2(plan)
     assert [right_of(row) for row in result.rows] == expected
     assert [row.name for row in result.rows] == ["no attack", one.target.name, other.target.name]
-    assert result.columns == tuple(f"{name}{end}" for name in (one.target.name, other.target.name) for end in ("", " + ours"))
+    assert result.columns == tuple(f"{name}{end}" for name in (one.target.name, other.target.name) for end in ("", " + OAG"))
     assert result.facts["n"] == len(images)
     own = f"{other.target.name}: {len(other.images)} right of {other.looked_at} looked at, 40 pixels"
     assert own in result.facts["targets' own accuracy"]
@@ -144,7 +154,7 @@ def test_slow_defenses_meet_fewer_images_and_a_row_may_fail(folder: Path, tmp_pa
     assert [cell.n for cell in rows[slow.describe(7)].cells if cell] == [2, 2, 2]
     assert rows["JPEG, quality 75"].error == "ValueError: no luck"
     assert rows["JPEG, quality 75"].cells == (None,) * 3
-    result = curves.tradeoff(plan)
+    result = figures.tradeoff(plan)
     (figure,) = result.figures
     assert isinstance(figure, Tradeoff)
     assert [(curve.name, curve.rows) for curve in figure.curves] == [("Mean filter", (0,))]
@@ -158,7 +168,7 @@ def test_tables_4_and_5_vary_one_setting(folder: Path, tmp_path: Path, monkeypat
             made.append(settings)
             super().__init__(**settings)
 
-    monkeypatch.setattr("oag_transform.evaluation.experiments.plan.OnlineAlternateGenerator", Recording)
+    monkeypatch.setattr("oag_transform.evaluation.plan.OnlineAlternateGenerator", Recording)
     plan = make_plan(folder, tmp_path)
     common = {"network_steps": STEPS, "compute_dtype": None, "seed": 0}
     own = OnlineAlternateGenerator().settings_for(
@@ -174,14 +184,14 @@ def test_tables_4_and_5_vary_one_setting(folder: Path, tmp_path: Path, monkeypat
 
 def test_the_papers_setting_is_ours_with_what_the_paper_says_and_files_of_its_own(folder: Path, tmp_path: Path) -> None:
     plan = dataclasses.replace(make_plan(folder, tmp_path), paper=True)
-    made = plan.ours("", kernel_size=7).model(plan.subject).defense
+    made = plan.oag("", kernel_size=7).model(plan.subject).defense
     own = {"langevin": "closed_form", "network_steps": STEPS, "compute_dtype": None}
     assert repr(made) == repr(OnlineAlternateGenerator.paper(**own, kernel_size=7, seed=0))
     result = tables.table5(plan)
     assert [row.name for row in result.rows] == ["7 x 7", "11 x 11", "15 x 15", "21 x 21"]
     assert not any(row.error for row in result.rows)
     assert (result.key, tables.table5(dataclasses.replace(plan, paper=False)).key) == ("table5-paper", "table5")
-    assert "the paper's setting, with closed-form Langevin steps" in result.facts["setting of ours"]
+    assert "the paper's setting, with closed-form Langevin steps" in result.facts["setting of OAG"]
     assert "the paper's setting" in result.caption
     assert "paper" in result.title
 
@@ -191,19 +201,19 @@ def test_our_family_at_the_papers_setting_is_the_plans(folder: Path, tmp_path: P
     ours, mean = map(as_published, chosen(["oag", "mean"]))
     assert mean == chosen(["mean"])[0]
     assert (ours.key, ours.tuned, ours.published, ours.slow, max(ours.settings)) == ("oag", 300, 300, False, 300)
-    assert repr(ours.make(STEPS, 0, Needs())) == repr(plan.ours("").model(plan.subject).defense)
+    assert repr(ours.make(STEPS, 0, Needs())) == repr(plan.oag("").model(plan.subject).defense)
     assert "T_N 300" in ours.describe(ours.tuned)
 
 
 def test_fig3_has_a_line_for_each_row_that_was_measured(folder: Path, tmp_path: Path) -> None:
     plan = make_plan(folder, tmp_path, families=chosen(["mean"]))
-    result = curves.fig3(plan)
+    result = figures.fig3(plan)
     (lines,) = result.figures
     assert isinstance(lines, Lines)
-    assert lines.x == curves.EPSILONS
+    assert lines.x == figures.EPSILONS
     assert lines.rows == (0, 1, 2)
     none = right_of(result.rows[0])
-    for eps, right in zip(curves.EPSILONS, none, strict=True):
+    for eps, right in zip(figures.EPSILONS, none, strict=True):
         images = plan.subject.images.float() / 255
         changed = images if eps == 0 else igsm(eps)(bright, images, plan.subject.labels, classes=2)
         assert right == bits(bright(changed).argmax(1) == plan.subject.labels)
@@ -213,25 +223,25 @@ def test_fig3_has_a_line_for_each_row_that_was_measured(folder: Path, tmp_path: 
 def test_fig4_chooses_the_first_step_that_is_flat_under_noise(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(curves, "TRACE_STEPS", tuple(range(6, 121, 6)))
-    right = {step: min(step, 42) // 6 - (step == 54) for step in curves.TRACE_STEPS}  # of 7; one less at 54
+    monkeypatch.setattr(figures, "TRACE_STEPS", tuple(range(6, 121, 6)))
+    right = {step: min(step, 42) // 6 - (step == 54) for step in figures.TRACE_STEPS}  # of 7; one less at 54
 
     def measured(*_: Any) -> list[Cell]:
-        return [Cell("1" * right[step] + "0" * (7 - right[step])) for step in curves.TRACE_STEPS]
+        return [Cell("1" * right[step] + "0" * (7 - right[step])) for step in figures.TRACE_STEPS]
 
-    monkeypatch.setattr(curves, "along", measured)
-    result = curves.fig4(make_plan(folder, tmp_path))
+    monkeypatch.setattr(figures, "along", measured)
+    result = figures.fig4(make_plan(folder, tmp_path))
     assert result.facts["chosen T_N"] == 42
     (lines,) = result.figures
     assert isinstance(lines, Lines)
-    assert (lines.x, lines.rows, lines.mark, lines.mark_label) == (curves.TRACE_STEPS, (0, 1, 2), 42, "T_N = 42")
+    assert (lines.x, lines.rows, lines.mark, lines.mark_label) == (figures.TRACE_STEPS, (0, 1, 2), 42, "T_N = 42")
     assert [row.name for row in result.rows] == ["Gaussian noise, std 0.1", "FGSM 3/255", "IGSM 6/255"]
 
 
 def test_fig4_at_the_papers_setting_goes_further(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(curves, "PAPER_TRACE_STEPS", (2, 4))
+    monkeypatch.setattr(figures, "PAPER_TRACE_STEPS", (2, 4))
     plan = dataclasses.replace(make_plan(folder, tmp_path), paper=True)
-    result = curves.fig4(plan)
+    result = figures.fig4(plan)
     changed = fgsm(3)(bright, plan.subject.images.float() / 255, plan.subject.labels, classes=2)
     for position, steps in enumerate((2, 4)):
         own = {"langevin": "closed_form", "network_steps": steps, "compute_dtype": None}
@@ -245,7 +255,7 @@ def test_fig4_at_the_papers_setting_goes_further(folder: Path, tmp_path: Path, m
 def test_one_run_gives_every_setting_of_ours(folder: Path, tmp_path: Path) -> None:
     ours = dataclasses.replace(chosen(["oag"])[0], settings=(4, 2, 1))
     plan = make_plan(folder, tmp_path, families=(ours,))
-    rows = curves.tradeoff(plan).rows
+    rows = figures.tradeoff(plan).rows
     changed = fgsm(3)(bright, plan.subject.images.float() / 255, plan.subject.labels, classes=2)
     for row, steps in zip(rows, (4, 2, 1), strict=True):
         assert (row.name, row.setting) == (ours.describe(steps), steps)
@@ -256,18 +266,18 @@ def test_one_run_gives_every_setting_of_ours(folder: Path, tmp_path: Path) -> No
 def test_tuning_takes_the_strongest_within_five_points(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = {75: 20, 50: 18, 35: 19, 25: 19, 15: 17, 10: 5}  # of 20, clean and noisy together
 
-    def measured(_: Any, candidate: Any, __: Any) -> Row:
+    def measured(_: Any, candidate: Any, __: Any) -> RowResult:
         count = right[candidate.setting]
         noisy = Cell("1" * (count - 10) + "0" * (20 - count)) if count > 10 else Cell("0" * 10)
-        return Row(candidate.label, (Cell("1" * 10), noisy))
+        return RowResult(candidate.label, (Cell("1" * 10), noisy))
 
-    monkeypatch.setattr(curves, "measure", measured)
-    assert curves.tune(make_plan(folder, tmp_path, families=chosen(["jpeg"]))).facts["chosen"] == {"jpeg": 25}
+    monkeypatch.setattr(figures, "measure", measured)
+    assert figures.tune(make_plan(folder, tmp_path, families=chosen(["jpeg"]))).facts["chosen"] == {"jpeg": 25}
 
 
-def test_fig1_hands_over_its_photographs(folder: Path, tmp_path: Path) -> None:
+def test_fig1_hands_over_its_images(folder: Path, tmp_path: Path) -> None:
     plan = make_plan(folder, tmp_path, attacks=(igsm(5),))
-    result = photographs.fig1(plan)
+    result = figures.fig1(plan)
     (figure,) = result.figures
     assert isinstance(figure, Residuals)
     images = plan.subject.images.float() / 255
@@ -277,20 +287,18 @@ def test_fig1_hands_over_its_photographs(folder: Path, tmp_path: Path) -> None:
     truth = torch.arange(6), plan.subject.labels
     for column, kind in zip(figure.columns, kinds, strict=True):
         for file, image in zip(column.files, kind, strict=False):
-            assert torch.equal(
-                torch.from_numpy(result.photographs[file]).permute(2, 0, 1), (255 * image).round().to(torch.uint8)
-            )
+            assert torch.equal(torch.from_numpy(result.images[file]).permute(2, 0, 1), (255 * image).round().to(torch.uint8))
         assert list(column.notes) == [f"right label: {p:.3f}" for p in bright(kind).softmax(1)[truth][:4].tolist()]
     assert len(result.pairs) == 6
     for i, pair in enumerate(result.pairs):
         for file, kind in ((pair.original, kinds[0]), (pair.attacked, kinds[1]), (pair.purified, kinds[3])):
-            assert torch.equal(torch.from_numpy(result.photographs[file]).permute(2, 0, 1), (255 * kind[i]).round().byte())
+            assert torch.equal(torch.from_numpy(result.images[file]).permute(2, 0, 1), (255 * kind[i]).round().byte())
         assert pair.name == plan.subject.classes[int(plan.subject.labels[i])] == pair.classes[0]
 
 
 def test_fig5_shows_moments_of_one_run(folder: Path, tmp_path: Path) -> None:
     plan = dataclasses.replace(make_plan(folder, tmp_path, attacks=(igsm(5),)), network_steps=8)
-    result = photographs.fig5(plan)
+    result = figures.fig5(plan)
     (figure,) = result.figures
     assert isinstance(figure, Iterations)
     assert [column.heading for column in figure.columns] == ["original", "attacked", "step 1", "step 2", "step 4", "step 8"]
@@ -299,7 +307,7 @@ def test_fig5_shows_moments_of_one_run(folder: Path, tmp_path: Path) -> None:
     for column, steps in zip(figure.columns[2:], (1, 2, 4, 8), strict=True):
         purified = OnlineAlternateGenerator(network_steps=steps, seed=0)(changed)
         for file, image in zip(column.files, purified, strict=True):
-            assert torch.equal(torch.from_numpy(result.photographs[file]).permute(2, 0, 1), (255 * image).round().byte())
+            assert torch.equal(torch.from_numpy(result.images[file]).permute(2, 0, 1), (255 * image).round().byte())
 
 
 def test_a_second_target_is_asked_for(folder: Path, tmp_path: Path) -> None:
@@ -314,31 +322,62 @@ def test_the_auto_encoder_and_ours_meet_the_same_images(folder: Path, tmp_path: 
     assert {cell.n for row in result.rows for cell in row.cells if cell} == {2}
 
 
-def test_adaptive_attacks_each_row_through_its_own_defense(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A defense that turns the image negative fools the transferred attack, and not the one that goes through it."""
+def test_adaptive_attacks_go_through_each_rows_own_defense(folder: Path, tmp_path: Path) -> None:
+    """A defense that raises contrast without a gradient resists a transferred attack better than BPDA."""
 
-    class Negative(nn.Module):
+    class Contrast(nn.Module):
         def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-            return (images - images.mean((1, 2, 3), keepdim=True)).sign().mul(0.1).add(images)  # contrast, and no gradient
+            return (images - images.mean((1, 2, 3), keepdim=True)).sign().mul(0.1).add(images)
 
-    monkeypatch.setattr(knows, "BOUNDS", (1, 6))
-    monkeypatch.setattr(knows, "STEPS", 8)
-    monkeypatch.setattr(knows, "DRAWS", 1)
-    family = Defense("contrast", "Contrast", "by", lambda *_: Negative(), 1, 1, (1,))
-    plan = dataclasses.replace(make_plan(folder, tmp_path, families=(family,)), slow_count=4)
-    result = knows.adaptive(plan)
-    assert result.columns == (
-        "Clean",
-        *(f"{kind}, L-infinity {bound}/255" for kind in ("transfer", "through it") for bound in (1, 6)),
-        "exact gradients, L-infinity 6/255",
-        "through it, seed known, L-infinity 6/255",
-    )
-    none, views, contrast = result.rows
-    assert [cell.n for cell in none.cells if cell is not None] == [4] * 7
-    assert right_of(none) == ["1111", "1111", "0000", "1111", "0000", "0000", "0000"]  # margins are of 4 grey levels
-    assert right_of(none)[1:3] == right_of(none)[3:5]
-    assert right_of(contrast)[4] == "0000"
-    assert not contrast.error
-    assert views.cells[2] is not None
+    family = Defense("contrast", "Contrast", "by", lambda *_: Contrast(), 1, 1, (1,))
+    options = AdaptiveOptions(attacks=("bpda",), linf=(6, 1), l2=(0.1,), steps=8, judge=3)
+    plan = dataclasses.replace(make_plan(folder, tmp_path, families=(family,)), adaptive=options)
+    linf, l2 = adaptive.adaptive(plan)
+    assert (linf.key, l2.key, l2.columns) == ("adaptive-linf", "adaptive-l2", ("Clean", "L2 0.1"))
+    assert linf.columns == ("Clean", "L∞ 1/255", "L∞ 6/255")  # margins are of 4 grey levels
+    none, _, contrast = linf.rows
+    assert right_of(none) == ["111111", "111111", "000000"]
+    assert right_of(contrast)[2] == "000000"
+    assert contrast.cells[2] is not None
+    assert contrast.cells[2].draws == 3
+    assert contrast.cells[2].attacks[0].images == (0, 1, 2, 3, 4, 5)
+    assert contrast.notes["attacks (gradients an image)"] == "bpda 8"
+    (lines,) = linf.figures
+    assert isinstance(lines, Lines)
+    assert lines.x == (0.0, 1, 6)
+
+
+def test_each_attack_alone_has_a_row_and_the_worst_of_them_too(folder: Path, tmp_path: Path) -> None:
+    options = AdaptiveOptions(attacks=("transfer", "margin"), each_alone=True, linf=(6,), steps=8)
+    plan = dataclasses.replace(make_plan(folder, tmp_path), adaptive=options)
+    (result,) = adaptive.adaptive(plan)
+    assert [row.name for row in result.rows[:3]] == ["None: transfer", "None: margin", "None: worst for each image"]
+    transfer, by_margin, worst = map(right_of, result.rows[:3])
+    assert worst == [transfer[0], "".join(map(min, zip(transfer[1], by_margin[1], strict=True)))]
+
+
+def test_a_known_seed_is_attacked_in_the_draw_that_judges(folder: Path, tmp_path: Path) -> None:
+    options = AdaptiveOptions(attacks=("bpda",), linf=(4,), steps=6, seed_known=True)
+    plan = dataclasses.replace(make_plan(folder, tmp_path, families=chosen(["noise"])), adaptive=options)
+    (result,) = adaptive.adaptive(plan)
+    cell = result.rows[2].cells[1]
+    assert cell is not None
+    assert (result.key, cell.draws, cell.counts) == ("adaptive-seed-known-linf", 1, ())
+
+
+def test_convergence_measures_what_is_left_of_fresh_draws(folder: Path, tmp_path: Path) -> None:
+    options = ConvergenceOptions(linf=3, steps=(1, 10), draws=(1,), eot_steps=10)
+    identity = Defense("identity", "Identity", "by", lambda *_: nn.Identity(), 1, 1, (1,))
+    plan = dataclasses.replace(make_plan(folder, tmp_path, families=(identity,)), convergence=options)
+    steps, draws = convergence.convergence(plan)
+    images, labels = plan.subject.images.float() / 255, plan.subject.labels
+    logits = bright(images).log_softmax(1)
+    mean = (logits[torch.arange(6), 1 - labels] - logits[torch.arange(6), labels]).mean()
+    best = float(mean) + 60 * 3 / 255  # logits are 30 times the brightness, and its negative
+    assert steps.rows[1].notes["mean margin"] == f"{best:.2f}"
+    assert steps.rows[1].notes["agreement"] == "1.00"
+    assert [row.name for row in steps.rows] == ["1, 1", "10, 1"]
+    assert draws.rows[0].cells == steps.rows[1].cells
+    (lines,) = steps.figures
+    assert isinstance(lines, Lines)
+    assert (lines.x, lines.rows, lines.column) == ((1, 10), (0, 1), 0)

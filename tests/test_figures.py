@@ -21,7 +21,7 @@ from matplotlib.transforms import Bbox
 from torch import Tensor
 
 from oag_transform.evaluation.render.figures import Series, Tradeoff, cost, iterations, lines, residuals, tradeoff
-from oag_transform.evaluation.results import Cell
+from oag_transform.evaluation.result import Cell
 
 DEFENSES = (
     "JPEG, quality 75",
@@ -125,7 +125,7 @@ def test_labels_of_the_emphasised_curve_stay_in_a_crowd(tmp_path: Path, drawn: l
     strengths = [f"s={i}" for i in range(8)]
     same = ([0.8 + 0.001 * i for i in range(8)], [0.5] * 8)
     crowd = [Tradeoff(str(k), strengths, *same) for k in range(9)]
-    tradeoff(tmp_path / "crowd.png", [*crowd, Tradeoff("ours", ["T"], [0.8], [0.5], True)])
+    tradeoff(tmp_path / "crowd.png", [*crowd, Tradeoff("OAG", ["T"], [0.8], [0.5], True)])
     assert "T" in [text.get_text() for text in drawn[0].axes[0].texts]
     boxes = label_boxes(drawn[0])
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
@@ -258,7 +258,7 @@ NOTES = [["", ""]]
         (lambda f: cost(f / "a.svg", []), "at least one point, got none"),
         (lambda f: cost(f / "a.svg", [("one", 0.0, 0.5)]), "seconds above 0 .* got 0.0: 'one'"),
         (lambda f: cost(f / "a.svg", [("one", 1.0, 61)]), r"accuracies in \[0, 1\], got \(61,\)"),
-        (lambda f: residuals(f / "a.svg", [("a", PHOTOGRAPHS)], PHOTOGRAPHS, NOTES), "for photographs, got 'a.svg'"),
+        (lambda f: residuals(f / "a.svg", [("a", PHOTOGRAPHS)], PHOTOGRAPHS, NOTES), "for images, got 'a.svg'"),
         (lambda f: residuals(f / "a.png", [("a", PHOTOGRAPHS[:1])], PHOTOGRAPHS, NOTES), r"got \(1, 3, 8, 8\): 'a'"),
         (lambda f: residuals(f / "a.png", [("a", 2 * PHOTOGRAPHS)], PHOTOGRAPHS, NOTES), r"values in \[0, 1\], got .*: 'a'"),
         (lambda f: residuals(f / "a.png", [("a", PHOTOGRAPHS)], PHOTOGRAPHS, [[""]]), r"2 notes, got columns of \[1\]"),

@@ -1,7 +1,6 @@
 """The report, read back with an HTML parser."""
 
 import base64
-import dataclasses
 import math
 import tempfile
 from html.parser import HTMLParser
@@ -14,19 +13,19 @@ from hypothesis import strategies as st
 from torchvision.utils import save_image
 
 from oag_transform.evaluation.render.report import write_report
-from oag_transform.evaluation.results import Cell, Cost, Pair, Result, Row, write
+from oag_transform.evaluation.result import Cell, Cost, Pair, Result, RowResult, replace, write
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 HOSTILE = """<script>alert("1")</script><img src=x onerror='alert(2)'> & "quoted" {braces}"""
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
 
 ROWS = (
-    Row("None", (Cell("1" * 40), Cell("0" * 40))),
-    Row("JPEG", (Cell("1" * 36 + "0" * 4), Cell("1" * 30 + "0" * 10)), 0.00123),
-    Row("TVM", (Cell("1" * 35 + "0" * 5), Cell("0" * 10 + "1" * 30)), 123.4),
-    Row("slow", (Cell("1" * 8), Cell("1" * 8)), 31.0),
-    Row("partial", (None, Cell("10" * 20))),
-    Row("broken", (None, None), None, "ValueError: no"),
+    RowResult("None", (Cell("1" * 40), Cell("0" * 40))),
+    RowResult("JPEG", (Cell("1" * 36 + "0" * 4), Cell("1" * 30 + "0" * 10)), 0.00123),
+    RowResult("TVM", (Cell("1" * 35 + "0" * 5), Cell("0" * 10 + "1" * 30)), 123.4),
+    RowResult("slow", (Cell("1" * 8), Cell("1" * 8)), 31.0),
+    RowResult("partial", (None, Cell("10" * 20))),
+    RowResult("broken", (None, None), None, "ValueError: no"),
 )
 FACTS = {
     "n": 40,
@@ -121,7 +120,7 @@ def test_every_number_is_there_and_the_best_are_bold(tmp_path: Path) -> None:
 
 def test_what_to_take_stands_above_the_table(tmp_path: Path) -> None:
     facts = {**FACTS, "recommendation": "Take <this> & no other."}
-    page = report(tmp_path, dataclasses.replace(RESULT, facts=facts))
+    page = report(tmp_path, replace(RESULT, facts=facts))
     assert [text.strip() for text in page.text].count("Take <this> & no other.") == 1
 
 
@@ -129,7 +128,7 @@ def test_it_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
     names = photographs(tmp_path)
     (tmp_path / "cost.svg").write_bytes(SVG)
     pair = Pair("cat", *names, ("cat", "dog", "cat"), (0.9, 0.1, 0.8))
-    page = report(tmp_path, dataclasses.replace(RESULT, figures=(Cost("cost.svg", "What it costs.", (), 0),), pairs=(pair,)))
+    page = report(tmp_path, replace(RESULT, figures=(Cost("cost.svg", "What it costs.", (), 0),), pairs=(pair,)))
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "http://" not in text
     assert "https://" not in text
@@ -157,7 +156,7 @@ def test_it_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
 def test_pairs_have_a_slider_each_and_say_what_the_target_sees(tmp_path: Path) -> None:
     names = photographs(tmp_path)
     pairs = tuple(Pair(f"cat {i}", *names, (f"cat {i}", "dog", "cat 1"), (0.9, 0.125, 0.75)) for i in range(2))
-    page = report(tmp_path, dataclasses.replace(RESULT, columns=(), rows=(), pairs=pairs))
+    page = report(tmp_path, replace(RESULT, columns=(), rows=(), pairs=pairs))
     assert len(page.all("input", type="range")) == len(page.all("input", type="checkbox")) == 2
     assert all("cat" in (attributes["aria-label"] or "") for attributes in page.all("input", type="range"))
     assert len(page.all("img")) == 6
@@ -173,7 +172,7 @@ def test_text_stays_text(tmp_path: Path) -> None:
         HOSTILE,
         HOSTILE,
         (HOSTILE,),
-        (Row(HOSTILE, (Cell("1"),)), Row("b", (None,), None, HOSTILE)),
+        (RowResult(HOSTILE, (Cell("1"),)), RowResult("b", (None,), None, HOSTILE)),
         {HOSTILE: HOSTILE, "target": HOSTILE, "command": HOSTILE},
         (Cost(HOSTILE + ".png", HOSTILE, (), 0),),
         (Pair(HOSTILE, *photographs(tmp_path), (HOSTILE,) * 3, (0.1, 0.2, 0.3)),),
@@ -192,7 +191,7 @@ def test_text_stays_text(tmp_path: Path) -> None:
 def test_any_text_comes_back(texts: list[str]) -> None:
     title, caption, first, name = texts
     with tempfile.TemporaryDirectory() as folder:
-        rows = (Row(name, (Cell("1"),)),)
+        rows = (RowResult(name, (Cell("1"),)),)
         page = report(Path(folder), Result("x", title, caption, first, (name,), rows, {"command": name}))
     assert page.rows[0] == [first, name]
     assert page.rows[1][0] == name
@@ -204,7 +203,7 @@ def test_a_figure_that_cannot_be_shown_is_named(tmp_path: Path, file: str) -> No
     folder = tmp_path / "results"
     save_image(torch.zeros(3, 2, 2), tmp_path / "secret.png")
     pair = Pair("cat", file, file, file, ("cat", "dog", "cat"), (0.9, 0.1, 0.8))
-    page = report(folder, dataclasses.replace(RESULT, figures=(Cost(file, "A figure.", (), 0),), pairs=(pair,)))
+    page = report(folder, replace(RESULT, figures=(Cost(file, "A figure.", (), 0),), pairs=(pair,)))
     assert page.text.count(f"missing: {file}") == 4
     assert "A figure." in page.text
     assert not page.all("img")
@@ -216,7 +215,7 @@ def test_order_and_what_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[1, 2]")
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "table3.json").write_text("{")
-    page = report(tmp_path, *(dataclasses.replace(RESULT, key=key) for key in keys))
+    page = report(tmp_path, *(replace(RESULT, key=key) for key in keys))
     ordered = ["table1", "tradeoff", "cost", "table2", "table6", "autoencoder", "fig1", "fig4", "apple", "fig10", "zoo"]
     assert [attributes["href"] for attributes in page.all("a")] == [f"#result-{key}" for key in ordered]
     assert [attributes["id"] for attributes in page.all("section")] == [f"result-{key}" for key in ordered]

@@ -6,8 +6,8 @@ import io
 import pytest
 
 from oag_transform.evaluation.render.tables import to_csv, to_markdown
-from oag_transform.evaluation.results import Cell
-from tests.test_results import RESULT
+from oag_transform.evaluation.result import Cell
+from tests.test_result import RESULT
 
 
 def test_csv_has_a_line_for_each_cell() -> None:

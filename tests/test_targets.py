@@ -1,5 +1,7 @@
 """Targets: torchvision's and a callable's, and what is said where something doesn't fit."""
 
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -138,3 +140,38 @@ def test_fingerprints_tell_other_code_with_the_same_weights_apart() -> None:
     one, other = (load_target(f"tests.test_targets:{name}", classes=names(10)) for name in ("tiny", "upside_down"))
     assert one.fingerprint == load_target("tests.test_targets:tiny", classes=names(10)).fingerprint
     assert one.fingerprint != other.fingerprint
+
+
+def test_timm_by_name_with_a_checkpoint(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    network = timm.create_model("resnet10t", num_classes=3).eval()
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    target = load_target("timm:resnet10t", str(tmp_path / "net.pth"), classes=("a", "b", "c"), resize=64, crop=64)
+    config = timm.data.resolve_model_data_config(network)
+    images = torch.rand(2, 3, 64, 64)
+    normalized = (images - torch.tensor(config["mean"])[:, None, None]) / torch.tensor(config["std"])[:, None, None]
+    torch.testing.assert_close(target.model(images), network(normalized))
+    own = load_target("timm:resnet10t", str(tmp_path / "net.pth"), classes=("a", "b", "c")).preprocessing
+    assert own.crop == config["input_size"][-1]
+    with pytest.raises(ValueError, match="timm has no model 'resnet99'"):
+        load_target("timm:resnet99", classes=("a", "b"))
+
+
+def test_robustbench_by_name_takes_the_datas_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_model(**names: str) -> torch.nn.Module:
+        asked.append(names)
+        return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+    utils = types.SimpleNamespace(load_model=load_model)
+    monkeypatch.setitem(sys.modules, "robustbench", types.ModuleType("robustbench"))
+    monkeypatch.setitem(sys.modules, "robustbench.utils", utils)
+    target = load_target("robustbench:cifar10/Linf/Wong2020Fast", classes=("r", "g", "b"), side=32)
+    assert asked == [{"model_name": "Wong2020Fast", "dataset": "cifar10", "threat_model": "Linf"}]
+    assert target.preprocessing == Preprocessing(32, 32)
+    with pytest.raises(ValueError, match="expected robustbench:DATASET/THREAT/NAME"):
+        load_target("robustbench:Wong2020Fast", classes=("r", "g", "b"))
+    monkeypatch.setitem(sys.modules, "robustbench.utils", None)
+    with pytest.raises(ValueError, match="pip install robustbench"):
+        load_target("robustbench:cifar10/Linf/Wong2020Fast", classes=("r", "g", "b"))

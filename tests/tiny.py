@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import to_pil_image
 
 from oag_transform.evaluation.data import image_folder
-from oag_transform.evaluation.measure import Subject, choose_subject
 from oag_transform.evaluation.store import Store
+from oag_transform.evaluation.subject import Subject, choose_subject
 from oag_transform.evaluation.targets import load_target
 
 CLASSES = ("a_dark", "b_bright")

@@ -21,7 +21,7 @@ from .. import __version__
 from . import process
 
 PROG = "oag-transform"
-COMMANDS = ("demo", "purify", "evaluate", "certify", "serve", "fit-target", "fit-pixelcnn")
+COMMANDS = ("demo", "purify", "evaluate", "serve", "fit-target", "fit-pixelcnn")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,8 +75,7 @@ def _overview() -> str:
     lines = []
     for name in COMMANDS:
         module = _module(name)
-        described = module.COMMAND.__doc__ if hasattr(module, "COMMAND") else module.HELP
-        lines.append(f"  {name:<{width}}  {described.splitlines()[0].rstrip('.')} (extra '{module.EXTRA}')")
+        lines.append(f"  {name:<{width}}  {module.COMMAND.__doc__.splitlines()[0].rstrip('.')} (extra '{module.EXTRA}')")
     return "\n".join(["commands:", *lines])
 
 
@@ -85,8 +84,6 @@ def _module(name: str) -> ModuleType:
 
 
 def _run(called: str, module: ModuleType, arguments: list[str]) -> int:
-    if not hasattr(module, "COMMAND"):
-        return _run_unconverted(called, module, arguments)
     status: int = _parse(called, module.COMMAND, arguments).run()
     return status
 
@@ -120,14 +117,6 @@ def _out_of_the_box(text: str) -> str:
     lines = [line.strip("─│╭╮╰╯ ") for line in text.splitlines()[1:]]
     paragraphs = " ".join(line if line.strip("-") else "\n" for line in lines).split("\n")
     return next((paragraph for paragraph in paragraphs if paragraph.strip()), text)
-
-
-def _run_unconverted(called: str, module: ModuleType, arguments: list[str]) -> int:
-    """Run a command that still has ``HELP``, ``add_arguments`` and ``run``; goes away with the last of them."""
-    parser = argparse.ArgumentParser(prog=called, description=module.HELP)
-    module.add_arguments(parser)
-    status: int = module.run(parser.parse_args(arguments))
-    return status
 
 
 def _one_line(error: Exception) -> str:

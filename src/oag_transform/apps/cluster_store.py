@@ -23,7 +23,13 @@ class ClusterStore(Store):
     """
 
     def rows(
-        self, key: Mapping[str, Any], inputs: Sequence[Tensor], compute: Callable[[range], Array], desc: str = ""
+        self,
+        key: Mapping[str, Any],
+        inputs: Sequence[Tensor],
+        compute: Callable[[range], Array],
+        desc: str = "",
+        *,
+        chunk: int | None = None,
     ) -> Array:
         """See :meth:`.Store.rows`.
 
@@ -34,7 +40,7 @@ class ClusterStore(Store):
 
         def collect(rows: range) -> Array:
             if rows.start not in begun:  # none of the later chunks is there either, as they are kept in order
-                begun.update(self._begin(compute, rows.start, len(inputs[0])))
+                begun.update(self._begin(compute, rows.start, len(inputs[0]), chunk or self.chunk))
             try:
                 part: Array = ray.get(begun.pop(rows.start))
             except ray.exceptions.RayTaskError as error:
@@ -42,17 +48,19 @@ class ClusterStore(Store):
             return part
 
         try:
-            return super().rows(key, inputs, collect, desc)
+            return super().rows(key, inputs, collect, desc, chunk=chunk)
         finally:
             for reference in begun.values():  # of a run that failed
                 ray.cancel(reference)
 
-    def _begin(self, compute: Callable[[range], Array], first: int, count: int) -> "dict[int, ray.ObjectRef[Array]]":
+    def _begin(
+        self, compute: Callable[[range], Array], first: int, count: int, chunk: int
+    ) -> "dict[int, ray.ObjectRef[Array]]":
         threads = torch.get_num_threads()
         task = _compute.options(num_cpus=threads, num_gpus=1 if torch.cuda.is_initialized() else 0)
         shared = ray.put(compute)  # once, with the target and the images
-        starts = range(first, count, self.chunk)
-        return {start: task.remote(shared, range(start, min(start + self.chunk, count)), threads) for start in starts}
+        starts = range(first, count, chunk)
+        return {start: task.remote(shared, range(start, min(start + chunk, count)), threads) for start in starts}
 
 
 @ray.remote

@@ -1,361 +1,317 @@
-"""``oag-transform evaluate``: which defense keeps most of my images under gray-box attacks? The paper's section IV."""
+"""``oag-transform evaluate``: which defense keeps most of my images under attack, and at what cost?"""
 
-import argparse
 import contextlib
 import dataclasses
+import inspect
 import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from ..baselines.catalogue import DEFENSES, OAG_KEY, Defense, Needs, chosen
-from ..evaluation.catalogue import ATTACKS, EXPERIMENTS, Experiment, attack, experiment
-from . import photographs, process
+import tyro
+
+from ..baselines.catalogue import DEFENSES, IN_VIEWS, OAG_KEY, Defense, Needs, chosen
+from ..baselines.smoothing import DENOISERS
+from ..evaluation.options import (
+    ADAPTIVE_ATTACKS,
+    EXPERIMENTS,
+    GRAY_BOX,
+    AdaptiveOptions,
+    CertifyOptions,
+    ConvergenceOptions,
+    Experiment,
+    experiment,
+    gray_box_attack,
+)
+from . import process
+from .options import ClassifierOptions, DeviceOptions, ImageOptions, default
 
 if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are parsed
-    from ..evaluation.attacks import Attack
-    from ..evaluation.experiments.plan import Plan
+    from ..evaluation.attacks.gray_box import Attack
+    from ..evaluation.plan import Plan
+    from ..evaluation.result import Result
     from ..evaluation.store import Store
 
-HELP = "which defense keeps most under gray-box attacks, of my classifier on my images?"
-EXTRA: str | None = "eval"
-
-GOALS = ("paper", "targeted", "untargeted")
-SETTINGS = ("default", "paper")
-ENGINES = ("local", "ray")
+EXTRA = "eval"
 REPORT, ALL = "report", "all"
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """What ``oag-transform evaluate`` is asked for; :func:`add_arguments` says what each means.
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
+    """Measure defenses as the paper does, and under adaptive attacks.
 
-    Attributes:
-        experiments: those that are to be run, in the order of :data:`~oag_transform.evaluation.catalogue.EXPERIMENTS`; none for
-            a report alone.
-        photographs: None for a report alone, as ``model`` is.
-        others: further targets, each a model and its weights.
-        defenses: None for every one.
+    What is computed is kept in OUT/cache: an interrupted run goes on from there. Each experiment writes OUT/NAME.json, .csv and
+    .md, and OUT/report.html shows all of them. Exit status: 0, 1 if an experiment or a row of one failed, 2 if nothing could be
+    run.
     """
 
-    experiments: tuple[Experiment, ...]
+    experiments: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Some of the list above."""
     out: Path
-    model: str | None
-    weights: str | None
-    others: tuple[tuple[str, str | None], ...]
-    photographs: photographs.Photographs | None
-    resize: int | None
-    crop: int | None
-    count: int
-    slow_count: int
-    attacks: tuple[str, ...]
-    goal: str
-    setting: str
-    eps: int
-    mifgsm_eps: int
-    defenses: tuple[Defense, ...] | None
-    tuned: Path | None
-    pixelcnn: Path | None
-    noise_std: float
-    compute_dtype: str | None
-    progress: bool
-    device: str
-    batch_size: int
-    engine: str
-    address: str | None
+    """Folder of the results."""
+    data: Annotated[str, default("none, for a report")] = ""
+    """Folder of folders of images, or KIND:ROOT of cifar10, cifar100, flower17, ilsvrc2012."""
+    model: Annotated[str, default("none, for a report")] = ""
+    """A torchvision model, efficientnet-lite0|1|2, module:function, FILE.pt, timm:NAME or robustbench:DATA/THREAT/NAME."""
+    other: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL[=WEIGHTS]")] = ()
+    """Further targets, for tables 2 and 3."""
+    count: int = 150
+    """Images, which the target gets right; for certify, right or wrong."""
+    slow_count: int = 20
+    """Images for slow defenses."""
+    attacks: tuple[str, ...] = tuple(attack.key for attack in GRAY_BOX)
+    """Gray-box attacks of table1 and others."""
+    goal: Literal["paper", "targeted", "untargeted"] = "paper"
+    """paper: FGSM and IGSM towards a random class, MI-FGSM and C&W away from the right one."""
+    setting: Literal["default", "paper"] = "default"
+    """Setting of OAG: paper has T_N 300 and closed-form Langevin steps, and writes OUT/NAME-paper.json."""
+    eps: int = 6
+    """Bound of FGSM and IGSM in grey levels."""
+    mifgsm_eps: int = 4
+    """Bound of MI-FGSM in grey levels; the paper has 4 on Flower-17 and 2 on ImageNet."""
+    defenses: Annotated[tuple[str, ...] | None, default("all that can be made here")] = None
+    """Some of the list above only."""
+    tuned: Annotated[Path | None, default("those of the list")] = None
+    """TUNE.JSON with the settings that the experiment tune has chosen."""
+    pixelcnn: Annotated[Path | None, default("none")] = None
+    """File of fit-pixelcnn, for pixeldefend."""
+    noise_std: float = 0.1
+    """Gaussian noise of tune and fig4, on the [0, 1] scale."""
+    compute_dtype: Annotated[Literal["float32", "bfloat16"] | None, default("the faster one on this machine")] = None
+    """Operands of OAG's convolutions."""
+    progress: bool = False
+    """Progress bars, also where the output is no terminal."""
+    engine: Literal["local", "ray"] = "local"
+    """ray (extra 'ray'): batches of images as tasks for a cluster, or for the processors of this machine."""
+    address: Annotated[str | None, default("RAY_ADDRESS, or one on this machine for this run")] = None
+    """Address of a Ray cluster."""
+    adaptive: AdaptiveOptions = AdaptiveOptions()
+    """Of the experiment adaptive."""
+    convergence: ConvergenceOptions = ConvergenceOptions()
+    """Of the experiment convergence."""
+    certify: CertifyOptions = CertifyOptions()
+    """Of the experiment certify."""
 
     def __post_init__(self) -> None:
         if not self.experiments:
+            raise ValueError("name an experiment; --help lists them")
+        if not self.asked:
             return
-        from .. import _checks  # with torch
+        from .. import _checks  # imports torch
 
-        if self.model is None or self.photographs is None:
+        if not self.model or not self.data:
             raise ValueError("--model and --data are needed")
-        for name in ("count", "slow_count", "batch_size"):
+        for parent in (ImageOptions, ClassifierOptions, DeviceOptions):
+            parent.__post_init__(self)
+        for name in ("count", "slow_count"):
             _checks.integer(f"--{name.replace('_', '-')}", getattr(self, name), at_least=1)
         _checks.number("--noise-std", self.noise_std, above=0)
-        photographs.check_sides(self.resize, self.crop)
-        _checks.choice("--goal", self.goal, GOALS)
-        if _checks.choice("--engine", self.engine, ENGINES) != "ray" and self.address is not None:
+        if self.engine != "ray" and self.address is not None:
             raise ValueError("--address needs --engine ray")
-        _checks.choice("--setting", self.setting, SETTINGS)
+        for one in self.asked:
+            if one.needs_other and not self.other:
+                raise ValueError(f"{one.key} needs a second target: --other MODEL[=WEIGHTS]")
+        chosen(self.defenses or ())
+        for options in (self.adaptive, self.convergence, self.certify):
+            options.check()
 
-    @classmethod
-    def of(cls, options: argparse.Namespace) -> "EvaluateOptions":
-        """Those of a command line.
+    @property
+    def asked(self) -> tuple[Experiment, ...]:
+        """The experiments to be run, in the order of their list; none for a report alone."""
+        named = [experiment(name) for name in self.experiments if name not in (REPORT, ALL)]
+        if ALL in self.experiments:
+            named += [one for one in EXPERIMENTS if one.in_all and (self.other or not one.needs_other)]
+        return tuple(one for one in EXPERIMENTS if one in named)
+
+    def run(self) -> int:
+        """Run the experiments one after another, writing each when it is done, and the report over all that are there.
+
+        Returns 1 if an experiment failed or has a row that did, else 0.
 
         Raises:
-            ValueError: one is wrong or missing; the message names it.
+            ValueError: an argument is wrong; nothing was run.
         """
-        names = dict.fromkeys(options.experiments)
-        asked = [experiment(name) for name in names if name not in (REPORT, ALL)]
-        others = tuple((model, weights or None) for model, _, weights in (other.partition("=") for other in options.other))
-        for one in asked:
-            if one.needs_other and not others:
-                raise ValueError(f"{one.key} needs a second target: --other MODEL[=WEIGHTS]")
-        every = [one for one in EXPERIMENTS if ALL in names and one.in_all and (others or not one.needs_other)]
-        own = {field.name for field in dataclasses.fields(cls)} - {
-            "experiments",
-            "others",
-            "photographs",
-            "defenses",
-            "attacks",
-        }
-        return cls(
-            experiments=tuple(one for one in EXPERIMENTS if one in asked or one in every),
-            others=others,
-            photographs=None if options.data is None else photographs.Photographs.of(options),
-            defenses=None if options.defenses is None else chosen(options.defenses),
-            attacks=tuple(dict.fromkeys(options.attacks)),
-            **{name: getattr(options, name) for name in own},
+        process.log_to_stderr()
+        # what draws, for a command that runs
+        from ..evaluation.render import render
+        from ..evaluation.render.report import find_results, write_report
+        from ..evaluation.result import Result
+
+        if not self.asked:
+            for found in find_results(self.out):
+                render(found, self.out)
+            print(f"wrote {write_report(self.out)}")
+            return 0
+        plan, done, failed = self._plan(), list[Result](), False
+        with self._engine():
+            for one in self.asked:
+                try:
+                    for result in one.run(plan):
+                        self._write(result)
+                        done.append(result)
+                except Exception as error:  # the other experiments go on
+                    debugged = logger.isEnabledFor(logging.DEBUG)
+                    logger.error("%s failed: %s: %s", one.key, type(error).__name__, error, exc_info=debugged)
+                    failed = True
+        if done:
+            print(f"wrote {write_report(self.out)}")
+        for result in done:
+            if "recommendation" in result.facts:
+                print(result.facts["recommendation"])
+        return 1 if failed or any(row.error for result in done for row in result.rows) else 0
+
+    def _write(self, result: "Result") -> None:
+        """Write and draw a result, and print its table."""
+        from ..evaluation.render import render, tables
+        from ..evaluation.result import write
+
+        write(result, self.out)
+        render(result, self.out)
+        print(tables.to_markdown(result), flush=True)
+        if failed := [row.name for row in result.rows if row.error]:
+            logger.error("%s: %d of %d rows failed: %s", result.key, len(failed), len(result.rows), "; ".join(failed))
+
+    def _plan(self) -> "Plan":
+        """Everything that can be wrong with the arguments comes before any work."""
+        import torch
+
+        from ..evaluation.data import open_images
+        from ..evaluation.experiments import certify
+        from ..evaluation.plan import Plan, as_published, common_facts
+        from ..evaluation.subject import choose_subject
+        from ..generator.run import operands
+        from ..generator.settings import Settings
+
+        process.look_for_modules_here()
+        device, listing = self.find_device(), self.listing()
+        batch_norm = self.certify.batch_norm
+        apart = None if batch_norm is None else open_images(batch_norm, split=self.split, devkit=self.devkit)
+        attacks = self._attacks()
+        dtype = None if self.compute_dtype is None else getattr(torch, self.compute_dtype)
+        needs = Needs(self._pixelcnn(), dtype)
+        paper = self.setting == "paper"
+        every = tuple(as_published(family) if paper else family for family in self._tuned())
+        targets = [self.load(listing.classes, device, listing.side)]
+        for name in self.other:
+            model, _, weights = name.partition("=")
+            other = dataclasses.replace(self, model=model, weights=weights or None)
+            targets.append(other.load(listing.classes, device, listing.side))
+        families = self._families(every, needs)
+        show = sys.stderr.isatty() or self.progress
+        store = self._store()(self.out / "cache", chunk=self.batch_size, progress=show)
+        keys = {one.key for one in self.asked}
+        subjects, unfiltered = [], None
+        if keys - {"certify"}:
+            subjects = [choose_subject(target, listing, self.count, store, self.seed, device) for target in targets]
+        if "certify" in keys:
+            unfiltered = choose_subject(targets[0], listing, self.count, store, self.seed, device, right_only=False)
+        subject = subjects[0] if subjects else unfiltered
+        assert subject is not None  # noqa: S101 - there is an experiment
+        if len(subject.images) < self.count:
+            logger.info("only %d images that %s gets right", len(subject.images), subject.target.name)
+        plan = Plan(
+            subject=subject,
+            families=families,
+            attacks=attacks,
+            facts=common_facts(subject, Path(self.data.rpartition(":")[2]).resolve().name)
+            | {"compute_dtype": str(operands(Settings(compute_dtype=dtype), device, torch.float32))},
+            others=tuple(subjects[1:]),
+            unfiltered=unfiltered,
+            apart=apart,
+            slow_count=self.slow_count,
+            noise_std=self.noise_std,
+            network_steps=next(int(family.tuned) for family in every if family.key == OAG_KEY),
+            needs=needs,
+            paper=paper,
+            adaptive=self.adaptive,
+            convergence=self.convergence,
+            certify=self.certify,
         )
+        if unfiltered is not None:
+            certify.check(plan)
+        return plan
+
+    def _store(self) -> "type[Store]":
+        from ..evaluation.store import Store  # with torch
+
+        if self.engine != "ray":
+            return Store
+        try:
+            from .cluster_store import ClusterStore
+        except ModuleNotFoundError as error:
+            raise ValueError(f"--engine ray needs {error.name}: pip install 'oag-transform[ray]'") from error
+        return ClusterStore
+
+    def _engine(self) -> contextlib.AbstractContextManager[object]:
+        """The cluster, where one is asked for: after the plan, as its workers look for modules where this process does then."""
+        if self.engine != "ray":
+            return contextlib.nullcontext()
+        from . import cluster, worker
+
+        return cluster.connected(self.address, worker.processors())
+
+    def _attacks(self) -> "tuple[Attack, ...]":
+        targeted = None if self.goal == "paper" else self.goal == "targeted"
+        budgets = {"fgsm": self.eps, "igsm": self.eps, "mifgsm": self.mifgsm_eps}
+        return tuple(gray_box_attack(key).make(budgets.get(key), targeted) for key in dict.fromkeys(self.attacks))
+
+    def _pixelcnn(self) -> object:
+        from ..baselines.pixeldefend import load_pixelcnn  # with torch
+
+        return None if self.pixelcnn is None else load_pixelcnn(self.pixelcnn)
+
+    def _tuned(self) -> tuple[Defense, ...]:
+        """Every defense, tuned as the experiment tune has found."""
+        from ..evaluation import result as results  # with torch
+
+        if self.tuned is None:
+            return DEFENSES
+        found = results.read(self.tuned).facts.get("chosen")
+        if not isinstance(found, dict):
+            raise ValueError(f"{self.tuned} is not the tune.json of an evaluation")
+        if unknown := sorted(set(found) - {family.key for family in DEFENSES}):
+            raise ValueError(f"{self.tuned} has a setting of {unknown[0]!r}, and there is no such defense: run tune again")
+        return tuple(dataclasses.replace(family, tuned=found.get(family.key, family.tuned)) for family in DEFENSES)
+
+    def _families(self, every: tuple[Defense, ...], needs: Needs) -> tuple[Defense, ...]:
+        """The defenses that are asked for; where none is, those that can be made here."""
+        if self.defenses is not None:
+            by_key = {family.key: family for family in every}
+            return tuple(by_key.get(defense.key, defense) for defense in chosen(self.defenses))  # some keys are in no list
+        found = []
+        for family in every:
+            try:
+                family.make(family.published, 0, needs)
+            except (ValueError, ModuleNotFoundError) as error:
+                if getattr(error, "name", None) is not None:  # a package of the extra 'eval'; BM3D says in words what it needs
+                    raise
+                logger.info("%s is left out: %s", family.label, error)
+            else:
+                found.append(family)
+        return tuple(found)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments; experiments, attacks and defenses are those of the two catalogues."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.description = (
-        "Measure defenses as the paper does. What is computed is kept in OUT/cache: an interrupted run\n"
-        "goes on from there. Each experiment writes OUT/NAME.json, .csv and .md, and OUT/report.html shows\n"
-        "all of them. Exit status: 0, 1 if an experiment or a row of one failed, 2 if nothing could be run."
-    )
-    lists = {
+def _lists() -> str:
+    """What the help lists: experiments, attacks, defenses and denoisers, by what they are called on the command line."""
+    left_out = ", ".join(entry.key for entry in EXPERIMENTS if not entry.in_all)
+    with_other = " and ".join(entry.key for entry in EXPERIMENTS if entry.needs_other)
+    every = f"all but {left_out}, which want time or images of their own; {with_other} with --other"
+    lists: dict[str, list[tuple[str, Any]]] = {
         "experiments": [(entry.key, entry.title) for entry in EXPERIMENTS]
-        + [(REPORT, "draw every figure in OUT again, and the report, from the JSON that is there"), (ALL, _all())],
-        "attacks": [(entry.key, f"{entry.label}, {'targeted' if entry.targeted else 'untargeted'}") for entry in ATTACKS],
-        "defenses": [(defense.key, defense.label) for defense in DEFENSES],
+        + [(REPORT, "draw every figure in OUT again, and the report, from the JSON that is there"), (ALL, every)],
+        "gray-box attacks": [(attack.key, f"{attack.label}, {'' if attack.targeted else 'un'}targeted") for attack in GRAY_BOX],
+        "adaptive attacks": list(ADAPTIVE_ATTACKS.items()),
+        "defenses": [(defense.key, defense.label) for defense in DEFENSES]
+        + [(f"KEY{IN_VIEWS}", "any of them in four views"), ("KEY+KEY:SETTING", "several in one model, in four views")],
+        "denoisers": [(each.key, each.label + ("" if each.by_default else ", only if asked for")) for each in DENOISERS],
     }
     width = max(len(key) for entries in lists.values() for key, _ in entries)
-    parser.epilog = "\n\n".join(
-        "\n".join([f"{kind}:", *(f"  {key:<{width}}  {title}" for key, title in entries)]) for kind, entries in lists.items()
-    )
-    parser.add_argument("experiments", nargs="+", metavar="EXPERIMENT", help="some of the list below")
-    parser.add_argument("--out", type=Path, required=True, help="folder for results")
-    parser.add_argument(
-        "--model", help="efficientnet-lite0|1|2, a torchvision model, module:function, or FILE.pt of fit-target"
-    )
-    parser.add_argument("--weights", help="of a torchvision model: DEFAULT, a name, or a file with a state dict")
-    parser.add_argument(
-        "--other",
-        action="append",
-        default=[],
-        metavar="MODEL[=WEIGHTS]",
-        help="a further target, for tables 2 and 3; repeatable",
-    )
-    photographs.add_arguments(parser, required=False, split="tst1")  # a report needs none
-    parser.add_argument("--resize", type=int, help="short side in pixels (default: the target's own; 256 for a callable)")
-    parser.add_argument("--crop", type=int, help="centre crop in pixels (default: the target's own; 224 for a callable)")
-    parser.add_argument("--count", type=int, default=150, help="images, which the target gets right (default: %(default)s)")
-    parser.add_argument("--slow-count", type=int, default=20, help="images for slow defenses (default: %(default)s)")
-    keys = [entry.key for entry in ATTACKS]
-    parser.add_argument("--attacks", nargs="+", choices=keys, default=keys, help="of table1 and others (default: all)")
-    parser.add_argument(
-        "--goal",
-        choices=GOALS,
-        default=GOALS[0],
-        help="paper: FGSM and IGSM towards a random class, MI-FGSM and C&W away from the right one",
-    )
-    parser.add_argument(
-        "--setting",
-        choices=SETTINGS,
-        default=SETTINGS[0],
-        help="of our transform: paper is its own, T_N 300, with closed-form Langevin steps, and writes OUT/NAME-paper.json",
-    )
-    parser.add_argument("--eps", type=int, default=6, help="of FGSM and IGSM, in grey levels (default: %(default)s)")
-    parser.add_argument(
-        "--mifgsm-eps", type=int, default=4, help="the paper: 4 on Flower-17, 2 on ImageNet (default: %(default)s)"
-    )
-    parser.add_argument("--defenses", nargs="+", metavar="NAME", help="some of the list below only")
-    parser.add_argument("--tuned", type=Path, metavar="TUNE.JSON", help="settings that the experiment tune has chosen")
-    parser.add_argument("--pixelcnn", type=Path, metavar="FILE", help="of fit-pixelcnn, for pixeldefend")
-    parser.add_argument(
-        "--noise-std", type=float, default=0.1, help="of Gaussian noise, on the [0, 1] scale (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--compute-dtype",
-        choices=["float32", "bfloat16"],
-        help="operands of our convolutions (default: bfloat16 on a CPU that multiplies it faster, else float32)",
-    )
-    parser.add_argument("--progress", action="store_true", help="progress bars, also where the output is no terminal")
-    photographs.add_device(parser, 8)
-    parser.add_argument(
-        "--engine",
-        choices=ENGINES,
-        default=ENGINES[0],
-        help="ray (extra 'ray'): batches of images as tasks for a cluster, or for the processors of this machine",
-    )
-    parser.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, or one on this machine for this run)")
+    parts = ["\n".join([f"{kind}:", *(f"  {key:<{width}}  {title}" for key, title in each)]) for kind, each in lists.items()]
+    return "\n\n".join(parts)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the experiments one after another, writing each when it is done, and the report over all that are there.
-
-    Returns 1 if an experiment failed or has a row that did, else 0.
-
-    Raises:
-        ValueError: an argument is wrong; nothing was run.
-    """
-    asked = EvaluateOptions.of(options)
-    process.log_to_stderr()
-    # torch and what draws, for a command that runs
-    from ..evaluation.render import render
-    from ..evaluation.render.report import find_results, write_report
-
-    if not asked.experiments:
-        for found in find_results(asked.out):
-            render(found, asked.out)
-        print(f"wrote {write_report(asked.out)}")
-        return 0
-    plan = _plan(asked)
-    with _engine(asked):
-        return _run(asked, plan)
-
-
-def _run(asked: EvaluateOptions, plan: "Plan") -> int:
-    from ..evaluation import results
-    from ..evaluation.render import render, tables
-    from ..evaluation.render.report import write_report
-
-    done, status, advice = 0, 0, []
-    for one in asked.experiments:
-        try:
-            result = one.run(plan)
-        except Exception as error:  # the other experiments go on
-            logger.error("%s failed: %s: %s", one.key, type(error).__name__, error, exc_info=logger.isEnabledFor(logging.DEBUG))
-            status = 1
-            continue
-        results.write(result, asked.out)
-        render(result, asked.out)
-        print(tables.to_markdown(result), flush=True)
-        done += 1
-        if "recommendation" in result.facts:
-            advice.append(str(result.facts["recommendation"]))
-        if failed := [row.name for row in result.rows if row.error]:
-            logger.error("%s: %d of %d rows failed: %s", one.key, len(failed), len(result.rows), "; ".join(failed))
-            status = 1
-    if done:
-        print(f"wrote {write_report(asked.out)}")
-    for text in advice:
-        print(text)
-    return status
-
-
-def _all() -> str:
-    left_out = [entry.key for entry in EXPERIMENTS if not entry.in_all]
-    with_other = [entry.key for entry in EXPERIMENTS if entry.needs_other]
-    return f"all but {' and '.join(left_out)}, which want time or images of their own; {' and '.join(with_other)} with --other"
-
-
-def _plan(options: EvaluateOptions) -> "Plan":
-    """Everything that can be wrong with the arguments comes before any work."""
-    import torch
-
-    from ..evaluation.experiments.plan import Plan, as_published, common_facts
-    from ..evaluation.measure import choose_subject
-    from ..evaluation.targets import load_target
-    from ..generator.run import operands
-    from ..generator.settings import Settings
-
-    if options.photographs is None or options.model is None:
-        raise ValueError("--model and --data are needed")
-    process.look_for_modules_here()
-    device = photographs.find_device(options.device)
-    listing, seed = options.photographs.listing(), options.photographs.seed
-    attacks = _attacks(options)
-    dtype = None if options.compute_dtype is None else getattr(torch, options.compute_dtype)
-    needs = Needs(_pixelcnn(options.pixelcnn), dtype)
-    paper = options.setting == "paper"
-    every = tuple(as_published(family) if paper else family for family in _tuned(options.tuned))
-    network_steps = next(int(family.tuned) for family in every if family.key == OAG_KEY)
-    families = _families(options, every, needs)
-    targets = [
-        load_target(name, weights, classes=listing.classes, device=device, resize=options.resize, crop=options.crop)
-        for name, weights in [(options.model, options.weights), *options.others]
-    ]
-    options.out.mkdir(parents=True, exist_ok=True)
-    store = _store(options)(options.out / "cache", chunk=options.batch_size, progress=sys.stderr.isatty() or options.progress)
-    subjects = [choose_subject(target, listing, options.count, store, seed, device) for target in targets]
-    subject = subjects[0]
-    if len(subject.images) < options.count:
-        logger.info("only %d images that %s gets right", len(subject.images), subject.target.name)
-    return Plan(
-        subject=subject,
-        others=tuple(subjects[1:]),
-        families=families,
-        attacks=attacks,
-        slow_count=options.slow_count,
-        noise_std=options.noise_std,
-        network_steps=network_steps,
-        needs=needs,
-        facts=common_facts(subject, options.photographs.data.resolve().name)
-        | {"compute_dtype": str(operands(Settings(compute_dtype=dtype), torch.device(device), torch.float32))},
-        paper=paper,
-    )
-
-
-def _store(options: EvaluateOptions) -> "type[Store]":
-    from ..evaluation.store import Store  # with torch
-
-    if options.engine != "ray":
-        return Store
-    try:
-        from .cluster_store import ClusterStore
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--engine ray needs {error.name}: pip install 'oag-transform[ray]'") from error
-    return ClusterStore
-
-
-def _engine(options: EvaluateOptions) -> contextlib.AbstractContextManager[object]:
-    """The cluster, where one is asked for: after the plan, as its workers look for modules where this process does then."""
-    if options.engine != "ray":
-        return contextlib.nullcontext()
-    from . import cluster, worker
-
-    return cluster.connected(options.address, worker.processors())
-
-
-def _attacks(options: EvaluateOptions) -> "tuple[Attack, ...]":
-    targeted = None if options.goal == "paper" else options.goal == "targeted"
-    budgets = {"fgsm": options.eps, "igsm": options.eps, "mifgsm": options.mifgsm_eps}
-    return tuple(attack(key).make(budgets.get(key), targeted) for key in options.attacks)
-
-
-def _pixelcnn(path: Path | None) -> object:
-    from ..baselines.pixeldefend import load_pixelcnn  # with torch
-
-    return None if path is None else load_pixelcnn(path)
-
-
-def _tuned(path: Path | None) -> tuple[Defense, ...]:
-    """Every defense, tuned as the experiment tune has found."""
-    from ..evaluation import results  # with torch
-
-    if path is None:
-        return DEFENSES
-    found = results.read(path).facts.get("chosen")
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is not the tune.json of an evaluation")
-    if unknown := sorted(set(found) - {family.key for family in DEFENSES}):
-        raise ValueError(f"{path} has a setting of {unknown[0]!r}, and there is no such defense: run tune again")
-    return tuple(dataclasses.replace(family, tuned=found.get(family.key, family.tuned)) for family in DEFENSES)
-
-
-def _families(options: EvaluateOptions, every: tuple[Defense, ...], needs: Needs) -> tuple[Defense, ...]:
-    """The defenses that are asked for; where none is, those that can be made here."""
-    if options.defenses is not None:
-        by_key = {family.key: family for family in every}
-        return tuple(by_key[defense.key] for defense in options.defenses)
-    found = []
-    for family in every:
-        try:
-            family.make(family.published, 0, needs)
-        except (ValueError, ModuleNotFoundError) as error:
-            if getattr(error, "name", None) is not None:  # a package of the extra 'eval'; BM3D says in words what it needs
-                raise
-            logger.info("%s is left out: %s", family.label, error)
-        else:
-            found.append(family)
-    return tuple(found)
+Evaluate.__doc__ = f"{inspect.cleandoc(Evaluate.__doc__ or '')}\n\n{_lists()}\n"
+COMMAND = Evaluate

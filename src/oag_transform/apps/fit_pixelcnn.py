@@ -3,9 +3,10 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar
 
 from . import process
-from .options import ImageOptions, check_output, check_sides
+from .options import ImageOptions, check_output, check_sides, default
 
 EXTRA = "eval"
 
@@ -16,7 +17,8 @@ class FitPixelcnn(ImageOptions):
 
     out: Path
     """FILE.pt to write."""
-    split: str = "trn1"
+    split: Annotated[str | None, default("trn1; train")] = None
+    TRAINING: ClassVar[bool] = True
     count: int = 1000
     """Images at most, of which every twentieth is held out."""
     resize: int = 256

@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from . import process
 from .options import DeviceOptions, ImageOptions, check_output, default
@@ -30,7 +30,8 @@ class FitTarget(DeviceOptions, ImageOptions):
 
     out: Path
     """FILE.pt to write."""
-    split: str = "trn1"
+    split: Annotated[str | None, default("trn1; train")] = None
+    TRAINING: ClassVar[bool] = True
     batch_size: int = 32
     backbone: str = "efficientnet-lite0"
     """efficientnet-lite0|1|2, or a torchvision model such as resnet18."""
@@ -47,7 +48,7 @@ class FitTarget(DeviceOptions, ImageOptions):
     adversarial_steps: int = 1
     """1: FGSM from a random start, which may train against that step alone; more: PGD, at a cost in proportion."""
     report: Annotated[str | None, default("no report")] = None
-    """Other images to print the accuracy on, with --adversarial under APGD too: a folder like --data, or a flower17 split."""
+    """Other images to print the accuracy on, with --adversarial under APGD too: a folder like --data, or a split."""
     compute_dtype: Annotated[Literal["bfloat16"] | None, default("float32")] = None
     """Mixed precision in training all layers."""
 
@@ -120,8 +121,9 @@ class FitTarget(DeviceOptions, ImageOptions):
         return 0
 
     def _held_out(self, report: str) -> "Listing":
-        """The images of ``--report``: of the same layout."""
-        changed = {"split": report} if self.layout == "flower17" else {"data": Path(report)}
+        """The images of ``--report``: of the same kind."""
+        has_splits = self.data.partition(":")[0] in ("flower17", "cifar10", "cifar100")
+        changed: dict[str, Any] = {"split": report} if has_splits else {"data": report}
         return dataclasses.replace(self, **changed).listing()
 
 

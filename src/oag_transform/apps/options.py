@@ -7,7 +7,7 @@ docstring of a field is its help, on one line: tyro keeps the line breaks of lon
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
@@ -27,12 +27,10 @@ def default(text: str) -> Any:
 class ImageOptions:
     """Labelled images on disk."""
 
-    data: Path
-    """Folder of the images."""
-    layout: Literal["imagefolder", "flower17", "ilsvrc2012"] = "imagefolder"
-    """CLASS/IMAGE.jpg; jpg/image_0001.jpg with datasplits.mat; or ILSVRC2012_val_00000001.JPEG."""
-    split: str = "tst1"
-    """Split of flower17: trn1, val1, tst1, ..."""
+    data: str
+    """Folder of folders of images, or KIND:ROOT of cifar10, cifar100, flower17, ilsvrc2012."""
+    split: Annotated[str | None, default("tst1; test")] = None
+    """Split of flower17: trn1, val1, tst1, ...; of CIFAR: train, test."""
     devkit: Annotated[Path | None, default("none")] = None
     """Folder ILSVRC2012_devkit_t12, for ilsvrc2012."""
     seed: int = 0
@@ -41,24 +39,21 @@ class ImageOptions:
     def __post_init__(self) -> None:
         from .. import _checks  # imports torch
 
-        if self.layout == "ilsvrc2012" and self.devkit is None:
-            raise ValueError("--layout ilsvrc2012 needs --devkit, the folder ILSVRC2012_devkit_t12")
         if _checks.integer("--seed", self.seed) >= 2**63:
             raise ValueError(f"--seed must be below 2^63, got {self.seed}")
 
+    TRAINING: ClassVar[bool] = False
+    """Whether the command takes training images where no split is named."""
+
     def listing(self) -> "Listing":
-        """The files, their labels and classes.
+        """The images, their labels and classes.
 
         Raises:
-            ValueError: what the layout needs is missing.
+            ValueError: what is named isn't there.
         """
-        from ..evaluation import data  # imports torch
+        from ..evaluation.data import open_images  # imports torch
 
-        if self.layout == "flower17":
-            return data.flower17(self.data, self.split)
-        if self.layout == "ilsvrc2012" and self.devkit is not None:
-            return data.ilsvrc2012(self.data, self.devkit)
-        return data.image_folder(self.data)
+        return open_images(self.data, split=self.split, devkit=self.devkit, training=self.TRAINING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,26 +61,28 @@ class ClassifierOptions:
     """The classifier, and the size of its input."""
 
     model: str
-    """Classifier: efficientnet-lite0|1|2, a torchvision model, module:function, or FILE.pt of fit-target."""
+    """A torchvision model, efficientnet-lite0|1|2, module:function, FILE.pt, timm:NAME or robustbench:DATA/THREAT/NAME."""
     weights: Annotated[str | None, default("those that come with the model")] = None
     """Weights of a torchvision model, which needs them: DEFAULT, their name, or a file with a state dict."""
-    resize: Annotated[int | None, default("the classifier's own; 256 for module:function")] = None
+    resize: Annotated[int | None, default("the classifier's own; else that of the data, or 256")] = None
     """Short side in pixels."""
-    crop: Annotated[int | None, default("the classifier's own; 224 for module:function")] = None
+    crop: Annotated[int | None, default("the classifier's own; else that of the data, or 224")] = None
     """Centre crop in pixels."""
 
     def __post_init__(self) -> None:
         check_sides(self.resize, self.crop)
 
-    def load(self, classes: Sequence[str], device: "torch.device") -> "Target":
-        """The classifier of these classes, on a device.
+    def load(self, classes: Sequence[str], device: "torch.device", side: int | None = None) -> "Target":
+        """The classifier of these classes, on a device; ``side``: of the data's images.
 
         Raises:
             ValueError: see :func:`~oag_transform.evaluation.targets.load_target`.
         """
         from ..evaluation.targets import load_target  # imports torch
 
-        return load_target(self.model, self.weights, classes=classes, device=device, resize=self.resize, crop=self.crop)
+        return load_target(
+            self.model, self.weights, classes=classes, side=side, device=device, resize=self.resize, crop=self.crop
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ OAG = "Online alternate generator"
 OAG_KEY = "oag"
 NONE = "None"
 VIEWS = "4 views"
+IN_VIEWS = "-4-views"  # ends the key of a defense that stands in them
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Defense:
         key: its name on a command line.
         label: its name in tables; the paper's name, if it has one.
         knob: name of the setting.
-        make: (setting, seed, needs) -> transform of batches in [0, 1], called with the ``index`` of its images. It raises
-            the errors of the defense for a bad setting, and ValueError or ModuleNotFoundError for a missing need.
+        make: (setting, seed, needs) -> transform of batches in [0, 1], called with the ``index`` of its images, or a list of
+            several. It raises the errors of the defense for a bad setting, and ValueError or ModuleNotFoundError for a missing
+            need.
         published: the setting of its own paper, or the usual one.
         tuned: the second setting in tables; see the module.
         settings: all settings of ``tune`` and ``tradeoff``, from weak to strong.
@@ -62,7 +64,7 @@ class Defense:
     key: str
     label: str
     knob: str
-    make: "Callable[[float, int, Needs], nn.Module]"
+    make: "Callable[[float, int, Needs], nn.Module | list[nn.Module]]"
     published: float
     tuned: float
     settings: tuple[float, ...]
@@ -78,13 +80,46 @@ class Defense:
 def by_key(key: str) -> Defense:
     """The defense with this key.
 
+    ``KEY-4-views`` is any defense of the list in four views. ``KEY+KEY:SETTING`` is several defenses in one model, in four
+    views, each at its published or at the given setting.
+
     Raises:
         ValueError: unknown key; the message lists the known ones.
     """
-    for defense in DEFENSES:
-        if defense.key == key:
-            return defense
+    if "+" in key:
+        return _together(key)
+    known = {defense.key: defense for defense in DEFENSES}
+    if key in known:
+        return known[key]
+    if key.endswith(IN_VIEWS) and key.removesuffix(IN_VIEWS) in known:
+        return _in_views(known[key.removesuffix(IN_VIEWS)])
     raise ValueError(f"no defense {key!r}; expected some of {', '.join(defense.key for defense in DEFENSES)}")
+
+
+def _together(key: str) -> Defense:
+    """Several defenses in one :class:`~oag_transform.DefendedModel`; see :func:`by_key`."""
+    parts = []
+    for part in key.split("+"):
+        name, given, setting = part.partition(":")
+        family = by_key(name)
+        try:
+            parts.append((family, _number(setting) if given else family.published))
+        except ValueError:
+            raise ValueError(f"expected KEY:SETTING with a number for the setting, got {part!r}") from None
+    return Defense(
+        key=key,
+        label=f"{' + '.join(family.describe(setting) for family, setting in parts)}, {VIEWS}",
+        knob="defenses",
+        make=lambda _, seed, needs: [family.make(setting, seed, needs) for family, setting in parts],
+        published=len(parts),
+        tuned=len(parts),
+        settings=(len(parts),),
+        in_views=True,
+    )
+
+
+def _number(text: str) -> float:
+    return int(text) if text.isdecimal() else float(text)
 
 
 def chosen(keys: Iterable[str]) -> tuple[Defense, ...]:
@@ -129,7 +164,7 @@ def _oag_as_published(steps: float, seed: int, needs: Needs) -> "nn.Module":
 
 def _in_views(defense: Defense, **changes: Any) -> Defense:
     """A defense in the four views of a DefendedModel; ``changes`` are further fields that differ."""
-    named: dict[str, Any] = {"key": f"{defense.key}-4-views", "label": f"{defense.label}, {VIEWS}"}
+    named: dict[str, Any] = {"key": f"{defense.key}{IN_VIEWS}", "label": f"{defense.label}, {VIEWS}"}
     return dataclasses.replace(defense, **named, in_views=True, **changes)
 
 
@@ -140,7 +175,7 @@ _JPEG = Defense(
     make=lambda quality, *_: _filter("JPEG")(quality),
     published=75,
     tuned=35,
-    settings=(75, 50, 35, 25, 15, 10),
+    settings=(90, 75, 60, 50, 35, 25, 15, 10),
 )
 _NOISY_JPEG = Defense(
     key="jpeg-noise",
@@ -219,7 +254,7 @@ DEFENSES: tuple[Defense, ...] = (
         make=lambda weight, *_: _denoiser("TotalVariation")(weight),
         published=0.1,
         tuned=0.1,
-        settings=(0.03, 0.06, 0.1, 0.15, 0.2),
+        settings=(0.03, 0.05, 0.1, 0.15, 0.2),
     ),
     Defense(
         key="tvm",

@@ -27,7 +27,7 @@ def differentiable(defense: nn.Module) -> nn.Module | None:
     differentiable codec: Reich et al. 2024; Shin & Song 2017), non-local means (without the library's rounding of weights) and
     bit depth (the identity). A :class:`~oag_transform.baselines.compose.Compose` has a gradient if all of its parts have one.
     Wavelets, pixel deflection, BM3D, PixelDefend, Noise2Fast, TNP, DIP and the auto-encoder have the straight-through gradient
-    (BPDA) of a :class:`~oag_transform.DefendedModel`. For OAG, see :func:`~oag_transform.evaluation.unrolled.unrolled`.
+    (BPDA) of a :class:`~oag_transform.DefendedModel`. For OAG, see :func:`~oag_transform.evaluation.attacks.unrolled.unrolled`.
 
     Raises:
         ModuleNotFoundError: kornia is missing, for JPEG.

@@ -105,6 +105,35 @@ def build_torchvision(name: str, weights: str | None, classes: int | None = None
     return nn.Sequential(v2.Normalize(mean=preset.mean, std=preset.std), network), preprocessing
 
 
+def build_timm(name: str, weights: str | None, classes: int) -> tuple[nn.Module, Preprocessing]:
+    """A classifier of timm behind its own normalisation, and its preprocessing.
+
+    Args:
+        name: such as ``"resnet18"``.
+        weights: None for timm's pretrained ones, or a file with a state dict of a classifier of as many classes.
+        classes: number of outputs, for such a file.
+
+    Raises:
+        ValueError: timm isn't there, has no such model, or the weights don't fit.
+    """
+    try:
+        timm = importlib.import_module("timm")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"timm:{name} needs {error.name}: pip install 'oag-transform[timm]'") from error
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no model {name!r}")
+    try:
+        own = {"pretrained": True} if weights is None else {"checkpoint_path": weights, "num_classes": classes}
+        network = timm.create_model(name, **own)
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"timm:{name} can't be loaded: {str(error).splitlines()[0]}") from error
+    config = timm.data.resolve_model_data_config(network)
+    crop = config["input_size"][-1]
+    interpolation = v2.InterpolationMode(config["interpolation"])
+    normalized = nn.Sequential(v2.Normalize(mean=list(config["mean"]), std=list(config["std"])), network)
+    return normalized, Preprocessing(round(crop / config["crop_pct"]), crop, interpolation)
+
+
 def check_builder(name: str) -> None:
     """Raise unless torchvision has a classifier of this name.
 

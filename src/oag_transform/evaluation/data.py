@@ -1,17 +1,18 @@
-"""Labelled photographs on disk: an ImageFolder, the original Oxford Flower-17, an ILSVRC-2012 validation folder.
+"""Labelled images on disk: a folder for each class, Flower-17, an ILSVRC-2012 validation folder, CIFAR-10 and CIFAR-100.
 
-A listing names the files; images are read when they are needed, so that a listing of 50,000 costs nothing.
+A listing names the images; they are read when they are needed, so that a listing of 50,000 costs nothing.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import PIL.Image
 import torch
 from scipy.io import loadmat
 from torch import Tensor
-from torchvision.datasets import ImageFolder
+from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -26,20 +27,68 @@ FLOWERS = (
 )
 
 
-class Listing(NamedTuple):
-    """Image files, their class indices and the names of the classes."""
+KINDS = ("imagefolder", "flower17", "ilsvrc2012", "cifar10", "cifar100")
+"""What an image set is called in ``KIND:ROOT``, see :func:`open_images`."""
 
-    paths: tuple[Path, ...]
+
+class Listing(NamedTuple):
+    """Labelled images.
+
+    Attributes:
+        names: ``CLASS/FILE`` of each image, or what stands for it.
+        labels: their class indices.
+        classes: the names of the classes.
+        read: position -> the image, RGB. Raises ValueError for a file that is no image, or is broken.
+        side: height and width of every image in pixels, where the set has but one; None: they differ, or nobody has looked.
+    """
+
+    names: tuple[str, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
+    read: Callable[[int], PIL.Image.Image]
+    side: int | None = None
 
 
 class Preprocessing(NamedTuple):
-    """What a classifier wants done to a photograph: short side to ``resize``, centre crop of ``crop``, both in pixels."""
+    """What a classifier wants done to an image: short side to ``resize``, centre crop of ``crop``, both in pixels.
+
+    An image whose short side is ``resize`` already is not resampled.
+    """
 
     resize: int
     crop: int
     interpolation: v2.InterpolationMode = v2.InterpolationMode.BICUBIC
+
+
+def open_images(spec: str, *, split: str | None = None, devkit: Path | None = None, training: bool = False) -> Listing:
+    """The images that a command line names: ``ROOT``, a folder of folders of classes, or ``KIND:ROOT``.
+
+    ``cifar10:ROOT`` and ``cifar100:ROOT`` are torchvision's data sets where they lie on disk; nothing is downloaded.
+
+    Args:
+        spec: see above; :data:`KINDS` are the kinds.
+        split: of ``flower17``: a name in ``datasplits.mat``; of CIFAR: ``train`` or ``test``.
+        devkit: of ``ilsvrc2012``, which needs it: the folder ILSVRC2012_devkit_t12.
+        training: where no split is named: the first training images in place of the test images.
+
+    Raises:
+        ValueError: no such kind, file or split.
+    """
+    kind, colon, rest = spec.partition(":")
+    if not colon or (kind not in KINDS and Path(spec).exists()):
+        kind, rest = "imagefolder", spec
+    root = Path(rest)
+    if kind == "imagefolder":
+        return image_folder(root)
+    if kind == "flower17":
+        return flower17(root, split or ("trn1" if training else "tst1"))
+    if kind in ("cifar10", "cifar100"):
+        return cifar(root, kind, split or ("train" if training else "test"))
+    if kind == "ilsvrc2012":
+        if devkit is None:
+            raise ValueError("ilsvrc2012 needs --devkit, the folder ILSVRC2012_devkit_t12")
+        return ilsvrc2012(root, devkit)
+    raise ValueError(f"expected a folder, or one of {', '.join(KINDS)} before a colon, got {spec!r}")
 
 
 def image_folder(root: Path) -> Listing:
@@ -57,7 +106,28 @@ def image_folder(root: Path) -> Listing:
     if not folder.samples:
         raise ValueError(f"{root} has no images in its {len(folder.classes)} folders of classes")
     paths, labels = zip(*folder.samples, strict=True)
-    return Listing(tuple(Path(path) for path in paths), tuple(labels), tuple(folder.classes))
+    return _of_files([Path(path) for path in paths], labels, folder.classes)
+
+
+def cifar(root: Path, kind: str, split: str = "test") -> Listing:
+    """CIFAR-10 or CIFAR-100 as torchvision reads it: 32 x 32 pixels, lossless, never downloaded.
+
+    Args:
+        root: the folder that holds ``cifar-10-batches-py`` or ``cifar-100-python``.
+        kind: ``"cifar10"`` or ``"cifar100"``.
+        split: ``"train"`` or ``"test"``.
+
+    Raises:
+        ValueError: the data set isn't there or is damaged, or no such split.
+    """
+    if split not in ("train", "test"):
+        raise ValueError(f"{kind} has the splits train and test, got {split!r}")
+    try:
+        images = (CIFAR10 if kind == "cifar10" else CIFAR100)(str(root), train=split == "train", download=False)
+    except RuntimeError as error:
+        raise ValueError(f"{root} doesn't hold {kind} as torchvision's data set reads it, and nothing is downloaded") from error
+    names = tuple(f"{images.classes[label]}/{i:05d}" for i, label in enumerate(images.targets))
+    return Listing(names, tuple(images.targets), tuple(images.classes), lambda i: images[i][0], side=32)
 
 
 def flower17(root: Path, split: str = "tst1") -> Listing:
@@ -78,9 +148,9 @@ def flower17(root: Path, split: str = "tst1") -> Listing:
         names = sorted(name for name in splits if not name.startswith("__"))
         raise ValueError(f"{file} has no split {split!r}; it has {names}")
     numbers = sorted(int(number) for number in splits[split].ravel())
-    paths = tuple(root / "jpg" / f"image_{number:04d}.jpg" for number in numbers)
+    paths = [root / "jpg" / f"image_{number:04d}.jpg" for number in numbers]
     _check_files(paths)
-    return Listing(paths, tuple((number - 1) // 80 for number in numbers), FLOWERS)
+    return _of_files(paths, [(number - 1) // 80 for number in numbers], FLOWERS)
 
 
 def ilsvrc2012(root: Path, devkit: Path) -> Listing:
@@ -97,8 +167,8 @@ def ilsvrc2012(root: Path, devkit: Path) -> Listing:
         ValueError: a file of the devkit is missing, no image, or an image without a label.
     """
     meta, truth = devkit / "data" / "meta.mat", devkit / "data" / "ILSVRC2012_validation_ground_truth.txt"
-    _check_files((meta, truth))
-    paths = tuple(sorted(root.glob("ILSVRC2012_val_*.JPEG")))
+    _check_files([meta, truth])
+    paths = sorted(root.glob("ILSVRC2012_val_*.JPEG"))
     if not paths:
         raise ValueError(f"{root} has no images named ILSVRC2012_val_00000001.JPEG and so on")
     synsets = loadmat(str(meta), squeeze_me=True, struct_as_record=False)["synsets"]
@@ -109,8 +179,8 @@ def ilsvrc2012(root: Path, devkit: Path) -> Listing:
     numbers = [int(path.stem.rsplit("_", 1)[1]) for path in paths]
     if max(numbers) > len(identities):
         raise ValueError(f"{truth} has {len(identities)} labels, none for image {max(numbers)}")
-    labels = tuple(index[identities[number - 1]] for number in numbers)
-    return Listing(paths, labels, tuple(str(words) for _, _, words in leaves))
+    labels = [index[identities[number - 1]] for number in numbers]
+    return _of_files(paths, labels, [str(words) for _, _, words in leaves])
 
 
 def shuffled(listing: Listing, seed: int) -> list[int]:
@@ -127,17 +197,19 @@ def shuffled(listing: Listing, seed: int) -> list[int]:
     return [position for _, _, position in sorted(turns)]
 
 
-def read_images(listing: Listing, positions: list[int], preprocessing: Preprocessing) -> tuple[Tensor, list[int]]:
-    """Images (n, 3, crop, crop) uint8, read by :func:`oag_transform.files.read_rgb`, and their n positions.
+def read_images(listing: Listing, positions: Sequence[int], preprocessing: Preprocessing) -> tuple[Tensor, list[int]]:
+    """Images (n, 3, crop, crop) uint8, and their n positions.
 
     A file that can't be read is left out, and so is an image that is too thin to be resized; each is a line in the log.
     """
     resize, crop, interpolation = preprocessing
     images, kept = [], []
     for position in positions:
-        path = listing.paths[position]
+        name = one_line(listing.names[position])
         try:
-            image = resized(read_rgb(path), resize, interpolation, one_line(str(path)))
+            image = listing.read(position)
+            if min(image.size) != resize:
+                image = resized(image, resize, interpolation, name)
         except ValueError as error:
             logger.warning("left out: %s", error)
             continue
@@ -158,7 +230,12 @@ def batches(listing: Listing, preprocessing: Preprocessing, size: int, seed: int
             yield images, torch.tensor([listing.labels[p] for p in positions])
 
 
-def _check_files(paths: tuple[Path, ...]) -> None:
+def _of_files(paths: Sequence[Path], labels: Sequence[int], classes: Sequence[str]) -> Listing:
+    names = tuple("/".join(path.parts[-2:]) for path in paths)
+    return Listing(names, tuple(labels), tuple(classes), lambda i: read_rgb(paths[i]))
+
+
+def _check_files(paths: Sequence[Path]) -> None:
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise ValueError(f"{missing[0]} is missing" + (f", and {len(missing) - 1} more" if missing[1:] else ""))

@@ -1,4 +1,4 @@
-"""Fitting a classifier to a folder of photographs: a linear layer on a frozen backbone, or all layers, also adversarially."""
+"""Fitting a classifier to a set of images: a linear layer on a frozen backbone, or all layers, also adversarially."""
 
 import contextlib
 import logging
@@ -15,10 +15,10 @@ from tqdm.auto import tqdm
 
 from .. import _checks
 from ..defended import DefendedModel
-from .adaptive import APGD, Bound
+from .attacks.adaptive import APGD, PGD, Bound
 from .backbones import build, check_builder
 from .data import Listing, Preprocessing, batches, read_images
-from .results import Cell
+from .result import Cell, bits
 
 WARM_UP = 0.1  # share of the steps of training over which the learning rate rises
 BATCHNORM_MOMENTUM = 0.1  # EfficientNet-lite's own, 0.01, wants more steps than a small data set has
@@ -52,17 +52,13 @@ class AdversarialExamples:
 
         The model stays in the mode that it is in; its parameters get no gradient and its running statistics don't move.
         """
-        eps = self.eps / 255
-        size = 1.25 * eps if self.steps == 1 else 2.5 * eps / self.steps
-        start = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-        found = (images + eps * (2 * start - 1)).clamp(0, 1)
+        bound = Bound("linf", self.eps / 255)
+        size = 1.25 if self.steps == 1 else 2.5 / self.steps
+        noise = torch.rand(images.shape, generator=generator, device=images.device, dtype=images.dtype)
+        start = bound.apply(images, bound.eps * (2 * noise - 1))
+        attack = PGD(bound, self.steps, draws=1, decay=0, step_size=size, halvings=())
         with _statistics_kept(model):
-            for _ in range(self.steps):
-                found.requires_grad_(True)
-                (slope,) = torch.autograd.grad(nn.functional.cross_entropy(model(found), labels), found)
-                moved = found.detach() + size * slope.sign() - images
-                found = (images + moved.clamp(-eps, eps)).clamp(0, 1)
-        return found.detach()
+            return attack(DefendedModel(model, nn.Identity(), shift=0), images, labels, start=start).images
 
 
 def fit_target(
@@ -138,7 +134,7 @@ def fit_target(
 
 def clean_accuracy(model: nn.Module, listing: Listing, preprocessing: Preprocessing) -> Cell:
     """Which images the model classifies correctly as they are, in the order of :func:`~.data.shuffled` with seed 0."""
-    return _right(model, listing, preprocessing, len(listing.paths), lambda images, _: images)
+    return _right(model, listing, preprocessing, len(listing.names), lambda images, _: images)
 
 
 def robust_accuracy(
@@ -186,7 +182,7 @@ def _right(
             changed = change(shown[rest], truth[rest])
             with torch.no_grad():
                 correct[rest] = model(changed).argmax(1) == truth[rest]
-        right += "".join("1" if each else "0" for each in correct.tolist())
+        right += bits(correct)
         if len(right) >= count:
             break
     return Cell(right[:count])
@@ -217,7 +213,7 @@ def _fit_head(model: nn.Sequential, listing: Listing, preprocessing: Preprocessi
     captured: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
     labels = []
-    with torch.no_grad(), hook, tqdm(total=len(listing.paths), desc="features", disable=not progress, leave=False) as bar:
+    with torch.no_grad(), hook, tqdm(total=len(listing.names), desc="features", disable=not progress, leave=False) as bar:
         for images, part in batches(listing, preprocessing, 8, seed=0):
             model(images.to(device).float() / 255)
             labels.append(part)

@@ -50,23 +50,36 @@ class Store:
         self.progress = progress
 
     def rows(
-        self, key: Mapping[str, Any], inputs: Sequence[Tensor], compute: Callable[[range], Array], desc: str = ""
+        self,
+        key: Mapping[str, Any],
+        inputs: Sequence[Tensor],
+        compute: Callable[[range], Array],
+        desc: str = "",
+        *,
+        chunk: int | None = None,
     ) -> Array:
         """``compute`` of all rows of ``inputs``, a chunk at a time, taking from disk the chunks that are there.
 
         A chunk is known by its position, the content of its rows of ``inputs``, this package's sources, and ``key``: plain
         values that hold everything else that decides the result. One whose file is damaged is computed again, with a warning.
 
+        Args:
+            key: see above.
+            inputs: tensors of as many rows each.
+            compute: positions of rows -> an array of as many rows; :func:`records` makes one of several arrays.
+            desc: of the progress bar.
+            chunk: rows that are worked on together, in place of the store's own number.
+
         Raises:
             ValueError: ``compute`` returned another number of rows than it was asked for.
         """
         text = json.dumps(dict(key) | {"sources": sources()}, sort_keys=True)
         folder = self.folder / hashlib.sha256(text.encode()).hexdigest()[:24]
-        count = len(inputs[0])
+        count, chunk = len(inputs[0]), self.chunk if chunk is None else chunk
         parts = []
         with tqdm(total=count, desc=desc, unit="image", leave=False, disable=not self.progress) as bar:
-            for start in range(0, count, self.chunk):
-                rows = range(start, min(start + self.chunk, count))
+            for start in range(0, count, chunk):
+                rows = range(start, min(start + chunk, count))
                 content = "-".join(fingerprint(tensor[rows.start : rows.stop]) for tensor in inputs)
                 path = folder / f"{start:06d}-{content}.npz"
                 part = _load(path, len(rows))
@@ -80,6 +93,16 @@ class Store:
                 parts.append(part)
                 bar.update(len(rows))
         return np.concatenate(parts)
+
+
+def records(**fields: Any) -> Array:
+    """Arrays or tensors of as many rows each as one structured array, which a store keeps and joins like any other."""
+    arrays = {name: np.asarray(each) for name, each in fields.items()}
+    count = len(next(iter(arrays.values())))
+    found = np.empty(count, [(name, each.dtype, each.shape[1:]) for name, each in arrays.items()])
+    for name, each in arrays.items():
+        found[name] = each
+    return found
 
 
 def _load(path: Path, count: int) -> Array | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from .backbones import IMAGENET, build, build_lite, build_torchvision, check_builder
+from .backbones import IMAGENET, build, build_lite, build_timm, build_torchvision, check_builder
 from .data import Preprocessing
 from .store import fingerprint
 
@@ -21,7 +21,7 @@ class Target(NamedTuple):
         name: for tables.
         model: (N, 3, crop, crop) in [0, 1] -> logits (N, classes), normalisation included; in eval mode, without gradients of
             its parameters.
-        preprocessing: resize and crop of a photograph.
+        preprocessing: resize and crop of an image.
         fingerprint: tells targets apart, by their code's names, their weights and what they make of one image.
     """
 
@@ -38,17 +38,22 @@ def load_target(
     classes: Sequence[str],
     resize: int | None = None,
     crop: int | None = None,
+    side: int | None = None,
     device: torch.device | str = "cpu",
 ) -> Target:
     """The classifier that a command line names.
 
     Args:
-        model: ``"efficientnet-lite0"`` (also 1 and 2); a torchvision builder such as ``"resnet50"``; ``"module:function"``, a
+        model: ``"efficientnet-lite0"`` (also 1 and 2); a torchvision builder such as ``"resnet50"``; ``"timm:NAME"``;
+            ``"robustbench:DATASET/THREAT/NAME"`` such as ``"robustbench:cifar10/Linf/Wong2020Fast"``; ``"module:function"``, a
             Python function that returns a module of [0, 1] images (N, 3, crop, crop); or a file of :func:`save_target`.
-        weights: for a torchvision builder: ``"DEFAULT"``, the name of one of its weights, or a file with a state dict.
+        weights: for a torchvision builder: ``"DEFAULT"``, the name of one of its weights, or a file with a state dict; for
+            timm: None for its pretrained ones, or such a file.
         classes: names of the data's classes; the classifier must have as many, and a fitted one the same.
         resize: short side in pixels, in place of the target's own.
         crop: centre crop in pixels, in place of the target's own.
+        side: of the data's images, where all have the same, see :class:`~.data.Listing`. It is resize and crop of a function's
+            classifier and of RobustBench's, which say nothing of their own; they have 256 and 224 where it is None.
         device: where the classifier goes.
 
     Raises:
@@ -56,13 +61,18 @@ def load_target(
             an image of that size.
     """
     path = Path(model)
-    if weights is not None and (path.suffix or ":" in model or model.startswith("efficientnet-lite")):
-        raise ValueError(f"weights go with a torchvision model; {model} has its own, got weights {weights!r}")
-    name = model
+    source, _, own_name = model.partition(":")
+    if weights is not None and source != "timm" and (path.suffix or ":" in model or model.startswith("efficientnet-lite")):
+        raise ValueError(f"weights go with a torchvision or timm model; {model} has its own, got weights {weights!r}")
+    name, native = model, IMAGENET if side is None else Preprocessing(side, side)
     if path.suffix in (".pt", ".pth"):
         name, network, preprocessing = _load_fitted(path, classes)
+    elif source == "timm":
+        network, preprocessing = build_timm(own_name, weights, len(classes))
+    elif source == "robustbench":
+        network, preprocessing = _load_robustbench(own_name), native
     elif ":" in model:
-        network, preprocessing = _call(model), IMAGENET
+        network, preprocessing = _call(model), native
     elif model.startswith("efficientnet-lite"):
         network, preprocessing = build_lite(model)
     else:
@@ -151,6 +161,23 @@ def _call(name: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise ValueError(f"{name}() must return a torch.nn.Module, got {type(made).__name__}")
     return made
+
+
+def _load_robustbench(name: str) -> nn.Module:
+    parts = name.split("/")
+    if len(parts) != 3:
+        raise ValueError(
+            f"expected robustbench:DATASET/THREAT/NAME, such as robustbench:cifar10/Linf/Wong2020Fast, got {name!r}"
+        )
+    try:
+        library = importlib.import_module("robustbench.utils")
+    except ModuleNotFoundError as error:
+        raise ValueError(f"robustbench:{name} needs {error.name}: pip install robustbench") from error
+    data, threat, model = parts
+    try:
+        return library.load_model(model_name=model, dataset=data, threat_model=threat)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"RobustBench has no model {name!r}: {error}") from error
 
 
 def _load_torchvision(name: str, weights: str | None, classes: int) -> tuple[str, nn.Module, Preprocessing]:

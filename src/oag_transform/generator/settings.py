@@ -201,7 +201,7 @@ class Settings(Common):
 SIZED = ("kernel_size", "stride", "filters", "threshold", "scale")
 """Hyper-parameters whose default follows the size of the image."""
 
-SMALL, LARGE = 32, 192
+SMALL, LARGE = 32, 128
 """Short sides of an image, in pixels, up to and from which its default stays the same."""
 
 AT_SMALL: dict[str, Any] = {"kernel_size": 6, "stride": 2, "filters": 192, "threshold": 10.0, "scale": 4.0}
@@ -211,23 +211,23 @@ AT_SMALL: dict[str, Any] = {"kernel_size": 6, "stride": 2, "filters": 192, "thre
 def default_for(height: int, width: int) -> dict[str, Any]:
     """The default of :data:`SIZED` for an image of this size, by its short side.
 
-    What is fine detail at 224 pixels is most of an image of 32, so small images get finer kernels and less Langevin noise.
-    ``threshold`` and ``scale`` go in a straight line over the logarithm of the short side from :data:`SMALL` to :data:`LARGE`;
-    kernels, stride and filters are those of the nearer end. No kernel is larger than the image. docs/settings.md says how all
-    this was chosen.
+    What is fine detail at 224 pixels is most of an image of 32, so images below :data:`LARGE` pixels get finer kernels.
+    ``threshold`` and ``scale`` go in a straight line over the logarithm of the short side from :data:`SMALL` to :data:`LARGE`.
+    No kernel is larger than the image. docs/settings.md says how this was chosen.
     """
     side = min(height, width)
-    large = {name: Settings.__dataclass_fields__[name].default for name in SIZED}
-    share = math.log(min(max(side, SMALL), LARGE) / SMALL) / math.log(LARGE / SMALL)
-    found = large if share >= 0.5 else AT_SMALL
+    large: dict[str, Any] = {name: Settings.__dataclass_fields__[name].default for name in SIZED}
+    if side >= LARGE:
+        return large
+    share = math.log2(max(side, SMALL) / SMALL) / math.log2(LARGE / SMALL)
     between = {name: (1 - share) * AT_SMALL[name] + share * large[name] for name in ("threshold", "scale")}
-    return found | between | {name: min(found[name], side) for name in ("kernel_size", "stride")}
+    return AT_SMALL | between | {name: min(AT_SMALL[name], side) for name in ("kernel_size", "stride")}
 
 
 def shift_for(height: int, width: int) -> int:
     """Pixels by which the views of a :class:`~oag_transform.DefendedModel` are moved: 5 from 160 pixels of short side on."""
     side = min(height, width)
-    return min(1 if side < 64 else 3 if side < 160 else 5, side - 1)
+    return min(1 if side < 80 else 3 if side < 160 else 5, side - 1)
 
 
 def _follows(name: str) -> Any:

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ... import images, streams
 from ...defended import DefendedModel
-from ...evaluation.catalogue import attack
+from ...evaluation.options import gray_box_attack
 from ...evaluation.targets import Target
 from ...transform import OnlineAlternateGenerator
 
@@ -146,7 +146,7 @@ class Engine:
         with torch.no_grad():
             logits = self.target.model(pixels)
         label = logits.argmax(1)  # the attack is untargeted: away from the present prediction
-        found = attack(name).make(eps, targeted=False)(self.target.model, pixels, label, classes=len(self.classes))
+        found = gray_box_attack(name).make(eps, targeted=False)(self.target.model, pixels, label, classes=len(self.classes))
         every = max(1, math.ceil(self.transform.network_steps / FRAMES))
         steps = list(self.transform.trace(found, every=every, index=index))
         with torch.no_grad():

@@ -7,11 +7,13 @@ from typing import Any
 
 from ...baselines.catalogue import OAG_KEY
 from ...transform import OnlineAlternateGenerator
-from ..attacks import Attack
-from ..measure import NO_DEFENSE, Column, GrayBox, attacked, classify, measure, probabilities
-from ..recommend import recommend
-from ..results import Cost, Result, Row
-from .plan import Plan, against_peers, goal, seen_by, with_mean
+from .. import result as results
+from ..attacks.gray_box import Attack
+from ..columns import GrayBox, attacked, classify, probabilities
+from ..plan import Plan, against_peers, goal, measure, target_facts, with_mean
+from ..result import Cost, Result, RowResult
+from ..statistics import recommend
+from ..subject import UNDEFENDED
 
 IMAGE_STEPS = (10, 20, 30, 40)  # Table IV
 KERNEL_SIZES = (7, 11, 15, 21)  # Table V
@@ -20,12 +22,12 @@ KERNEL_SIZES = (7, 11, 15, 21)  # Table V
 def table1(plan: Plan) -> Result:
     """Table I, with clean images (Table VI), the cost beside it, and what to take."""
     columns = plan.columns(plan.attacks)
-    rows = [with_mean(row) for row in plan.rows(columns)]
+    rows = [with_mean(row) for row in plan.measured(columns)]
     timed = tuple(i for i, row in enumerate(rows) if row.seconds is not None and row.cells[-1] is not None)
     cost = Cost(plan.file("cost.svg"), "Mean accuracy under attack, and what a defense costs.", timed, len(columns))
     return plan.result(
         "table1",
-        "Images that the target classifies correctly, clean and attacked by someone who knows the target but not the defense. "
+        "Images that the target classifies correctly, clean and under gray-box attacks. "
         f"{_goals(plan.attacks)} Attacked images are rounded to 8 bits. Each defense stands at its published setting and, "
         "where that is another, at one tuned on clean and Gaussian-noised images. The mean is over the attacks; its interval "
         "is that of n images. " + " ".join(against_peers(rows)),
@@ -39,7 +41,7 @@ def table1(plan: Plan) -> Result:
 
 
 def table2(plan: Plan) -> Result:
-    """Table II: black-box and gray-box transfer between two targets, each with and without our defense, and clean images.
+    """Table II: black-box and gray-box transfer between two targets, each with and without OAG, and clean images.
 
     Raises:
         ValueError: no second target, one that wants images of another size, or no image that both get right.
@@ -61,28 +63,28 @@ def table2(plan: Plan) -> Result:
     right = probabilities(same, one.images).argmax(1) == one.labels
     if not right.any():
         raise ValueError(f"{one.target.name} and {other.target.name} have no image that both classify correctly")
-    subjects = [dataclasses.replace(model, images=one.images[right], labels=one.labels[right]) for model in (one, same)]
+    subjects = [model.only(right.nonzero().flatten().tolist()) for model in (one, same)]
     attack = plan.attack("mifgsm")
     shown = [("no attack", subjects[0].images)]
     shown += [(attacker.target.name, attacked(attacker, attack)) for attacker in subjects]
     rows = []
     for name, images in shown:
         cells = [
-            classify(victim, candidate.model(victim), images, f"{name} -> {victim.target.name}")[0]
-            for victim, candidate in itertools.product(subjects, (NO_DEFENSE, plan.ours("ours")))
+            classify(victim, row.model(victim), images, f"{name} -> {victim.target.name}")[0]
+            for victim, row in itertools.product(subjects, (UNDEFENDED, plan.oag("OAG")))
         ]
-        rows.append(Row(name, tuple(cells)))
+        rows.append(RowResult(name, tuple(cells)))
     return plan.result(
         "table2",
         f"{attack}, {goal(attack)}, made on the target of each row, classified by the target of each column: gray box where "
         "they are the same, black box where they aren't. Images that both classify correctly, so that clean ones are all right "
-        f"without a defense. Ours is at {plan.setting_name}.",
+        f"without a defense. OAG is at {plan.setting_name}.",
         "Attacks with",
-        [f"{victim.target.name}{end}" for victim in subjects for end in ("", " + ours")],
+        [f"{victim.target.name}{end}" for victim in subjects for end in ("", " + OAG")],
         rows,
         attacks=[attack],
         count=int(right.sum()),
-        facts=seen_by((one, other)),
+        facts=target_facts((one, other)),
     )
 
 
@@ -90,11 +92,11 @@ def table3(plan: Plan) -> Result:
     """Table III: the defenses on several targets, under IGSM."""
     subjects = (plan.subject, *plan.others)
     attack = plan.attack("igsm")
-    lists = [plan.rows([Column("IGSM", GrayBox(attack))], subject=subject, published=False) for subject in subjects]
+    lists = [plan.measured([GrayBox(attack)], subject=subject, published=False) for subject in subjects]
     rows = []
     for lines in zip(*lists, strict=True):
         error = next((line.error for line in lines if line.error), "")
-        rows.append(dataclasses.replace(lines[0], cells=tuple(line.cells[0] for line in lines), error=error))
+        rows.append(results.replace(lines[0], cells=tuple(line.cells[0] for line in lines), error=error))
     return plan.result(
         "table3",
         f"{attack}, {goal(attack)}, on each target, each on images of its own that it classifies correctly; tuned settings.",
@@ -102,7 +104,7 @@ def table3(plan: Plan) -> Result:
         [f"{subject.target.name} (n = {len(subject.images)})" for subject in subjects],
         rows,
         attacks=[attack],
-        facts=seen_by(subjects),
+        facts=target_facts(subjects),
     )
 
 
@@ -127,7 +129,7 @@ def table6(plan: Plan) -> Result:
         f"{attack}, {goal(attack)}. Images that the target classifies correctly: with no defense, all clean ones are right.",
         "Defense",
         [column.label for column in columns],
-        plan.rows(columns),
+        plan.measured(columns),
         attacks=[attack],
     )
 
@@ -138,10 +140,10 @@ def autoencoder(plan: Plan) -> Result:
     subject = plan.subject.first(plan.slow_count)  # the same images for both
     small = dataclasses.replace(plan, families=pair, subject=subject)
     columns = small.columns(plan.attacks)
-    rows = [with_mean(row) for row in small.rows(columns)]
+    rows = [with_mean(row) for row in small.measured(columns)]
     return small.result(
         "autoencoder",
-        "The auto-encoder has our convolution, one number in the middle and a deconvolution, and is trained on each image. "
+        "The auto-encoder has OAG's convolution, one number in the middle and a deconvolution, and is trained on each image. "
         + " ".join(against_peers(rows)),
         "Defense",
         [*(column.label for column in columns), "Mean attacked"],
@@ -153,13 +155,13 @@ def autoencoder(plan: Plan) -> Result:
 def _ablation(plan: Plan, key: str, first: str, settings: Sequence[tuple[str, dict[str, Any]]]) -> Result:
     attack = plan.attack("igsm")
     columns = plan.columns([attack])
-    rows = [measure(plan.subject, plan.ours(name, **chosen), columns) for name, chosen in settings]
+    rows = [measure(plan.subject, plan.oag(name, **chosen), columns) for name, chosen in settings]
     caption = f"{attack}, {goal(attack)}; everything else at {plan.setting_name}, T_N = {plan.network_steps}."
     return plan.result(key, caption, first, [column.label for column in columns], rows, attacks=[attack])
 
 
 def _with_own(plan: Plan, name: str, values: Sequence[int]) -> list[int]:
-    """The paper's values of a setting of ours and the one that it has here, in their order."""
+    """The paper's values of a setting of OAG and the one that it has here, in their order."""
     settings = OnlineAlternateGenerator(**plan.setting).settings_for(*plan.subject.images.shape[-2:])
     return sorted({*values, getattr(settings, name)})
 

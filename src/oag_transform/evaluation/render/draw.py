@@ -1,4 +1,4 @@
-"""The figures of a result, drawn from its data alone: the JSON, and the photographs beside it."""
+"""The figures of a result, drawn from its data alone: the JSON, and the images beside it."""
 
 import logging
 from collections.abc import Sequence
@@ -9,29 +9,43 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ...files import read_rgb
-from ..results import Cell, Cost, Figure, Iterations, Lines, Photographs, Residuals, Result, Row, Tradeoff
+from ..result import Cell, Certified, Cost, Figure, ImageColumn, Iterations, Lines, Residuals, Result, RowResult, Tradeoff
+from ..statistics import certified
 from . import figures
 
 logger = logging.getLogger(__name__)
 
 
 def draw_figures(result: Result, folder: Path) -> None:
-    """Draw every figure of a result into the folder that holds its photographs.
+    """Draw every figure of a result into the folder that holds its images.
 
-    One that can't be drawn, such as for want of a photograph, is told in a warning, and the others are drawn.
+    One that can't be drawn, such as for want of an image, is told in a warning, and the others are drawn.
     """
     for figure in result.figures:
         try:
-            _draw(figure, result.rows, folder)
+            _draw(figure, result, folder)
         except (ValueError, IndexError, OSError) as error:
             logger.warning("%s of %s can't be drawn: %s", figure.file, result.key, error)
 
 
-def _draw(figure: Figure, rows: Sequence[Row], folder: Path) -> None:
-    path = _beside(folder, figure.file)
+def _draw(figure: Figure, result: Result, folder: Path) -> None:
+    path, rows = _beside(folder, figure.file), result.rows
     if isinstance(figure, Lines):
-        series = [figures.Series(rows[i].name, figure.x, _whole(rows[i])) for i in figure.rows]
+        if figure.column is None:
+            series = [_along(rows[i], figure.x) for i in figure.rows]
+        else:
+            series = [figures.Series("", figure.x, [_whole(rows[i])[figure.column] for i in figure.rows])]
         figures.lines(path, series, xlabel=figure.xlabel, mark=figure.mark, mark_label=figure.mark_label)
+    elif isinstance(figure, Certified):
+        sigma, alpha, looks = (result.facts[name] for name in ("sigma", "alpha", "looks"))
+        series = [
+            figures.Series(
+                row.name, figure.radii, [certified(row.certificates, sigma, alpha, looks, radius) for radius in figure.radii]
+            )
+            for row in rows
+            if not row.error
+        ]
+        figures.lines(path, series, xlabel="L2 radius, on the [0, 1] scale", ylabel="certified accuracy (%)")
     elif isinstance(figure, Cost):
         points = [(rows[i].name, rows[i].seconds or 0.0, _whole(rows[i])[figure.column].accuracy) for i in figure.rows]
         figures.cost(path, points)
@@ -47,20 +61,30 @@ def _draw(figure: Figure, rows: Sequence[Row], folder: Path) -> None:
         figures.iterations(path, moments, original[1], attacked[1])
 
 
-def _curve(figure: Tradeoff, name: str, rows: Sequence[Row], emphasis: bool) -> figures.Tradeoff:
+def _along(row: RowResult, x: Sequence[float]) -> figures.Series:
+    """The cells of a row that were measured, which a line joins."""
+    if len(row.cells) != len(x):
+        raise ValueError(f"expected {len(x)} cells, got {len(row.cells)}: {row.name!r}")
+    if not any(row.cells):
+        raise ValueError(f"expected a row that was measured, got {row.name!r}")
+    points = [(at, cell) for at, cell in zip(x, row.cells, strict=True) if cell is not None]
+    return figures.Series(row.name, tuple(at for at, _ in points), [cell for _, cell in points])
+
+
+def _curve(figure: Tradeoff, name: str, rows: Sequence[RowResult], emphasis: bool) -> figures.Tradeoff:
     settings = ["" if row.setting is None else f"{row.setting:.4g}" for row in rows]
     clean, attacked = ([_whole(row)[column].accuracy for row in rows] for column in (figure.clean, figure.attacked))
     return figures.Tradeoff(name, settings, clean, attacked, emphasis)
 
 
-def _whole(row: Row) -> list[Cell]:
+def _whole(row: RowResult) -> list[Cell]:
     cells = [cell for cell in row.cells if cell is not None]
     if len(cells) < len(row.cells):
         raise ValueError(f"expected a row without gaps, got {row.name!r}")
     return cells
 
 
-def _read(folder: Path, column: Photographs) -> Tensor:
+def _read(folder: Path, column: ImageColumn) -> Tensor:
     return torch.stack([pil_to_tensor(read_rgb(_beside(folder, file))) for file in column.files]).float() / 255
 
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..results import Cell
+from ..result import Cell
 
 _WIDTH = 5.0
 _SETTINGS: dict[Any, Any] = {
@@ -38,11 +38,11 @@ _SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "oag-transform",
     "svg.fonttype": "path",
 }
-_OURS = ("#D55E00", "o")
+_OAG = ("#D55E00", "o")
 # colors of Okabe & Ito, then of Tol's muted scheme; a defense keeps its own in every figure, found by a word in its name
 _STYLES = {
     ("paper()",): ("#8A3C00", "*"),
-    ("ours", "alternate", "oag"): _OURS,
+    ("alternate", "oag"): _OAG,
     ("mean", "box"): ("#0072B2", "s"),
     ("jpeg",): ("#E69F00", "^"),
     ("tvm",): ("#009E73", "D"),
@@ -209,7 +209,7 @@ def cost(path: Path, points: Sequence[tuple[str, float, float]]) -> None:
         styles = _styles([name for name, _, _ in points], repeat=True)
         for (name, seconds, accuracy), (color, marker) in zip(points, styles, strict=True):
             axes.plot(seconds, 100 * accuracy, color=color, marker=marker, markersize=7, linestyle="none")
-            labels.append(_Label(seconds, 100 * accuracy, name.replace(", ", "\n", 1), color, (color, marker) == _OURS))
+            labels.append(_Label(seconds, 100 * accuracy, name.replace(", ", "\n", 1), color, (color, marker) == _OAG))
         axes.set(xscale="log", xlabel="seconds an image", ylabel="mean accuracy on attacked images (%)")
         axes.margins(0.15)
         axes.xaxis.set_major_locator(LogLocator(numticks=7))
@@ -231,7 +231,7 @@ def residuals(path: Path, columns: Sequence[tuple[str, Tensor]], reference: Tens
         ValueError: no column, no images, images of another shape than the reference, values outside [0, 1], another number of
             notes than of images, or another suffix.
     """
-    _check_photographs(path, [("reference", reference), *columns])
+    _check_images(path, [("reference", reference), *columns])
     if [len(column) for column in notes] != [len(reference)] * len(columns):
         counts = [len(column) for column in notes]
         raise ValueError(f"expected {len(columns)} columns of {len(reference)} notes, got columns of {counts}")
@@ -270,7 +270,7 @@ def iterations(path: Path, moments: Sequence[tuple[str, Tensor]], original: Tens
     if not moments:
         raise ValueError("expected at least one moment, got none")
     shown = [("original", original), ("attacked", attacked), *moments]
-    _check_photographs(path, shown)
+    _check_images(path, shown)
     side = _WIDTH / (len(shown) + 2)
     height, width = original.shape[2:]
     wrap = max(4, int(72 * side / 4.4))
@@ -303,7 +303,7 @@ def _styles(names: Sequence[str], *, repeat: bool = False) -> list[tuple[str, st
         for words, style in reversed(_STYLES.items())  # the first that fits stays
         if any(word in name.lower() for word in words)
     }
-    every = list(_STYLES.values())  # ours first: not for others
+    every = list(_STYLES.values())  # OAG's first: not for others
     styles: list[tuple[str, str]] = []
     for name in names:
         free = [style for style in every[2:] if style not in styles and style not in known.values()]
@@ -432,9 +432,9 @@ def _check_fractions(name: str, accuracies: Sequence[float]) -> None:
         raise ValueError(f"expected accuracies in [0, 1], got {accuracies}: {name!r}")
 
 
-def _check_photographs(path: Path, named: Sequence[tuple[str, Tensor]]) -> None:
+def _check_images(path: Path, named: Sequence[tuple[str, Tensor]]) -> None:
     if path.suffix not in (".png", ".jpg"):
-        raise ValueError(f"expected a .png or .jpg file for photographs, got {path.name!r}")
+        raise ValueError(f"expected a .png or .jpg file for images, got {path.name!r}")
     shape = named[0][1].shape
     if len(named) < 2 or len(shape) != 4 or shape[1] not in (1, 3) or not all(shape):
         raise ValueError(f"expected columns of images (N, C, H, W) with C = 1 or 3, got {len(named) - 1} of {tuple(shape)}")

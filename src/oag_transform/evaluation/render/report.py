@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from .. import results
-from ..catalogue import EXPERIMENTS
-from ..results import Cell, Result, Row
-from .tables import most_images, seconds
+from .. import result as results
+from ..options import EXPERIMENTS
+from ..result import Cell, Result, RowResult, seconds
+from .tables import diagnostics, headings, most_images, note_headings
 
 _FIRST = ("table1", "tradeoff", "cost")  # what a reader looks for, then the order of the experiments
 _SUMMARY = {"target": "Target", "data": "Images", "n": "Number of images", "hardware": "Hardware"}
@@ -37,6 +37,7 @@ class _Line(NamedTuple):
     error: str
     seconds: float | None
     cells: list[_Shown | None]
+    notes: list[str]
 
 
 class _Table(NamedTuple):
@@ -50,11 +51,12 @@ class _Section(NamedTuple):
     result: Result
     table: _Table | None
     recommendation: str
+    diagnostics: list[str]
     facts: list[tuple[str, str]]
 
 
 def find_results(folder: Path) -> list[Result]:
-    """Every result that :func:`oag_transform.evaluation.results.write` left in a folder, in the order of the report.
+    """Every result that :func:`oag_transform.evaluation.result.write` left in a folder, in the order of the report.
 
     JSON files that hold no result are passed over.
 
@@ -70,7 +72,7 @@ def find_results(folder: Path) -> list[Result]:
 def write_report(folder: Path, *, title: str = "Online Alternate Generator: what was measured") -> Path:
     """Write ``report.html`` into ``folder``, over every result that is there.
 
-    Figures and photographs are embedded; one whose file is missing is named in its place. Text is shown as it is, never as
+    Figures and images are embedded; one whose file is missing is named in its place. Text is shown as it is, never as
     HTML.
 
     Args:
@@ -121,7 +123,8 @@ def _section(result: Result) -> _Section:
     anchor = "result-" + re.sub(r"[^A-Za-z0-9_-]", "-", result.key)
     facts = [(name, _text(value)) for name, value in result.facts.items() if name != "recommendation"]
     recommendation = _text(result.facts.get("recommendation", ""))
-    return _Section(anchor, result, _table(result) if result.columns else None, recommendation, facts)
+    said = [f"{row.name}, {column}: {each}" for row, column, each in diagnostics(result)]
+    return _Section(anchor, result, _table(result) if result.columns else None, recommendation, said, facts)
 
 
 def _summary(found: Sequence[Result]) -> list[tuple[str, str]]:
@@ -138,8 +141,8 @@ def _table(result: Result) -> _Table:
     timed = any(row.seconds is not None for row in result.rows)
     most = most_images(measured, len(result.columns))
     best = [_best([row.cells[i] for row in measured], n) for i, n in enumerate(most)]
-    headings = [result.first, *result.columns, *(["s an image"] if timed else [])]
-    return _Table(headings, [_line(row, most, best) for row in result.rows], timed)
+    notes = note_headings(result)
+    return _Table(headings(result), [_line(row, most, best, notes) for row in result.rows], timed)
 
 
 def _best(column: Sequence[Cell | None], n: int) -> float | None:
@@ -148,9 +151,9 @@ def _best(column: Sequence[Cell | None], n: int) -> float | None:
     return max(full) if len(full) > 1 else None
 
 
-def _line(row: Row, most: Sequence[int], best: Sequence[float | None]) -> _Line:
+def _line(row: RowResult, most: Sequence[int], best: Sequence[float | None], notes: Sequence[str]) -> _Line:
     cells = [_shown(cell, n, top) for cell, n, top in zip(row.cells, most, best, strict=True)]
-    return _Line(row.name, row.error, row.seconds, cells)
+    return _Line(row.name, row.error, row.seconds, cells, [row.notes.get(heading, "") for heading in notes])
 
 
 def _shown(cell: Cell | None, most: int, best: float | None) -> _Shown | None:

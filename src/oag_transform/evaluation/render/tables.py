@@ -4,31 +4,46 @@ import csv
 import io
 from collections.abc import Sequence
 
-from ..results import Cell, Result, Row
+from ...baselines.catalogue import OAG_KEY
+from ..result import Cell, Result, RowResult, seconds
+from ..statistics import paired
 
 _FACTS = ("seed", "target", "data", "versions", "hardware")
-_MEASURED = ("n", "correct", "accuracy", "low_95", "high_95")
+_MEASURED = ("n", "correct", "accuracy", "low_95", "high_95", "single_draw", "every_draw")
+
+
+def headings(result: Result) -> list[str]:
+    """All headings of a result's table."""
+    timed = any(row.seconds is not None for row in result.rows)
+    return [result.first, *result.columns, *note_headings(result), *(["s an image"] if timed else [])]
+
+
+def note_headings(result: Result) -> list[str]:
+    """Headings of the further columns that any row has."""
+    return list(dict.fromkeys(heading for row in result.rows for heading in row.notes))
 
 
 def to_markdown(result: Result) -> str:
     """The result as a Markdown section: accuracies in percent, with intervals, and with n where other rows have more."""
-    timed = any(row.seconds is not None for row in result.rows)
-    header = [result.first, *result.columns, *(["s an image"] if timed else [])]
     lines = [f"## {result.title}", "", result.caption, ""]
     if result.columns:
-        most = most_images(result.rows, len(result.columns))
-        lines += [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-        for row in result.rows:
-            cells = [_cell(cell, n) for cell, n in zip(row.cells, most, strict=True)]
-            if row.error:
-                at = row.cells.index(None) if None in row.cells else 0
-                cells[at] = f"failed: {row.error}".replace("|", "\\|").replace("\n", " ")
-            if timed:
-                cells.append("" if row.seconds is None else seconds(row.seconds))
-            lines.append(f"| {row.name} | {' | '.join(cells)} |")
+        lines += [_line(headings(result)), f"|{'---|' * len(headings(result))}"]
+        lines += [_row(result, row) for row in result.rows] + _tests(result)
     lines += ["", *(f"- {name}: {value}" for name, value in result.facts.items())]
+    attacked = [cell for row in result.rows for cell in row.cells if cell is not None and cell.attacks]
+    if attacked:
+        doubted = sum(bool(cell.diagnostics) for cell in attacked)
+        lines.append(
+            f"- diagnostics: in {doubted} of {len(attacked)} attacked cells one says that an attack hasn't converged or fails"
+        )
     lines += [f"\n![{figure.caption}]({figure.file})" for figure in result.figures]
     return "\n".join(lines) + "\n"
+
+
+def diagnostics(result: Result) -> list[tuple[RowResult, str, str]]:
+    """What speaks against trusting the attacks of any cell: row, heading of the column, and a warning."""
+    cells = [(row, column, cell) for row in result.rows for column, cell in zip(result.columns, row.cells, strict=True) if cell]
+    return [(row, column, each) for row, column, cell in cells for each in cell.diagnostics]
 
 
 def to_csv(result: Result) -> str:
@@ -39,23 +54,54 @@ def to_csv(result: Result) -> str:
     writer.writerow(["row", "column", *_MEASURED, "seconds_per_image", "error", "defense", "setting", *_FACTS])
     for row in result.rows:
         for column, cell in zip(result.columns, row.cells, strict=True):
-            measured = ("",) * len(_MEASURED) if cell is None else (cell.n, cell.correct, cell.accuracy, *cell.interval)
+            measured: Sequence[object] = ("",) * len(_MEASURED)
+            if cell is not None:
+                measured = (cell.n, cell.correct, cell.accuracy, *cell.interval, cell.single_draw, cell.every_draw)
             writer.writerow([row.name, column, *measured, row.seconds, row.error, row.defense, row.setting, *facts])
     return file.getvalue()
 
 
-def most_images(rows: Sequence[Row], columns: int) -> list[int]:
+def most_images(rows: Sequence[RowResult], columns: int) -> list[int]:
     """The largest number of images in each of so many columns."""
     return [max((cell.n for row in rows if (cell := row.cells[i]) is not None), default=0) for i in range(columns)]
 
 
-def seconds(value: float) -> str:
-    """Seconds with two digits that count."""
-    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
+def _row(result: Result, row: RowResult) -> str:
+    most = most_images(result.rows, len(result.columns))
+    cells = [_cell(cell, n) for cell, n in zip(row.cells, most, strict=True)]
+    if row.error:
+        at = row.cells.index(None) if None in row.cells else 0
+        cells[at] = f"failed: {row.error}".replace("|", "\\|").replace("\n", " ")
+    cells += [row.notes.get(heading, "") for heading in note_headings(result)]
+    if any(each.seconds is not None for each in result.rows):
+        cells.append("" if row.seconds is None else seconds(row.seconds))
+    return _line([row.name, *cells])
+
+
+def _tests(result: Result) -> list[str]:
+    """OAG against each control where certificates were counted: images that one alone is certified for."""
+    measured = [row for row in result.rows if row.certificates and not row.error]
+    oag = next((row for row in measured if row.defense == OAG_KEY), None)
+    others = [row for row in measured if row is not oag]
+    if oag is None or not others:
+        return []
+    lines = ["", "Images certified with OAG alone, with the other alone, and p of the two-sided exact sign test:", ""]
+    lines += [_line([f"{oag.name}, against", *result.columns]), f"|{'---|' * (1 + len(result.columns))}"]
+    for row in others:
+        pairs = [paired([one], [other]) for one, other in zip(oag.cells, row.cells, strict=True)]
+        lines.append(_line([row.name, *(f"{more}, {fewer} (p = {p:.2g})" for more, fewer, p in pairs)]))
+    return lines
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cell(cell: Cell | None, most: int) -> str:
     if cell is None:
         return ""
     low, high = cell.interval
-    return f"{100 * cell.accuracy:.1f} [{100 * low:.0f}, {100 * high:.0f}]" + (f", n = {cell.n}" if cell.n < most else "")
+    of_draws = f", {100 * cell.single_draw:.1f}, {100 * cell.every_draw:.1f}" if cell.counts else ""
+    return f"{100 * cell.accuracy:.1f} [{100 * low:.0f}, {100 * high:.0f}]{of_draws}" + (
+        f", n = {cell.n}" if cell.n < most else ""
+    )

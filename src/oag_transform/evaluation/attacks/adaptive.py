@@ -1,0 +1,547 @@
+"""Adaptive attacks: the attacker knows the defense and attacks through it (Athalye et al. 2018, Tramer et al. 2020).
+
+A randomised defense is attacked in expectation over its draws (EOT). The model decides what is differentiated: the identity in
+place of the defense with ``gradient="straight_through"`` (BPDA), the defense itself with ``gradient="own"``, and OAG's exact
+gradient by :mod:`.unrolled`. :mod:`.diagnostics` judges what an attack found with fresh draws. Nothing is rounded to 8 bits,
+which would undo small L2 perturbations.
+
+PGD is written here, as no library has it with momentum, draws in sequence and a choice of basis. APGD and Square are those of
+pyautoattack (extra ``adaptive``), HopSkipJump is foolbox's.
+"""
+
+import importlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ... import _checks, streams
+from ...baselines import surrogate
+from ...baselines.compose import Compose
+from ...defended import DefendedModel
+from ..options import AdaptiveOptions
+from .unrolled import differentiable, settings_of, unrolled
+
+Norm = Literal["linf", "l2"]
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (N, classes), labels (N,)) -> (N,), which the attack raises."""
+
+Streams = Callable[[int, int], int]
+"""(image, number of the draw) -> the random stream of the defense in that draw."""
+
+Basis = Literal["pixels", "gray", "smooth"]
+"""Perturbations that are free, the same in all channels, or interpolated bilinearly from a grid of :data:`CELL` pixels."""
+
+LEAST_BOUND = 1e-6
+"""Smallest bound, on the [0, 1] scale: a smaller one is lost in the rounding of float32 pixels, which lie up to 6e-8 apart."""
+
+CELL = 8
+STREAMS_OF_AN_ATTACK = 100_000  # draws that one attack of several may take: no two attacks see the same ones
+EOT = 4  # draws for each gradient of "exact-eot"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How far an attacked image may lie from the original: L-infinity or L2 norm, on the [0, 1] scale.
+
+    Attributes:
+        norm: ``"linf"`` or ``"l2"``, over all pixels and channels of an image.
+        eps: at least 1e-6, in L-infinity at most 1; n grey levels are n / 255.
+
+    Raises:
+        ValueError: the norm is another, or the bound isn't finite or is out of its range.
+    """
+
+    norm: Norm
+    eps: float
+
+    def __post_init__(self) -> None:
+        _checks.choice("norm", self.norm, ("linf", "l2"))
+        _checks.number("eps", self.eps, at_least=LEAST_BOUND)
+        if self.norm == "linf" and self.eps > 1:
+            raise ValueError(
+                f"eps must be at most 1 in L-infinity, on the [0, 1] scale, got {self.eps}; give 8 grey levels as 8 / 255"
+            )
+
+    def __str__(self) -> str:
+        return f"L∞ {255 * self.eps:g}/255" if self.norm == "linf" else f"L2 {self.eps:g}"
+
+    def projected(self, perturbation: Tensor) -> Tensor:
+        """The perturbation (N, ...) projected onto the bound's ball."""
+        if self.norm == "linf":
+            return perturbation.clamp(-self.eps, self.eps)
+        return perturbation * _per_image((self.eps / _length(perturbation).clamp(min=1e-30)).clamp(max=1), perturbation)
+
+    def step(self, direction: Tensor, size: float) -> Tensor:
+        """The step of length ``size`` in this norm along which a function of gradient ``direction`` (N, ...) rises most."""
+        if self.norm == "linf":
+            return size * direction.sign()
+        return size * direction / _per_image(_length(direction).clamp(min=1e-30), direction)
+
+    def apply(self, images: Tensor, perturbation: Tensor) -> Tensor:
+        """Images (N, C, H, W) with the projected perturbation, clipped to [0, 1], which moves no value further away."""
+        return (images + self.projected(perturbation)).clamp(0, 1)
+
+
+class AttackResult(NamedTuple):
+    """What an attack found.
+
+    Attributes:
+        images: (N, C, H, W) in [0, 1], within the bound.
+        losses: (steps, N), what the attacker saw along the way; (0, N) where an attack doesn't show it.
+        gradients: (N,) Euclidean length of the first gradient; empty where there is none.
+    """
+
+    images: Tensor
+    losses: Tensor
+    gradients: Tensor
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log p of the right class."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Largest wrong logit minus the right one (Carlini & Wagner 2017): above 0 where the image is misclassified."""
+    return _wrong(logits, labels).amax(1) - logits.gather(1, labels[:, None])[:, 0]
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce & Hein 2020): the margin over that of the first and third class; needs 3 classes.
+
+    It is constant where the right class comes third: the image is misclassified there.
+    """
+    ordered = logits.sort(1, descending=True).values
+    return margin(logits, labels) / (ordered[:, 0] - ordered[:, 2]).clamp(min=1e-12)
+
+
+def unknown(image: int, draw: int) -> int:
+    """Streams of an attacker who doesn't know the defender's: no two draws, and no two images, share one."""
+    return (image + 1 << 32) + draw
+
+
+def known(image: int, draw: int) -> int:
+    """Streams of an attacker who knows the defender's seed and index: image i has stream i, in each draw."""
+    return image
+
+
+class OneView(DefendedModel):
+    """A model that shows its target one view at a time, the next one in each call: a gradient costs one pass, not four.
+
+    Over four calls the mean is that of the four views. For attackers: what it answers is not what the model would.
+    """
+
+    calls = 0
+
+    @classmethod
+    def of(cls, model: DefendedModel) -> "OneView":
+        """The same model, one view at a time."""
+        return cls(model.target, model.defense, **settings_of(model))
+
+    def _views(self, purified: Tensor) -> Sequence[Tensor]:
+        views = super()._views(purified)
+        view = views[self.calls % len(views)]
+        self.calls += 1
+        return [view]
+
+
+def gradient(
+    model: DefendedModel, images: Tensor, labels: Tensor, loss: Loss, indices: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
+    """The loss (N,) and its gradient (N, C, H, W) over several draws (EOT), which are in memory one at a time.
+
+    The loss is ``-log(mean(exp(-loss)))`` over draws. Of the cross entropy that is -log of the mean probability (Salman et al.
+    2019), and of any loss one in which draws count that still get the image right.
+
+    Args:
+        model: what is attacked.
+        images: (N, C, H, W) in [0, 1].
+        labels: (N,) the right classes.
+        loss: see :data:`Loss`.
+        indices: the streams (N) of the images for each draw.
+    """
+    losses, gradients = [], []
+    for draw in indices:
+        point = images.detach().requires_grad_()
+        with torch.enable_grad():
+            each = loss(model(point, index=list(draw)), labels)
+            (slope,) = torch.autograd.grad(each.sum(), point)
+        losses.append(each.detach())
+        gradients.append(slope)
+    every = torch.stack(losses)
+    weights = (-every).softmax(0)
+    mean = torch.stack([_per_image(weight, slope) * slope for weight, slope in zip(weights, gradients, strict=True)]).sum(0)
+    return math.log(len(every)) - (-every).logsumexp(0), mean
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient descent with momentum (Madry et al. 2018, Dong et al. 2018) in expectation over draws (EOT).
+
+    Its result is the last point. With the default step it starts at 0.3 of the bound and is halved after 40% and 75% of the
+    steps.
+
+    Attributes:
+        bound: see :class:`Bound`.
+        steps: number of gradients, each of ``draws`` draws.
+        draws: of the defense for each gradient (k of EOT).
+        loss: see :data:`Loss`.
+        streams: see :data:`Streams`; :func:`known` with ``draws=1`` for known randomness.
+        random_start: a random point on the bound, of this seed; None: the images themselves, or ``start``.
+        decay: of the momentum.
+        step_size: of the first step, as a share of the bound.
+        halvings: shares of the steps after which the step size is halved.
+        basis: see :data:`Basis`.
+    """
+
+    bound: Bound
+    steps: int = 40
+    draws: int = 4
+    loss: Loss = cross_entropy
+    streams: Streams = unknown
+    random_start: int | None = None
+    decay: float = 0.75
+    step_size: float = 0.3
+    halvings: tuple[float, ...] = (0.4, 0.75)
+    basis: Basis = "pixels"
+
+    def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor, *, start: Tensor | None = None) -> AttackResult:
+        """Attacked images within the bound.
+
+        Args:
+            model: what is attacked.
+            images: (N, C, H, W) floating point in [0, 1].
+            labels: (N,) the right classes.
+            start: points (N, C, H, W) to start from; in the basis of pixels only.
+
+        Raises:
+            ValueError: ``start`` in another basis.
+        """
+        parameters = self._zeros(images)
+        if self.random_start is not None:
+            streams.fill_normal(parameters, streams.generators(self.random_start, range(len(images)), images.device))
+            parameters = self.bound.step(parameters, self.bound.eps)
+        if start is not None:
+            if self.basis != "pixels":
+                raise ValueError(f"start needs the basis of pixels, got {self.basis!r}")
+            parameters = parameters + (start - images)
+        momentum, losses, lengths = torch.zeros_like(parameters), [], torch.zeros(0)
+        for step in range(self.steps):
+            point = self.bound.apply(images, self._perturbation(parameters, images))
+            indices = [[self.streams(i, step * self.draws + draw) for i in range(len(images))] for draw in range(self.draws)]
+            loss, slope = gradient(model, point, labels, self.loss, indices)
+            if step == 0:
+                lengths = _length(slope)
+            slope = self._pulled_back(slope, parameters, images)
+            momentum = self.decay * momentum + slope / _per_image(slope.abs().flatten(1).mean(1), slope).clamp(min=1e-30)
+            size = self.step_size / 2 ** sum(step >= share * self.steps for share in self.halvings)
+            parameters = self._within(parameters + self.bound.step(momentum, self.bound.eps * size), images)
+            losses.append(loss)
+        found = self.bound.apply(images, self._perturbation(parameters, images))
+        return AttackResult(found, torch.stack(losses), lengths)
+
+    def _zeros(self, images: Tensor) -> Tensor:
+        """The parameters of no perturbation."""
+        if self.basis == "smooth":
+            height, width = (math.ceil(side / CELL) for side in images.shape[2:])
+            return images.new_zeros(*images.shape[:2], height, width)
+        return torch.zeros_like(images if self.basis == "pixels" else images[:, :1])
+
+    def _perturbation(self, parameters: Tensor, images: Tensor) -> Tensor:
+        """(N, C, H, W), a linear function of the parameters that has no larger values than they have."""
+        if self.basis == "smooth":
+            return F.interpolate(parameters, images.shape[2:], mode="bilinear", align_corners=False)
+        return parameters if self.basis == "pixels" else parameters.expand_as(images)
+
+    def _pulled_back(self, slope: Tensor, parameters: Tensor, images: Tensor) -> Tensor:
+        """The gradient (N, C, H, W) as one with respect to the parameters."""
+        point = parameters.detach().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(self._perturbation(point, images), point, slope)[0]
+
+    def _within(self, parameters: Tensor, images: Tensor) -> Tensor:
+        if self.basis == "pixels":
+            return self.bound.apply(images, parameters) - images  # nothing is kept beyond black and white either
+        if self.bound.norm == "linf":
+            return self.bound.projected(parameters)
+        length = _length(self._perturbation(parameters, images))
+        return parameters * _per_image((self.bound.eps / length.clamp(min=1e-30)).clamp(max=1), parameters)
+
+
+@dataclass(frozen=True)
+class _LibraryAttack:
+    """An attack of a library, on each image alone."""
+
+    bound: Bound
+
+    def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor) -> AttackResult:
+        """See :class:`PGD`."""
+        device = images.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # libraries seed PyTorch's global generators
+            rows = enumerate(zip(images.split(1), labels.split(1), strict=True))
+            found = torch.cat([self.one(model, image, label, row) for row, (image, label) in rows])
+        return AttackResult(self.bound.apply(images, found - images), torch.empty(0, len(images)), torch.zeros(0))
+
+    def one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
+        """The attacked image (1, C, H, W) in this row of a batch."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class APGD(_LibraryAttack):
+    """Auto-PGD (Croce & Hein 2020) of pyautoattack, image by image, on the mean over draws.
+
+    Attributes:
+        bound: see :class:`Bound`.
+        steps: number of gradients.
+        draws: of the defense for each gradient; they are all in memory at once.
+        loss: ``"ce"``, ``"dlr"``, or ``"dlr-targeted"`` towards each of the ``targets`` likeliest wrong classes in turn.
+        restarts: random starts, the first one among them.
+        targets: see ``loss``.
+        seed: of the random starts.
+        streams: see :data:`Streams`.
+    """
+
+    steps: int = 100
+    draws: int = 4
+    loss: Literal["ce", "dlr", "dlr-targeted"] = "ce"
+    restarts: int = 1
+    targets: int = 3
+    seed: int = 0
+    streams: Streams = unknown
+
+    def one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
+        """The attacked image (1, C, H, W) in this row of a batch."""
+        library = importlib.import_module("pyautoattack.autopgd_base")  # an extra of its own
+        mean = averaged(model, row, self.draws, self.streams)
+        norm = "Linf" if self.bound.norm == "linf" else "L2"
+        settings: dict[str, Any] = {"norm": norm, "n_iter": self.steps, "eps": self.bound.eps, "device": image.device}
+        if self.loss != "dlr-targeted":
+            attack = library.APGDAttack(mean, loss=self.loss, n_restarts=self.restarts, seed=self.seed, **settings)
+            return attack.perturb(image, label, best_loss=True)
+        attack = library.APGDAttack_targeted(mean, seed=self.seed, **settings)
+        attack.init_hyperparam(image)
+        torch.manual_seed(self.seed)
+        best, highest = image, -math.inf
+        with torch.no_grad():
+            likeliest = _wrong(mean(image), label).topk(self.targets).indices[0]
+        for target, _ in itertools.product(likeliest, range(self.restarts)):
+            attack.y_target = target[None]
+            # its perturb() stops at the first misclassified draw, and a randomised defense has some
+            point, _, loss, _ = attack.attack_single_run(image, label)
+            if float(loss) > highest:
+                best, highest = point.detach(), float(loss)
+        return best
+
+
+@dataclass(frozen=True)
+class Square(_LibraryAttack):
+    """Square attack (Andriushchenko et al. 2020) of pyautoattack: black box, on the mean over draws.
+
+    Attributes:
+        bound: see :class:`Bound`.
+        queries: each of ``draws`` draws.
+        draws: see :class:`PGD`.
+        seed: of its squares.
+        streams: see :data:`Streams`.
+    """
+
+    queries: int = 5000
+    draws: int = 1
+    seed: int = 0
+    streams: Streams = unknown
+
+    def one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
+        """The attacked image (1, C, H, W) in this row of a batch."""
+        library = importlib.import_module("pyautoattack.square")  # an extra of its own
+        norm = "Linf" if self.bound.norm == "linf" else "L2"
+        mean = averaged(model, row, self.draws, self.streams)
+        attack = library.SquareAttack(mean, norm=norm, n_queries=self.queries, eps=self.bound.eps, seed=self.seed)
+        attack.init_hyperparam(image)
+        margin_and_loss = attack.margin_and_loss
+
+        def never_stop(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            """A margin that doesn't end the search: a randomised defense misclassifies a draw now and then."""
+            found, loss = margin_and_loss(images, labels)
+            return torch.ones_like(found), loss
+
+        attack.margin_and_loss = never_stop
+        torch.manual_seed(self.seed)
+        with torch.no_grad():  # its perturb() returns the image itself unless its one last draw is misclassified
+            return attack.attack_single_run(image, label)[1]
+
+
+@dataclass(frozen=True)
+class HopSkipJump(_LibraryAttack):
+    """HopSkipJump (Chen et al. 2020) of foolbox: it sees decisions alone, those of one fixed draw.
+
+    It expects the same answer to the same image, so it is shown the defense at one random stream an image. An image without a
+    start stays as it is.
+
+    Attributes:
+        bound: see :class:`Bound`; the smallest perturbation that it finds is projected onto it.
+        steps: each of about 100 queries, more in later ones.
+        queries: for the first step's gradient.
+        streams: see :data:`Streams`.
+    """
+
+    steps: int = 10
+    queries: int = 50
+    streams: Streams = unknown
+
+    def one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
+        """The attacked image (1, C, H, W) in this row of a batch."""
+        foolbox = importlib.import_module("foolbox")  # noisy to import
+        fixed = _FixedDraw(model, self.streams(row, 0)).eval()
+        if int(fixed(image).argmax(1)) != int(label):
+            return image
+        torch.manual_seed(row)
+        attack = foolbox.attacks.HopSkipJumpAttack(
+            steps=self.steps, initial_gradient_eval_steps=self.queries, constraint=self.bound.norm
+        )
+        shown = foolbox.PyTorchModel(fixed, bounds=(0, 1), device=image.device)
+        try:
+            return attack.run(shown, image, foolbox.criteria.Misclassification(label))
+        except ValueError:  # no start
+            return image
+
+
+@dataclass(frozen=True)
+class AdaptiveAttack:
+    """An algorithm, and what it is run on: the model that stands for the defended one.
+
+    Attributes:
+        algorithm: PGD, APGD, Square or HopSkipJump.
+        gradient: ``"bpda"``: as the model is differentiated, which is the identity for the defense; ``"exact"`` and
+            ``"expected"``: see :func:`.unrolled.unrolled`, and BPDA where a defense then has no gradient; ``"surrogate"``: of
+            :mod:`oag_transform.baselines.surrogate`, likewise; ``"noise"``: of the noise that comes first, with everything
+            behind it left out; ``"target"``: of the undefended target (transfer).
+        one_view: PGD sees the views one at a time, see :class:`OneView`.
+        continues: it starts where the attack before it ended, in place of the images.
+    """
+
+    algorithm: "PGD | APGD | Square | HopSkipJump"
+    gradient: Literal["bpda", "exact", "expected", "surrogate", "noise", "target"] = "bpda"
+    one_view: bool = False
+    continues: bool = False
+
+    def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor, start: Tensor, streams: Streams) -> AttackResult:
+        """Attacked images; ``start``: where the attack before this one ended; ``streams``: of the attacker's draws."""
+        shown = self.surrogate(model, images)
+        if self.one_view and shown.shift != 0:
+            shown = OneView.of(shown)
+        algorithm = replace(self.algorithm, streams=streams)
+        if self.continues and isinstance(algorithm, PGD) and not start.equal(images):
+            return algorithm(shown, images, labels, start=start)
+        return algorithm(shown, images, labels)
+
+    def surrogate(self, model: DefendedModel, images: Tensor) -> DefendedModel:
+        """The model that is differentiated in place of the defended one."""
+        if self.gradient == "target":
+            return DefendedModel(model.target, nn.Identity(), shift=0)
+        if self.gradient == "noise":
+            first = model.defense.defenses[0] if isinstance(model.defense, Compose) else model.defense
+            return DefendedModel(model.target, first, shift=0, gradient="own")
+        if self.gradient in ("exact", "expected"):
+            own = unrolled(model, expected=self.gradient == "expected")
+            return own if differentiable(own.defense, images[:1]) else model
+        if self.gradient == "surrogate" and (smooth := surrogate.differentiable(model.defense)) is not None:
+            return DefendedModel(model.target, smooth, **settings_of(model) | {"gradient": "own"})
+        return model
+
+
+def make_attack(name: str, bound: Bound, options: AdaptiveOptions, *, randomised: bool, views: bool) -> AdaptiveAttack:
+    """The attack of a name in :data:`~oag_transform.evaluation.options.ADAPTIVE_ATTACKS`.
+
+    Args:
+        name: see above.
+        bound: see :class:`Bound`.
+        options: steps, draws and queries.
+        randomised: whether one draw of the defense differs from another: else a gradient takes one, of the next view.
+        views: whether the model has several.
+
+    Raises:
+        ValueError: no such attack.
+    """
+    draws = options.draws if randomised or views else 1
+    pgd = PGD(bound, options.steps, draws)
+    by_margin = replace(pgd, loss=margin)
+    one_draw = replace(pgd, draws=1)
+
+    def through(attack: PGD, gradient: Any = "bpda", continues: bool = True) -> AdaptiveAttack:
+        return AdaptiveAttack(attack, gradient, one_view=True, continues=continues)
+
+    makers: dict[str, Callable[[], AdaptiveAttack]] = {
+        "transfer": lambda: AdaptiveAttack(one_draw, "target"),
+        "noise": lambda: through(pgd, "noise"),
+        "bpda": lambda: through(pgd),
+        "margin": lambda: through(by_margin),
+        "dlr": lambda: through(replace(pgd, loss=dlr)),
+        "restart": lambda: through(replace(by_margin, random_start=5), continues=False),
+        "exact": lambda: through(replace(by_margin, steps=options.exact_steps), "exact"),
+        "exact-eot": lambda: through(replace(by_margin, steps=options.expected_steps, draws=EOT if randomised else 1), "exact"),
+        "expected": lambda: through(replace(by_margin, steps=options.expected_steps), "expected"),
+        "surrogate": lambda: through(by_margin, "surrogate"),
+        "gray": lambda: through(replace(pgd, basis="gray"), continues=False),
+        "smooth": lambda: through(replace(pgd, basis="smooth"), continues=False),
+        "apgd": lambda: AdaptiveAttack(APGD(bound, options.apgd_steps, draws)),
+        "apgd-dlr": lambda: AdaptiveAttack(APGD(bound, options.apgd_steps, draws, "dlr")),
+        "apgd-targeted": lambda: AdaptiveAttack(APGD(bound, options.apgd_steps, draws, "dlr-targeted")),
+        "square": lambda: AdaptiveAttack(Square(bound, options.queries, draws)),
+        "hopskipjump": lambda: AdaptiveAttack(HopSkipJump(bound, 4, 40)),
+    }
+    return makers[_checks.choice("attack", name, makers)]()
+
+
+def randomised(defense: Any) -> bool:
+    """Whether one draw of a defense may differ from another: not of this package's and torch's modules without a seed."""
+    if isinstance(defense, (Compose, nn.ModuleList)):
+        return any(map(randomised, defense.defenses if isinstance(defense, Compose) else defense))
+    return hasattr(defense, "seed") or type(defense).__module__.partition(".")[0] not in (
+        "oag_transform",
+        "torch",
+        "torchvision",
+    )
+
+
+def averaged(model: DefendedModel, row: int, draws: int, chosen: Streams) -> Callable[[Tensor], Tensor]:
+    """Image ``row``'s model as a library wants it: (n, C, H, W) -> log of the mean probabilities of fresh draws."""
+    counter: Iterator[int] = itertools.count()
+
+    def mean(images: Tensor) -> Tensor:
+        found = [model(images, index=[chosen(row, next(counter))] * len(images)).log_softmax(1) for _ in range(draws)]
+        return torch.stack(found).logsumexp(0) - math.log(draws)
+
+    return mean
+
+
+class _FixedDraw(nn.Module):
+    """The model at one random stream, whichever image it is given."""
+
+    def __init__(self, model: DefendedModel, stream: int) -> None:
+        super().__init__()
+        self.model, self.stream = model, stream
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([self.model(image, index=self.stream) for image in images.split(1)])
+
+
+def _wrong(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.scatter(1, labels[:, None], -math.inf)
+
+
+def _length(values: Tensor) -> Tensor:
+    """(N,) Euclidean lengths of (N, ...)."""
+    return torch.linalg.vector_norm(values.flatten(1), dim=1)
+
+
+def _per_image(values: Tensor, like: Tensor) -> Tensor:
+    """(N,) values, to be multiplied with ``like`` (N, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,95 @@
+"""Points that attacks found, judged with fresh draws of the defense; and whether the attacks themselves can be trusted.
+
+A randomised defense misclassifies a clean image too when it is asked often enough, so clean images are judged in the same way.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ...defended import DefendedModel
+from ..result import Cell, bits
+from .adaptive import AttackResult, Loss, Streams, gradient, unknown
+
+AGREEMENT = 0.1  # cosine of the gradients of two sets of draws, on average over images
+LEAD = 0.02  # share of the images by which a black box must be ahead, beyond one image
+RISE = 0.1  # of the loss over the last quarter of the steps, as a share of its whole rise: less is converged
+
+
+def judge(
+    model: DefendedModel, images: Tensor, labels: Tensor, draws: int, *, first: int = 1 << 31, streams: Streams = unknown
+) -> Cell:
+    """Classify images (N, C, H, W) in [0, 1] ``draws`` times: who is right by majority vote, and in how many of the draws.
+
+    A vote is right if more draws agree on the right class than on any other: a tie is not.
+
+    Args:
+        model: the defended target; of each draw it sees ``model.samples`` purifications.
+        images: see above.
+        labels: (N,) the right classes.
+        draws: k.
+        first: number of the first draw; attackers count from 0, so that these are none of theirs.
+        streams: random stream of (image, draw).
+    """
+    votes = torch.zeros(0)
+    for draw in range(first, first + draws):
+        with torch.no_grad():
+            logits = model(images, index=[streams(i, draw) for i in range(len(images))])
+        chosen = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
+        votes = chosen if draw == first else votes + chosen
+    counts = votes.gather(1, labels[:, None])[:, 0]
+    right = counts > votes.scatter(1, labels[:, None], -1).amax(1)
+    return Cell(bits(right), draws=draws, counts=tuple(counts.tolist()) if draws > 1 else ())
+
+
+def agreement(model: DefendedModel, images: Tensor, labels: Tensor, loss: Loss, draws: int, *, first: int = 1 << 29) -> Tensor:
+    """(N,) cosine of the gradients of two sets of ``draws`` draws: whether that many are enough to know where to go."""
+    slopes = []
+    for start in (first, first + draws):
+        indices = [[unknown(i, draw) for i in range(len(images))] for draw in range(start, start + draws)]
+        slopes.append(gradient(model, images, labels, loss, indices)[1].flatten(1))
+    return torch.cosine_similarity(slopes[0], slopes[1], dim=1)
+
+
+def diagnose(name: str, found: AttackResult) -> tuple[str, ...]:
+    """What speaks against trusting an attack's result, in the manner of AutoAttack's checks; empty: nothing."""
+    said = []
+    zero = int((found.gradients == 0).sum())
+    if zero:
+        said.append(f"{name}: the gradient of {zero} of {len(found.gradients)} images is zero; what it finds means nothing")
+    if len(found.losses) >= 4:
+        said += _trend(name, found.losses.mean(1))
+    return tuple(said)
+
+
+def black_box_leads(cells: Mapping[str, Cell], black_box: Sequence[str]) -> tuple[str, ...]:
+    """A warning for each black-box attack that leaves fewer images right than every attack with gradients: a masked gradient.
+
+    Args:
+        cells: what is left of a defense by attacks on the same images, by their names.
+        black_box: names of those attacks that see no gradient.
+    """
+    white = [cell.accuracy for name, cell in cells.items() if name not in black_box]
+    least = min(white, default=0.0)
+    return tuple(
+        f"{name} leaves {100 * cell.accuracy:.1f}%, less than attacks with gradients ({100 * least:.1f}%)"
+        for name, cell in cells.items()
+        if name in black_box and white and least - cell.accuracy > LEAD + 1 / cell.n
+    )
+
+
+def disagreement(name: str, cosines: Tensor) -> tuple[str, ...]:
+    """A warning where :func:`agreement` says that an attack takes too few draws for each gradient."""
+    mean = float(cosines.mean())
+    return () if mean >= AGREEMENT else (f"{name}: gradients of two sets of draws agree by {mean:.2f} only; take more draws",)
+
+
+def _trend(name: str, losses: Tensor) -> list[str]:
+    quarter = max(1, len(losses) // 4)
+    start, middle, end = losses[:1].mean(), losses[-2 * quarter : -quarter].mean(), losses[-quarter:].mean()
+    if end <= start:
+        return [f"{name}: the loss doesn't rise ({float(start):.2f} to {float(end):.2f})"]
+    if end - middle > RISE * (end - start):
+        return [f"{name}: the loss still rises at the last step ({float(middle):.2f} to {float(end):.2f}); take more steps"]
+    return []

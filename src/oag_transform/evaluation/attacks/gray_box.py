@@ -1,0 +1,138 @@
+"""The paper's gray-box attacks (II-A, IV-A), from foolbox: FGSM, IGSM, MI-FGSM and C&W, targeted and untargeted.
+
+Budgets are in grey levels, 0 to 255, as in the paper: ``fgsm(6)`` moves no pixel by more than 6/255.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import _checks, streams
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "Please import `gaussian_filter`", DeprecationWarning)  # foolbox, on import
+    import foolbox
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack on a classifier, made by :func:`fgsm`, :func:`igsm`, :func:`mifgsm` or :func:`cw`.
+
+    Attributes:
+        name: name in the literature.
+        method: the foolbox attack.
+        eps: bound of the perturbation's L-infinity norm in grey levels; None for an attack without one.
+        targeted: towards a wrong class drawn for each image, or away from the right one.
+    """
+
+    name: str
+    method: Any
+    eps: int | None
+    targeted: bool
+
+    def __str__(self) -> str:
+        bound = "" if self.eps is None else f" {self.eps}/255"
+        return f"{self.name}{bound}"
+
+    def __call__(
+        self, target: nn.Module, images: Tensor, labels: Tensor, *, classes: int, seed: int = 0, index: int = 0
+    ) -> Tensor:
+        """Attacked images of the same shape, rounded to 8 bits as an image file would hold them.
+
+        Args:
+            target: classifier of [0, 1] images (N, C, H, W) -> logits (N, classes), in eval mode.
+            images: (N, C, H, W) floating point in [0, 1]; those of 8-bit images keep to ``eps`` exactly.
+            labels: (N,) their right classes, which the target should give them: it is meaningless to attack the others.
+            classes: number of classes to draw a target class from.
+            seed: image i draws its target class from random stream ``index + i`` of it.
+            index: random stream of the first image.
+
+        Raises:
+            ValueError: labels outside of 0 to ``classes`` - 1, or fewer than two classes.
+        """
+        if classes < 2 or not bool(((labels >= 0) & (labels < classes)).all()):
+            raise ValueError(f"expected labels from 0 to classes - 1 with classes >= 2, got classes = {classes}, {labels}")
+        model = foolbox.PyTorchModel(target, bounds=(0, 1), device=images.device)
+        criterion = (
+            foolbox.criteria.TargetedMisclassification(wrong_classes(labels, classes, seed, index))
+            if self.targeted
+            else foolbox.criteria.Misclassification(labels)
+        )
+        eps = None if self.eps is None else self.eps / 255
+        attacked = self.method(model, images, criterion, epsilons=eps)[1].detach()
+        return (255 * attacked).round() / 255
+
+
+def iterations(eps: int) -> int:
+    """Number of steps of the iterative attacks, min(eps + 4, ceil(1.25 eps)), after Kurakin et al. (IV-A)."""
+    return min(eps + 4, math.ceil(1.25 * eps))
+
+
+def wrong_classes(labels: Tensor, classes: int, seed: int, index: int = 0) -> Tensor:
+    """A class other than its label for each image, uniform over the others, from the image's own random stream."""
+    rows = range(index, index + len(labels))
+    drawn = [int(torch.randint(1, classes, (1,), generator=g)) for g in streams.generators(seed, rows, torch.device("cpu"))]
+    return (labels + torch.tensor(drawn, device=labels.device, dtype=labels.dtype)) % classes
+
+
+def fgsm(eps: int = 6, *, targeted: bool = True) -> Attack:
+    """Fast gradient sign method (Goodfellow et al. 2015): one step of length ``eps``."""
+    # foolbox's own FGSM has no targeted form; one step of the whole length is the same
+    eps = _grey_levels(eps)
+    return Attack("FGSM", _steps(foolbox.attacks.LinfBasicIterativeAttack, eps, step=eps, count=1), eps, targeted)
+
+
+def igsm(eps: int = 6, *, targeted: bool = True) -> Attack:
+    """Iterative gradient sign method (Kurakin et al. 2017, Eq. 1): :func:`iterations` steps of length 1, no random start."""
+    eps = _grey_levels(eps)
+    return Attack("IGSM", _steps(foolbox.attacks.LinfBasicIterativeAttack, eps), eps, targeted)
+
+
+class MomentumIterativeMethod(foolbox.attacks.LinfMomentumIterativeFastGradientMethod):
+    """foolbox's MI-FGSM, but summing gradients over their L1 norm (Dong et al. 2018, Eq. 6): foolbox 3.3.4 sums their signs."""
+
+    def normalize(self, gradients: Any, *, x: Any, bounds: Any) -> Any:
+        """Each image's gradient over its mean absolute value: the scale of the sum doesn't matter, its sign is taken."""
+        return gradients / gradients.abs().mean((1, 2, 3), keepdims=True).maximum(1e-30)
+
+
+def mifgsm(eps: int = 4, *, targeted: bool = False) -> Attack:
+    """Momentum iterative FGSM (Dong et al. 2018): :func:`iterations` steps of length 1, decay 1."""
+    eps = _grey_levels(eps)
+    return Attack("MI-FGSM", _steps(MomentumIterativeMethod, eps), eps, targeted)
+
+
+def cw(*, targeted: bool = False, confidence: float = 2, steps: int = 30, searches: int = 2, lr: float = 0.01) -> Attack:
+    """Carlini and Wagner's attack (2017): the smallest L2 perturbation, ``searches`` searches of ``steps`` steps of Adam.
+
+    ``confidence`` is the margin of the wrong class's logit; 2 survives the rounding to 8 bits.
+    """
+    method = foolbox.attacks.L2CarliniWagnerAttack(
+        binary_search_steps=searches,
+        steps=steps,
+        stepsize=lr,
+        confidence=confidence,
+        initial_const=10,
+        abort_early=False,  # it looks at the loss of the whole batch: an image's result would depend on the others
+    )
+    return Attack("C&W", method, None, targeted)
+
+
+def paper_attacks(mifgsm_eps: int = 4) -> tuple[Attack, ...]:
+    """Those of Table I: FGSM and IGSM targeted, eps 6; MI-FGSM (eps 4 on Flower-17, 2 on ImageNet) and C&W untargeted."""
+    return fgsm(6), igsm(6), mifgsm(mifgsm_eps), cw()
+
+
+def _steps(method: Any, eps: int, *, step: int = 1, count: int | None = None) -> Any:
+    return method(abs_stepsize=step / 255, steps=iterations(eps) if count is None else count, random_start=False)
+
+
+def _grey_levels(eps: Any) -> int:
+    checked = _checks.integer("eps (grey levels)", eps, at_least=1)
+    if checked > 255:
+        raise ValueError(f"eps (grey levels) must be at most 255, got {eps!r}")
+    return checked

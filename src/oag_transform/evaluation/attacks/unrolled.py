@@ -1,0 +1,113 @@
+"""OAG with a gradient of its own, through every network step, for attackers."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ... import _checks, streams
+from ...baselines.compose import Compose
+from ...defended import DefendedModel, takes_index
+from ...generator import reference
+from ...straight_through import straight_through
+from ...transform import OnlineAlternateGenerator
+
+
+class Unrolled(nn.Module):
+    """OAG by :func:`oag_transform.generator.reference.purify`, differentiably.
+
+    It works in the image's own precision: ``compute_dtype`` and the second try at smaller rates are left out. Memory is about
+    0.8 GB for each image of a batch at 224 x 224.
+
+    Args:
+        transform: what is unrolled.
+        expected: what :func:`unrolled` says.
+    """
+
+    def __init__(self, transform: OnlineAlternateGenerator, *, expected: bool = False) -> None:
+        super().__init__()
+        self.settings = replace(transform.settings, compute_dtype=None)
+        self.expected = expected
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        """Purified images (N, C, H, W) in [0, 1], differentiably; ``index``: random stream of the first, or one for each."""
+        seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
+        jump, settings = _Expected.apply if self.expected else reference.above_zero, self.settings.at(*images.shape[-2:])
+        rows = zip(images, _checks.indices(index, len(images)), strict=True)
+        return torch.stack([reference.purify(image, settings, seed=seed, index=i, jump=jump) for image, i in rows])
+
+    def extra_repr(self) -> str:
+        """Every hyper-parameter."""
+        return f"{self.settings!r}, expected={self.expected}"
+
+
+def unrolled(model: DefendedModel, *, expected: bool = False) -> DefendedModel:
+    """The same model, with gradients through its defense: OAG unrolled, any other's own.
+
+    A defense that has no gradient of its own raises RuntimeError when it is attacked. Of several defenses in one model such a
+    one passes on the identity's gradient (BPDA): left out, it would hide its part of the model from the attack.
+
+    Args:
+        model: what is attacked.
+        expected: the exact gradient has no part for what jumps: whether a weight is beyond the threshold, and the masks of the
+            ReLU. The Langevin noise decides both, and what it gives *on average* is smooth. True: a jump at 0 of what carries
+            noise of standard deviation s has the derivative of that average, the normal density of s. Values are the same.
+    """
+    if isinstance(model.defense, nn.ModuleList):
+        defense: Any = [_OwnOrIdentity(_unrolled(each, expected)) for each in model.defense]
+    else:
+        defense = _unrolled(model.defense, expected)
+    return DefendedModel(model.target, defense, **settings_of(model) | {"gradient": "own"})
+
+
+def differentiable(defense: Callable[[Tensor], Tensor], images: Tensor) -> bool:
+    """Whether autograd finds a gradient through a defense at images (N, C, H, W) in [0, 1], which isn't zero everywhere."""
+    if isinstance(defense, nn.ModuleList):  # of a model with several
+        return any(differentiable(each, images) for each in defense)
+    point = images.detach().requires_grad_()
+    try:
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(defense(point).sum(), point)
+    except RuntimeError:  # the graph ends in it, or it is NumPy's, which takes no tensor that requires a gradient
+        return False
+    return bool(slope.any())
+
+
+def settings_of(model: DefendedModel) -> dict[str, Any]:
+    """All keyword arguments of a model."""
+    return {name: getattr(model, name) for name in ("normalize", "samples", "shift", "clip", "gradient")}
+
+
+class _Expected(torch.autograd.Function):
+    """:data:`~oag_transform.generator.reference.Jump` with the derivative of its mean over noise in x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, deviation: Tensor) -> Tensor:
+        ctx.save_for_backward(x, deviation)
+        return reference.above_zero(x, deviation)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> Any:
+        x, deviation = ctx.saved_tensors
+        return slopes[0] * (-(x / deviation).square() / 2).exp() / (math.sqrt(2 * math.pi) * deviation), None
+
+
+class _OwnOrIdentity(nn.Module):
+    """A defense with the gradient of its own, or with the identity's where it has none."""
+
+    def __init__(self, defense: nn.Module) -> None:
+        super().__init__()
+        self.defense = defense
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        found = self.defense(images, index=index) if takes_index(self.defense) else self.defense(images)
+        return straight_through(images, lambda _: found) if images.requires_grad and not found.requires_grad else found
+
+
+def _unrolled(defense: Any, expected: bool) -> Any:
+    if isinstance(defense, OnlineAlternateGenerator):
+        return Unrolled(defense, expected=expected)
+    return Compose(*(_unrolled(each, expected) for each in defense.defenses)) if isinstance(defense, Compose) else defense

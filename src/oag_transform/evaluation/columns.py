@@ -1,0 +1,368 @@
+"""Columns of a table: each makes the images that a row is asked to classify, or judges a row itself, through the store."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _checks, streams
+from ..defended import DefendedModel
+from ..transform import OnlineAlternateGenerator
+from .attacks.adaptive import PGD, STREAMS_OF_AN_ATTACK, AttackResult, Bound, Streams, known, make_attack, randomised, unknown
+from .attacks.diagnostics import diagnose, judge
+from .attacks.gray_box import Attack
+from .options import AdaptiveOptions
+from .provenance import versions
+from .result import AttackRecord, Cell, bits
+from .store import Array, records
+from .subject import UNDEFENDED, Row, Subject
+
+QUICK = 2  # draws that tell which images the next attack still has to be run on
+JUDGED = 1 << 31  # number of the first draw that judges; an attack's own judgement begins at half of it
+
+
+class Column:
+    """A column whose images each row classifies once."""
+
+    @property
+    def label(self) -> str:
+        """Its heading."""
+        raise NotImplementedError
+
+    def images(self, subject: Subject, row: Row) -> Tensor:
+        """(n, C, H, W) uint8 on the CPU: the subject's images in their order, at least the first ``row.count`` of them."""
+        raise NotImplementedError
+
+    def cell(self, subject: Subject, row: Row, model: DefendedModel) -> tuple[Cell, float | None]:
+        """What the row has right, and the seconds an image that its defense takes; ``model``: the row's."""
+        part = subject.first(row.count)
+        images = self.images(subject, row)[: len(part.images)]
+        return classify(part, model, images, f"{row.label}: {self.label}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Clean(Column):
+    """The images as they are."""
+
+    label = "Clean"
+
+    def images(self, subject: Subject, row: Row) -> Tensor:
+        """See :class:`Column`."""
+        return subject.images
+
+
+@dataclasses.dataclass(frozen=True)
+class GrayBox(Column):
+    """Images attacked by someone who knows the target and no defense: the same ones for every row."""
+
+    attack: Attack
+
+    @property
+    def label(self) -> str:
+        """The attack and its bound."""
+        return str(self.attack)
+
+    def images(self, subject: Subject, row: Row) -> Tensor:
+        """See :func:`attacked`."""
+        return attacked(subject, self.attack)
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise(Column):
+    """Images with Gaussian noise of standard deviation ``std`` on the [0, 1] scale."""
+
+    std: float
+
+    @property
+    def label(self) -> str:
+        """The noise and its strength."""
+        return f"Gaussian noise, std {self.std:g}"
+
+    def images(self, subject: Subject, row: Row) -> Tensor:
+        """See :func:`noised`."""
+        return noised(subject, self.std)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptive(Column):
+    """Each row under several adaptive attacks, one after another, judged by the majority vote of fresh draws.
+
+    An attack is run on the images that are still right, and starts where the attack before it ended unless ``QUICK`` draws all
+    misclassify that point. The point that the fewest of these draws have right is kept for each image; other draws judge it.
+
+    Attributes:
+        bound: None for clean images, which no attack is run on.
+        options: steps, draws and queries of the attacks.
+        attacks: names of the attacks.
+        previous: the column of the next smaller bound: what is misclassified there is here, and attacks start from its points.
+    """
+
+    bound: Bound | None
+    options: AdaptiveOptions
+    attacks: tuple[str, ...] = ()
+    previous: "Adaptive | None" = None
+
+    @property
+    def label(self) -> str:
+        """The bound."""
+        return "Clean" if self.bound is None else str(self.bound)
+
+    def draws(self, model: DefendedModel) -> int:
+        """Draws that judge a row: one, where another would give the same."""
+        return self.options.judge if randomised(model.defense) and not self.options.seed_known else 1
+
+    def cell(self, subject: Subject, row: Row, model: DefendedModel) -> tuple[Cell, float | None]:
+        """See :class:`Column`. The seconds hold defense and target, of one draw, for clean images only."""
+        found = self.states(subject, row)
+        attacks, diagnostics = [], list[str]()
+        for number, name in enumerate(self.attacks):
+            at = found["attacked"][:, number].nonzero()[0]
+            if not len(at):
+                continue
+            mine = found[at]
+            losses = torch.from_numpy(mine["losses"][:, number].T.copy())
+            losses = losses[~losses.isnan().any(1)]
+            lengths = torch.from_numpy(mine["gradients"][:, number].copy())
+            diagnostics += diagnose(name, AttackResult(torch.empty(0), losses, lengths[~lengths.isnan()]))
+            attacks.append(
+                AttackRecord(
+                    name,
+                    tuple(at.tolist()),
+                    tuple(mine["counts"][:, number].tolist()),
+                    min(QUICK, self.draws(model)),
+                    bits(mine["votes"][:, number]),
+                    round(float(mine["seconds"][:, number].mean()), 2),
+                    self._gradients(name, row, model),
+                    tuple(round(each, 3) for each in losses.mean(1).tolist()),
+                )
+            )
+        draws = self.draws(model)
+        counts = tuple(found["count"].tolist()) if draws > 1 else ()
+        cell = Cell(bits(found["right"]), draws=draws, counts=counts, attacks=tuple(attacks), diagnostics=tuple(diagnostics))
+        return cell, float(np.median(found["time"])) if self.bound is None else None
+
+    def states(self, subject: Subject, row: Row) -> Array:
+        """For each image its ``point`` (C, H, W), if it is ``right`` by vote, the ``count`` of right draws, and the attacks."""
+        part = subject.first(row.count)
+        defender = row.model(part)
+        attacker = defender if self.options.seed_known else row.model(part, seed=part.seed + 1)
+        before = None if self.previous is None else self.previous.states(subject, row)
+        points = part.images.float() / 255 if before is None else torch.from_numpy(before["point"].copy())
+        still = torch.ones(len(points), dtype=torch.bool) if before is None else torch.from_numpy(before["right"].copy())
+        settings = {
+            name: value for name, value in vars(self.options).items() if name not in ("attacks", "linf", "l2", "each_alone")
+        }
+        key = {
+            "what": "adaptive",
+            "bound": None if self.bound is None else [self.bound.norm, self.bound.eps],
+            "attacks": self.attacks,
+            "settings": settings,
+            "libraries": versions("foolbox", "pyautoattack"),
+        } | part.key(defender)
+
+        def compute(rows: range) -> Array:
+            return self._attacked(
+                part, row, defender, attacker, rows, points[rows.start : rows.stop], still[rows.start : rows.stop]
+            )
+
+        desc = f"{row.label}: {self.label}"
+        return part.store.rows(key, (part.images, part.labels, points, still), compute, desc)
+
+    def _attacked(
+        self,
+        part: Subject,
+        row: Row,
+        defender: DefendedModel,
+        attacker: DefendedModel,
+        rows: range,
+        points: Tensor,
+        still: Tensor,
+    ) -> Array:
+        """The records of some rows, from the points of the smaller bound and who is still right."""
+        images, labels = part.batch(part.images, rows), part.labels[rows.start : rows.stop].to(part.device)
+        points, count = points.to(part.device), len(rows)
+        least = torch.full((count,), QUICK + 1)
+        shape = (count, len(self.attacks))
+        found: dict[str, Any] = {
+            "attacked": np.zeros(shape, bool),
+            "counts": np.zeros(shape, np.int32),
+            "votes": np.zeros(shape, bool),
+            "seconds": np.zeros(shape, np.float32),
+            "gradients": np.full(shape, np.nan, np.float32),
+            "losses": np.full((*shape, self._longest()), np.nan, np.float32),
+        }
+        for number, name in enumerate(self.attacks):
+            at = [i for i in range(count) if still[i] and least[i] > 0]
+            if not at or self.bound is None:
+                continue
+            attack = make_attack(
+                name, self.bound, self.options, randomised=randomised(attacker.defense), views=attacker.shift != 0
+            )
+            start = time.process_time()
+            result = attack(
+                attacker, images[at], labels[at], points[at], self._streams(rows, at, number * STREAMS_OF_AN_ATTACK)
+            )
+            seconds = (time.process_time() - start) / len(at)
+            quick = self._judged(defender, result.images, labels[at], rows, at, QUICK, JUDGED // 2 + 1000 * number)
+            right = torch.tensor(quick.counts or [int(bit) for bit in quick.right])
+            better = [i for i, (place, each) in enumerate(zip(at, right.tolist(), strict=True)) if each <= least[place]]
+            for i in better:
+                least[at[i]], points[at[i]] = right[i], result.images[i]
+            found["attacked"][at, number], found["seconds"][at, number] = True, seconds
+            found["counts"][at, number] = right.numpy()
+            found["votes"][at, number] = [bit == "1" for bit in quick.right]
+            if len(result.gradients):
+                found["gradients"][at, number] = result.gradients.cpu().numpy()
+            if len(result.losses):
+                found["losses"][at, number, : len(result.losses)] = result.losses.T.cpu().numpy()
+        # the least of several noisy counts is too low: fresh draws for what was chosen
+        at = still.nonzero().flatten().tolist()
+        counts, right, start = torch.zeros(count, dtype=torch.int32), still.clone(), time.process_time()
+        if at:
+            judged = self._judged(defender, points[at], labels[at], rows, at, self.draws(defender), JUDGED)
+            counts[at] = torch.tensor(judged.counts or [int(bit) for bit in judged.right], dtype=torch.int32)
+            right[at] = torch.tensor([bit == "1" for bit in judged.right])
+        took = (time.process_time() - start) / max(1, len(at)) / self.draws(defender)
+        return records(point=points.cpu(), right=right, count=counts, time=np.full(count, took), **found)
+
+    def _judged(
+        self, defender: DefendedModel, points: Tensor, labels: Tensor, rows: range, at: Sequence[int], draws: int, first: int
+    ) -> Cell:
+        draws = min(draws, self.draws(defender))
+        return judge(defender, points, labels, draws, first=first, streams=self._streams(rows, at, 0))
+
+    def _streams(self, rows: range, at: Sequence[int], first: int) -> Streams:
+        """Streams of the images in some places of the rows, whichever chunk they are in."""
+        chosen = known if self.options.seed_known else unknown
+        return lambda image, draw: chosen(rows.start + at[image], draw + first)
+
+    def _longest(self) -> int:
+        options = self.options
+        return max(options.steps, options.exact_steps, options.expected_steps)
+
+    def _gradients(self, name: str, row: Row, model: DefendedModel) -> int | None:
+        """Gradients of a single draw that PGD takes for an image."""
+        bound = self.bound or Bound("linf", 1)
+        views, random = model.shift != 0, randomised(model.defense)
+        algorithm = make_attack(name, bound, self.options, randomised=random, views=views).algorithm
+        return algorithm.steps * algorithm.draws if isinstance(algorithm, PGD) else None
+
+
+def adaptive_columns(options: AdaptiveOptions, norm: str, attacks: tuple[str, ...]) -> list[Adaptive]:
+    """Clean images, and a column for each bound of a norm, upwards."""
+    bounds = [Bound("linf", eps / 255) for eps in options.linf] if norm == "linf" else [Bound("l2", eps) for eps in options.l2]
+    columns = [Adaptive(None, options)]
+    for bound in sorted(bounds, key=lambda bound: bound.eps):
+        columns.append(Adaptive(bound, options, attacks, columns[-1]))
+    return columns
+
+
+def attacked(subject: Subject, attack: Attack) -> Tensor:
+    """The subject's images under a gray-box attack on its target, uint8."""
+    settings = {name: value for name, value in vars(attack.method).items() if isinstance(value, (int, float, str))}
+    classes = len(subject.classes)  # inside, the name would make cloudpickle look into torch.classes, which it cannot
+    key = {
+        "what": "attack",
+        "versions": versions("torch", "foolbox", "numpy"),
+        "attack": [attack.name, attack.eps, attack.targeted, type(attack.method).__name__, settings],
+        "target": subject.target.fingerprint,
+        "classes": classes,
+        "seed": subject.seed,
+    }
+
+    def compute(rows: range) -> Array:
+        images = subject.batch(subject.images, rows)
+        labels = subject.labels[rows.start : rows.stop].to(subject.device)
+        result = attack(subject.target.model, images, labels, classes=classes, seed=subject.seed, index=rows.start)
+        return (255 * result).round().to(torch.uint8).cpu().numpy()
+
+    return torch.from_numpy(
+        subject.store.rows(key, (subject.images, subject.labels), compute, f"{subject.target.name}: {attack}")
+    )
+
+
+def noised(subject: Subject, std: float) -> Tensor:
+    """The subject's images with Gaussian noise of standard deviation ``std`` on the [0, 1] scale, clipped to it, uint8."""
+    generators = streams.noise_generators(subject.seed, range(len(subject.images)), torch.device("cpu"))
+    noisy = torch.empty_like(subject.images)
+    for row, generator in enumerate(generators):  # one at a time: floating point is four times as large
+        image = subject.images[row : row + 1].float() / 255
+        noisy[row] = (255 * streams.add_normal(image, std, [generator])[0]).round().to(torch.uint8)
+    return noisy
+
+
+def classify(subject: Subject, model: DefendedModel, images: Tensor, desc: str) -> tuple[Cell, float]:
+    """Which uint8 ``images`` (in the subject's order) are right behind a defense, and the defense's median seconds an image."""
+    key = {"what": "class"} | subject.key(model)
+
+    def compute(rows: range) -> Array:
+        batch = subject.batch(images, rows)
+        with torch.no_grad(), _checks.rows_are(rows):
+            start = time.perf_counter()
+            purified = model.purify(batch, index=rows)
+            seconds = _elapsed(start, subject.device)
+            classes = model.classify(purified).argmax(1).cpu().numpy()
+        return np.stack([classes, np.full(len(rows), seconds / len(rows))], 1)
+
+    found = subject.store.rows(key, (images,), compute, desc)
+    return _cell(found[:, 0], subject.labels), float(np.median(found[:, 1]))
+
+
+def along(subject: Subject, model: DefendedModel, images: Tensor, steps: Sequence[int], desc: str) -> list[Cell]:
+    """Which uint8 ``images`` are right after each of these network steps, of one run of OAG in a DefendedModel.
+
+    Raises:
+        TypeError: the model's defense is another one.
+        DivergenceError: an image diverged.
+    """
+    defense = traced(model)
+    key = {"what": "along", "steps": list(steps)} | subject.key(model)
+
+    def compute(rows: range) -> Array:
+        moments = defense.trace(subject.batch(images, rows), every=math.gcd(*steps), index=rows)
+        classes = []
+        for moment in moments:
+            if moment.step in steps:
+                with torch.no_grad(), _checks.rows_are(rows):
+                    classes.append(model.classify(moment.images).argmax(1).cpu().numpy())
+        return np.stack(classes, 1)
+
+    found = subject.store.rows(key, (images,), compute, desc)
+    return [_cell(column, subject.labels) for column in found.T]
+
+
+def traced(model: DefendedModel) -> OnlineAlternateGenerator:
+    """The model's defense, which has a trace.
+
+    Raises:
+        TypeError: it is another one than OAG.
+    """
+    if not isinstance(model.defense, OnlineAlternateGenerator):
+        raise TypeError(f"expected an OnlineAlternateGenerator, which has a trace, got {type(model.defense).__name__}")
+    return model.defense
+
+
+def probabilities(subject: Subject, images: Tensor) -> Tensor:
+    """(N, classes) probabilities that the undefended target gives uint8 images or [0, 1] ones."""
+    model = UNDEFENDED.model(subject)
+    found = []
+    for part in images.to(subject.device).split(subject.store.chunk):
+        with torch.no_grad():
+            logits = model(part if part.is_floating_point() else part.float() / 255)
+        found.append(logits.softmax(1).cpu())
+    return torch.cat(found)
+
+
+def _elapsed(start: float, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _cell(classes: Any, labels: Tensor) -> Cell:
+    return Cell(bits(a == b for a, b in zip(classes.tolist(), labels.tolist(), strict=True)))

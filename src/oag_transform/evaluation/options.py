@@ -1,0 +1,242 @@
+"""What a command line prints and asks for: the lists of experiments and attacks, and the settings of some experiments.
+
+Light to import; torch comes when something is made.
+"""
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a command line is parsed with these lists, before anybody waits for torch
+    from .attacks.gray_box import Attack
+    from .plan import Plan
+    from .result import Result
+
+
+@dataclass(frozen=True)
+class GrayBoxAttack:
+    """An attack of the paper, on the target alone.
+
+    Attributes:
+        key: its name on a command line, and its function in :mod:`~oag_transform.evaluation.attacks.gray_box`.
+        label: its name in tables.
+        eps: the paper's bound in grey levels, None for an attack without one.
+        targeted: what the paper does.
+    """
+
+    key: str
+    label: str
+    eps: int | None
+    targeted: bool
+
+    def make(self, eps: int | None = None, targeted: bool | None = None) -> "Attack":
+        """The attack, with the paper's bound and goal where no other is given.
+
+        Raises:
+            ValueError: ``eps`` isn't an integer from 1 to 255, or the attack has none.
+        """
+        chosen: dict[str, Any] = {"targeted": self.targeted if targeted is None else targeted}
+        if self.eps is not None:
+            chosen["eps"] = self.eps if eps is None else eps
+        elif eps is not None:
+            raise ValueError(f"{self.label} has no bound, got eps = {eps!r}")
+        return getattr(importlib.import_module(".attacks.gray_box", __package__), self.key)(**chosen)
+
+
+GRAY_BOX: tuple[GrayBoxAttack, ...] = (
+    GrayBoxAttack("fgsm", "FGSM", 6, targeted=True),
+    GrayBoxAttack("igsm", "IGSM", 6, targeted=True),
+    GrayBoxAttack("mifgsm", "MI-FGSM", 4, targeted=False),
+    GrayBoxAttack("cw", "C&W", None, targeted=False),
+)
+
+ADAPTIVE_ATTACKS: dict[str, str] = {
+    "transfer": "PGD on the undefended target; the defense meets the result",
+    "noise": "PGD through the noise that comes first, with the rest of the defense left out",
+    "bpda": "PGD + EOT on the cross entropy, the identity for the defense's derivative",
+    "margin": "the same on the CW margin",
+    "dlr": "the same on the difference of logits ratio",
+    "restart": "the margin from a random start",
+    "exact": "the margin by exact gradients: OAG through generator/reference.py; BPDA where a defense has none",
+    "exact-eot": "the same, four draws for each gradient",
+    "expected": "the same; thresholds and masks have the derivative of their mean over the Langevin noise",
+    "surrogate": "the margin through a differentiable surrogate of a baseline, such as JPEG's codec; BPDA where it has none",
+    "gray": "BPDA, perturbations that are the same in all channels",
+    "smooth": "BPDA, perturbations interpolated from a coarse grid",
+    "apgd": "APGD of pyautoattack on the mean over draws, cross entropy",
+    "apgd-dlr": "the same, difference of logits ratio",
+    "apgd-targeted": "the same, targeted DLR towards the three likeliest wrong classes",
+    "square": "Square attack of pyautoattack on the mean over draws: black box",
+    "hopskipjump": "HopSkipJump of foolbox on one fixed draw: decisions only",
+}
+BLACK_BOX = ("square", "hopskipjump")
+
+
+@dataclass(frozen=True)
+class AdaptiveOptions:
+    """How adaptive attacks are run and judged."""
+
+    attacks: tuple[str, ...] = ("bpda", "margin")
+    """One after another on the images that are still right, each from where the one before it ended; see the list."""
+    each_alone: bool = False
+    """A row for each attack by itself, on all images: to compare attacks."""
+    linf: tuple[float, ...] = (1, 2, 4)
+    """L-infinity bounds in grey levels; an image that is misclassified at one bound stays so at larger ones."""
+    l2: tuple[float, ...] = ()
+    """L2 bounds on the [0, 1] scale."""
+    steps: int = 20
+    """Gradients of each attack but those below."""
+    draws: int = 1
+    """Draws of the defense for each gradient (k of EOT)."""
+    exact_steps: int = 10
+    """Gradients of exact."""
+    expected_steps: int = 10
+    """Gradients of exact-eot and expected."""
+    apgd_steps: int = 50
+    """Gradients of APGD."""
+    queries: int = 300
+    """Queries of Square."""
+    judge: int = 5
+    """Fresh draws that judge what was found, by majority vote."""
+    seed_known: bool = False
+    """The defender's seed is fixed and known to the attacker."""
+
+    def check(self) -> None:
+        """Raise ValueError for what is out of its range."""
+        from .. import _checks  # with torch
+
+        for name in ("steps", "draws", "exact_steps", "expected_steps", "apgd_steps", "queries", "judge"):
+            _checks.integer(f"--adaptive.{name.replace('_', '-')}", getattr(self, name), at_least=1)
+        for name in ("linf", "l2"):
+            for bound in getattr(self, name):
+                _checks.number(f"--adaptive.{name}", bound, above=0)
+        for attack in self.attacks:
+            _checks.choice("--adaptive.attacks", attack, ADAPTIVE_ATTACKS)
+
+
+@dataclass(frozen=True)
+class ConvergenceOptions:
+    """Along what the convergence of PGD on the margin (BPDA) is measured, from the images."""
+
+    linf: float = 1.0
+    """L-infinity bound in grey levels."""
+    steps: tuple[int, ...] = (5, 10, 20, 50, 100)
+    """Gradients, each of one draw."""
+    draws: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    """Draws for each gradient (k of EOT)."""
+    eot_steps: int = 20
+    """Gradients along the draws."""
+
+    def check(self) -> None:
+        """Raise ValueError for what is out of its range."""
+        from .. import _checks  # with torch
+
+        _checks.number("--convergence.linf", self.linf, above=0)
+        for name in ("steps", "draws"):
+            for value in getattr(self, name):
+                _checks.integer(f"--convergence.{name}", value, at_least=1)
+        _checks.integer("--convergence.eot-steps", self.eot_steps, at_least=1)
+
+
+@dataclass(frozen=True)
+class CertifyOptions:
+    """What is to be proven by randomized smoothing, fixed before an image is seen."""
+
+    sigma: tuple[float, ...] = (0.25,)
+    """Standard deviations of the smoothing noise, on the [0, 1] scale; a result for each."""
+    n0: int = 20
+    """Draws that choose the class."""
+    n: int = 100
+    """Other draws, which are counted for it."""
+    alpha: float = 0.001
+    """Probability that a certificate is wrong."""
+    radius: float | None = None
+    """Stop counting as soon as this L2 radius is proven or out of reach; None: count all."""
+    denoisers: tuple[str, ...] | None = None
+    """Some of the list of denoisers; None: all but the slow ones."""
+    batch_norm: str | None = None
+    """A second row for each denoiser: batch normalization adapted to it on these images, named like --data."""
+
+    def check(self) -> None:
+        """Raise ValueError for what is out of its range."""
+        from .. import _checks  # with torch
+        from ..baselines.smoothing import denoisers
+
+        for name in ("n0", "n"):
+            _checks.integer(f"--certify.{name}", getattr(self, name), at_least=1)
+        for sigma in self.sigma:
+            _checks.number("--certify.sigma", sigma, above=0)
+        _checks.number("--certify.alpha", self.alpha, above=0, below=1)
+        if self.radius is not None:
+            _checks.number("--certify.radius", self.radius, above=0)
+        denoisers(self.denoisers)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table or figure.
+
+    Attributes:
+        key: its name on a command line, its function, and the stem of its files.
+        title: one line.
+        module: the module of :mod:`~oag_transform.evaluation.experiments` that holds the function.
+        needs_other: it needs a second target.
+        in_all: ``all`` means this one too.
+    """
+
+    key: str
+    title: str
+    module: str
+    needs_other: bool = False
+    in_all: bool = True
+
+    def run(self, plan: "Plan") -> "Iterable[Result]":
+        """What the experiment finds: one result, or several one after another."""
+        found = getattr(importlib.import_module(f".experiments.{self.module}", __package__), self.key)(plan)
+        return found if isinstance(found, Iterable) else [found]
+
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    Experiment("table1", "Table I: top-1 accuracy of defenses under gray-box attacks", "tables"),
+    Experiment("table2", "Table II: transfer of attacks between two targets", "tables", needs_other=True),
+    Experiment("table3", "Table III: several targets", "tables", needs_other=True),
+    Experiment("table4", "Table IV: image steps", "tables"),
+    Experiment("table5", "Table V: kernel size", "tables"),
+    Experiment("table6", "Table VI: clean images against attacked ones", "tables"),
+    Experiment("autoencoder", "IV-H: an auto-encoder updated in one step, against the alternate update", "tables"),
+    Experiment("fig1", "Fig. 1: what is left of an attack", "figures"),
+    Experiment("fig3", "Fig. 3: accuracy against the strength of the attack", "figures"),
+    Experiment("fig4", "Fig. 4: accuracy against network steps", "figures"),
+    Experiment("fig5", "Fig. 5: images along the iterations", "figures"),
+    Experiment("tradeoff", "Clean against attacked accuracy as the setting of each defense varies", "figures"),
+    Experiment("adaptive", "Robust accuracy under adaptive attacks", "adaptive", in_all=False),
+    Experiment("convergence", "Whether an adaptive attack has converged", "convergence", in_all=False),
+    Experiment("certify", "Certified accuracy by randomized smoothing", "certify", in_all=False),
+    Experiment("tune", "Settings, tuned on clean and Gaussian-noised images", "figures", in_all=False),
+)
+
+
+def gray_box_attack(key: str) -> GrayBoxAttack:
+    """The gray-box attack of this key.
+
+    Raises:
+        ValueError: there is none; the message lists the keys.
+    """
+    return _by_key("attack", GRAY_BOX, key)
+
+
+def experiment(key: str) -> Experiment:
+    """The experiment of this key.
+
+    Raises:
+        ValueError: there is none; the message lists the keys.
+    """
+    return _by_key("experiment", EXPERIMENTS, key)
+
+
+def _by_key(kind: str, entries: Any, key: str) -> Any:
+    for entry in entries:
+        if entry.key == key:
+            return entry
+    raise ValueError(f"no {kind} {key!r}; expected some of {', '.join(entry.key for entry in entries)}")
