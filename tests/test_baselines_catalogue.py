@@ -105,6 +105,7 @@ def test_any_defense_stands_in_views_by_its_key() -> None:
         by_key("tv"), key="tv-4-views", label="Total variation, 4 views", in_views=True
     )
     assert by_key("jpeg-4-views").published == 25  # the entry of the list
+    assert (by_key("jpeg-4-views:60").settings, by_key("tv:0.02").tuned) == ((60,), 0.02)
     with pytest.raises(ValueError, match="no defense 'tv-5-views'"):
         by_key("tv-5-views")
 

@@ -403,12 +403,12 @@ def test_what_cannot_be_kept_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     picture().save(folder / "sub.bmp")
     assert purify(folder, "--out", tmp_path / "o") == 0
     assert sorted(capsys.readouterr().err.splitlines()) == [
-        f"{folder}/apng.png: the first of its 2 frames only",
+        f"{folder}/apng.png: only the first of its 2 frames is used",
         f"{folder}/cmyk.jpg: its colour profile is dropped, which isn't one for RGB",
-        f"{folder}/film.gif: the first of its 2 frames only",
+        f"{folder}/film.gif: only the first of its 2 frames is used",
         f"{folder}/la.png: its transparency is dropped",
         f"{folder}/p.png: its transparency is dropped",
-        f"{folder}/pages.tif: the first of its 3 frames only",
+        f"{folder}/pages.tif: only the first of its 3 frames is used",
         f"{folder}/rgba.png: its transparency is dropped",
     ]
     modes = {name: read(tmp_path / "o" / name).mode for name in ("rgba.png", "la.png", "p.png", "film.png", "cmyk.jpg")}
