@@ -37,6 +37,12 @@ def test_a_block_is_written_from_its_result(tmp_path: Path, monkeypatch: pytest.
     assert "stale" not in text
     assert "| None | 100.0 | 37.5 | 25.0 |" in text
     assert "A caption." in text
+    assert (
+        text.index("JPEG, quality 25")
+        < text.index("<details>")
+        < text.index("- data: flowers: 4 of 5")
+        < text.index("</details>")
+    )
     assert re.search(r"\| JPEG, quality 25 \| 37\.5", text)
     assert docs.made(text) == text
     assert json.loads((tmp_path / "table1.json").read_text())["key"] == "table1"
