@@ -266,8 +266,8 @@ def test_the_command_trains_adversarially_and_reports(
     assert asked["adversarial"] == AdversarialExamples(3, 2)
     assert (asked["size"], asked["epochs"], asked["compute_dtype"]) == (40, 2, torch.bfloat16)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("fitted to 6 images, of which it gets 100.0% right")
-    assert lines[1] == "held out, as they are: 100.0% [61, 100] of 6 images"
+    assert lines[0].endswith("fitted to 6 images, with 100.0% training accuracy")
+    assert lines[1] == "held out, clean: 100.0% [61, 100] of 6 images"
     assert lines[2] == "held out, under APGD-CE, L-infinity 3/255, 50 steps, 1 start: 100.0% [61, 100] of 6 images"
     assert torch.load(tmp_path / "t.pt", weights_only=True)["adversarial_eps"] == 3
     assert main([*run, "--epochs", "1"]) == 0

@@ -12,7 +12,9 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # its messages, which don't name the file, would be printed otherwise
+logging.getLogger("PIL").addHandler(
+    logging.NullHandler()
+)  # Pillow's messages would be printed otherwise, without the file's name
 
 ORIENTATION = PIL.ExifTags.Base.Orientation
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
