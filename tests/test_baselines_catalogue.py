@@ -105,6 +105,7 @@ def test_any_defense_stands_in_views_by_its_key() -> None:
         by_key("tv"), key="tv-4-views", label="Total variation, 4 views", in_views=True
     )
     assert by_key("jpeg-4-views").published == 25  # the entry of the list
+    assert (by_key("jpeg-4-views:60").settings, by_key("tv:0.02").tuned) == ((60,), 0.02)
     with pytest.raises(ValueError, match="no defense 'tv-5-views'"):
         by_key("tv-5-views")
 
@@ -114,7 +115,7 @@ def test_several_defenses_in_one_model() -> None:
     assert mix.label == "JPEG, quality 60 + Gaussian noise, grey levels 12, 4 views"
     assert mix.in_views
     modules = mix.make(2, 3, NEEDS)
-    assert isinstance(modules, list)
+    assert isinstance(modules, nn.ModuleList)
     assert [repr(module) for module in modules] == [repr(JPEG(60)), repr(filters.GaussianNoise(12, seed=3))]
     with pytest.raises(ValueError, match="no defense 'jpg'"):
         by_key("jpg+noise")

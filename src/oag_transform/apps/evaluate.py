@@ -191,7 +191,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         apart = None if batch_norm is None else open_images(batch_norm, split=self.split, devkit=self.devkit)
         attacks = self._attacks()
         dtype = None if self.compute_dtype is None else getattr(torch, self.compute_dtype)
-        needs = Needs(self._pixelcnn(), dtype)
+        needs = Needs(pixelcnn=self._pixelcnn(), compute_dtype=dtype)
         paper = self.setting == "paper"
         every = tuple(as_published(family) if paper else family for family in self._tuned())
         targets = [self.load(listing.classes, device, listing.side)]
@@ -199,6 +199,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             model, _, weights = name.partition("=")
             other = dataclasses.replace(self, model=model, weights=weights or None)
             targets.append(other.load(listing.classes, device, listing.side))
+        if not self.other:  # a defense that uses the gradient of one target is none of another's
+            needs = dataclasses.replace(needs, target=targets[0].model)
         families = self._families(every, needs)
         show = sys.stderr.isatty() or self.progress
         store = self._store()(self.out / "cache", chunk=self.batch_size, progress=show)
@@ -305,7 +307,11 @@ def _lists() -> str:
         "gray-box attacks": [(attack.key, f"{attack.label}, {'' if attack.targeted else 'un'}targeted") for attack in GRAY_BOX],
         "adaptive attacks": list(ADAPTIVE_ATTACKS.items()),
         "defenses": [(defense.key, defense.label) for defense in DEFENSES]
-        + [(f"KEY{IN_VIEWS}", "any of them in four views"), ("KEY+KEY:SETTING", "several in one model, in four views")],
+        + [
+            (f"KEY{IN_VIEWS}", "any of them in four views"),
+            ("KEY:SETTING", "at this setting only"),
+            ("KEY+KEY:SETTING", "several in one model, in four views"),
+        ],
         "denoisers": [(each.key, each.label + ("" if each.by_default else ", only if asked for")) for each in DENOISERS],
     }
     width = max(len(key) for entries in lists.values() for key, _ in entries)

@@ -27,4 +27,10 @@ def open_missing_streams() -> None:
                 if null != number:
                     os.close(null)
                 os.set_inheritable(number, True)
-            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115 - open until the process ends
+            stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
+            setattr(sys, name, stream)
+
+
+def close_standard_output() -> None:
+    """Replace a closed pipe as standard output by the null device, so that Python's last flush doesn't fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -50,8 +50,8 @@ class Defense:
         key: its name on a command line.
         label: its name in tables; the paper's name, if it has one.
         knob: name of the setting.
-        make: (setting, seed, needs) -> transform of batches in [0, 1], called with the ``index`` of its images, or a list of
-            several. It raises the errors of the defense for a bad setting, and ValueError or ModuleNotFoundError for a missing
+        make: (setting, seed, needs) -> transform of batches in [0, 1], called with the ``index`` of its images, or a ModuleList
+            of several. It raises the errors of the defense for a bad setting, and ValueError or ModuleNotFoundError for a missing
             need.
         published: the setting of its own paper, or the usual one.
         tuned: the second setting in tables; see the module.
@@ -64,7 +64,7 @@ class Defense:
     key: str
     label: str
     knob: str
-    make: "Callable[[float, int, Needs], nn.Module | list[nn.Module]]"
+    make: "Callable[[float, int, Needs], nn.Module]"
     published: float
     tuned: float
     settings: tuple[float, ...]
@@ -78,48 +78,50 @@ class Defense:
 
 
 def by_key(key: str) -> Defense:
-    """The defense with this key.
+    """The defense of this key.
 
-    ``KEY-4-views`` is any defense of the list in four views. ``KEY+KEY:SETTING`` is several defenses in one model, in four
-    views, each at its published or at the given setting.
+    ``KEY-4-views`` is any defense of the list in four views. ``KEY:SETTING`` has the given setting only. ``KEY+KEY:SETTING`` is
+    several defenses in one model, in four views, each at its published or at the given setting.
 
     Raises:
-        ValueError: unknown key; the message lists the known ones.
+        ValueError: there is none; the message lists the keys.
     """
     if "+" in key:
         return _together(key)
+    name, given, text = key.partition(":")
     known = {defense.key: defense for defense in DEFENSES}
-    if key in known:
-        return known[key]
-    if key.endswith(IN_VIEWS) and key.removesuffix(IN_VIEWS) in known:
-        return _in_views(known[key.removesuffix(IN_VIEWS)])
-    raise ValueError(f"no defense {key!r}; expected some of {', '.join(defense.key for defense in DEFENSES)}")
+    if name not in known and name.endswith(IN_VIEWS) and name.removesuffix(IN_VIEWS) in known:
+        known[name] = _in_views(known[name.removesuffix(IN_VIEWS)])
+    if name not in known:
+        raise ValueError(f"no defense {name!r}; expected some of {', '.join(known)}")
+    if not given:
+        return known[name]
+    try:
+        setting = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise ValueError(f"expected KEY:SETTING with a number for the setting, got {key!r}") from None
+    return dataclasses.replace(known[name], key=key, published=setting, tuned=setting, settings=(setting,))
 
 
 def _together(key: str) -> Defense:
     """Several defenses in one :class:`~oag_transform.DefendedModel`; see :func:`by_key`."""
-    parts = []
-    for part in key.split("+"):
-        name, given, setting = part.partition(":")
-        family = by_key(name)
-        try:
-            parts.append((family, _number(setting) if given else family.published))
-        except ValueError:
-            raise ValueError(f"expected KEY:SETTING with a number for the setting, got {part!r}") from None
+    families = [by_key(part) for part in key.split("+")]
+
+    def make(_: float, seed: int, needs: Needs) -> "nn.Module":
+        from torch.nn import ModuleList  # when a defense is made, not when the list is read
+
+        return ModuleList([family.make(family.published, seed, needs) for family in families])
+
     return Defense(
         key=key,
-        label=f"{' + '.join(family.describe(setting) for family, setting in parts)}, {VIEWS}",
+        label=f"{' + '.join(family.describe(family.published) for family in families)}, {VIEWS}",
         knob="defenses",
-        make=lambda _, seed, needs: [family.make(setting, seed, needs) for family, setting in parts],
-        published=len(parts),
-        tuned=len(parts),
-        settings=(len(parts),),
+        make=make,
+        published=len(families),
+        tuned=len(families),
+        settings=(len(families),),
         in_views=True,
     )
-
-
-def _number(text: str) -> float:
-    return int(text) if text.isdecimal() else float(text)
 
 
 def chosen(keys: Iterable[str]) -> tuple[Defense, ...]:
