@@ -82,7 +82,7 @@ def test_noise_in_brightness_counts_a_third_of_its_smoothest_tenth_of_blocks() -
 
 
 def test_gabor_functions_are_half_as_fine_in_hue_and_as_wide_as_half_their_period() -> None:
-    """Frequency from the zero crossings' spacing and width from the envelope, of long kernels with room for both."""
+    """Frequency from the spacing of zero crossings and width from the envelope, of kernels long enough for both."""
     size, filters = 31, 400
     generator = torch.Generator().manual_seed(0)
     kernels = energy.gabor_kernels([generator], filters, 3, size, torch.float64)[0, filters // 10 :]
@@ -124,7 +124,7 @@ def test_an_image_diverges_beyond_twice_what_one_without_content_is_off() -> Non
 
 
 def test_the_rate_of_w_is_half_of_what_the_curvature_allows() -> None:
-    """A rate that is always held, against the plain reference, which has a half of its own."""
+    """A rate that is always limited agrees with the plain reference, which has its own limit."""
     image, purify = synthetic_image(3, 24, 27), OnlineAlternateGenerator(filters=16, conv_lr=1.0, seed=0)
     assert energy.STABLE == 0.5
     expected = reference.purify(image, purify.settings_for(24, 27), seed=0, index=0)

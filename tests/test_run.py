@@ -146,7 +146,9 @@ def test_trace_ends_with_what_forward_returns() -> None:
     assert [moment.step for moment in trace] == [5, 10, 12]
     assert torch.equal(trace[-1].images, transform(images, index=4))
     residual = 255 * (trace[-1].images - images).square().mean((1, 2, 3)).sqrt()
-    torch.testing.assert_close(trace[-1].residual, residual, rtol=0.05, atol=0)  # pixels are held to [0, 1], the residual isn't
+    torch.testing.assert_close(
+        trace[-1].residual, residual, rtol=0.05, atol=0
+    )  # pixels are clipped to [0, 1], the residual isn't
     assert trace[0].energy.shape == trace[0].reference_energy.shape == (2,)
     # Eq. 5 lowers the energy of the reference relative to the synthesised image's
     assert (trace[-1].reference_energy < trace[-1].energy).all()
