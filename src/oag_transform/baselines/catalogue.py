@@ -51,8 +51,8 @@ class Defense:
         label: its name in tables; the paper's name, if it has one.
         knob: name of the setting.
         make: (setting, seed, needs) -> transform of batches in [0, 1], called with the ``index`` of its images, or a ModuleList
-            of several. It raises the errors of the defense for a bad setting, and ValueError or ModuleNotFoundError if a need is
-            missing.
+            of several. It raises the errors of the defense for a bad setting, and ValueError or ModuleNotFoundError if a need
+            is missing.
         published: the setting of its own paper, or the usual one.
         tuned: the second setting in tables; see the module.
         settings: all settings of ``tune`` and ``tradeoff``, from weak to strong.
