@@ -236,7 +236,7 @@ def test_threshold_leaves_weak_contrasts_out(threshold: float) -> None:
 
 @pytest.mark.parametrize("stride", [1, 3])
 def test_curvature_is_what_a_step_takes_from_a_constant_residual(stride: int) -> None:
-    """One step of W with a constant residual and all filters active: the image gradient changes by rate * curvature * residual."""
+    """One step of W, constant residual, all filters active: the image gradient changes by rate * curvature * residual."""
     size = 60 * stride
     _, theta = make(size, size, 5 * stride, stride, 1, count=1)
     theta = theta._replace(bias=theta.bias + 1e3, fc=torch.ones_like(theta.fc) * torch.arange(1.0, 6)[:, None, None])

@@ -32,7 +32,7 @@ from oag_transform.apps.cluster_store import ClusterStore  # noqa: E402
 from oag_transform.evaluation import result as results  # noqa: E402
 from oag_transform.streams import index_of  # noqa: E402
 from tests.test_purify import FAST, POSIX, odd_exif, purify, read, save, tree  # noqa: E402
-from tests.tiny import write_photographs  # noqa: E402
+from tests.tiny import write_images  # noqa: E402
 
 pytestmark = [pytest.mark.ray, POSIX]
 SEED = ["--seed", "1"]
@@ -492,11 +492,11 @@ def test_files_of_any_name_are_read_and_written(tmp_path: Path, caplog: pytest.L
 
 
 def test_an_evaluation_is_the_same_in_every_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photographs = write_photographs(tmp_path / "photographs")
+    images = write_images(tmp_path / "images")
     found = []
     for name, engine in (("local", []), ("ray", ["--engine", "ray"])):
         out = tmp_path / name
-        arguments = ["--model", "tests.tiny:brightness", "--other", "tests.tiny:left_half", "--data", str(photographs)]
+        arguments = ["--model", "tests.tiny:brightness", "--other", "tests.tiny:left_half", "--data", str(images)]
         sizes = ["--resize", "40", "--crop", "40", "--count", "6", "--slow-count", "2", "--batch-size", "2"]
         chosen = ["--attacks", "fgsm", "igsm", "--defenses", "oag", "jpeg"]
         assert main(["evaluate", "table1", "table2", "table3", *arguments, *sizes, *chosen, "--out", str(out), *engine]) == 0

@@ -103,7 +103,7 @@ def test_hopeless_rates_raise_and_name_the_image_or_return_the_input() -> None:
 
 
 def test_one_diverging_image_leaves_the_others_alone() -> None:
-    """At a rate at which a striped image diverges, a quiet one has the same result as alone, and the error names the striped one."""
+    """Where a striped image diverges, a quiet one has the same result as alone, and the error names the striped one."""
     quiet = 0.47 + 0.01 * synthetic_image(3, 30, 30).float()
     striped = (torch.arange(30) % 6 < 3).float().expand(3, 30, 30)
     high: dict[str, object] = {"fc_lr": 0.3, "conv_lr": 0.01, "adaptive_lr": False, "strength": 1.0, "threshold": 0.0}
