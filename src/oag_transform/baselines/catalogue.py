@@ -108,9 +108,9 @@ def _together(key: str) -> Defense:
     families = [by_key(part) for part in key.split("+")]
 
     def make(_: float, seed: int, needs: Needs) -> "nn.Module":
-        from torch.nn import ModuleList  # when a defense is made, not when the list is read
-
-        return ModuleList([family.make(family.published, seed, needs) for family in families])
+        return importlib.import_module("torch.nn").ModuleList(
+            [family.make(family.published, seed, needs) for family in families]
+        )
 
     return Defense(
         key=key,
