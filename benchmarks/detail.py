@@ -1,10 +1,10 @@
-"""What a setting keeps of a photograph and what it lets through of noise: how the default's hyper-parameters were compared.
+"""What a setting keeps of a image and what it lets through of noise: how the default's hyper-parameters were compared.
 
 python -m benchmarks.detail --data flower17/train --data imagenet-even --count 6 --out docs/data/detail.json    (15 minutes)
 
-For each setting and T_N: the PSNR of the mode I* (Eq. 9, 10; the image without its Langevin noise) to the photograph, and the
+For each setting and T_N: the PSNR of the mode I* (Eq. 9, 10; the image without its Langevin noise) to the image, and the
 share of white noise (6 grey levels) that comes through, <I*(x + n) - I*(x), n> / <n, n>. No classifier and no attack is used.
-All settings are at full strength: these photographs are clean, and the default would follow that. And all but one have float32
+All settings are at full strength: these images are clean, and the default would follow that. And all but one have float32
 operands, so that the table is the same on every machine. ``--out`` keeps it as JSON, of which ``benchmarks.docs`` makes tables.
 """
 
@@ -65,13 +65,13 @@ def modes(image: Tensor, defense: OnlineAlternateGenerator, index: int) -> Itera
             yield to_pixels(state.mode, s.scale)
 
 
-def measured(defense: OnlineAlternateGenerator, photographs: Tensor, noise: Tensor) -> dict[str, Any]:
-    """For each of ``STEPS``, by its number as text: ``psnr`` in dB and ``share`` of noise, means over the photographs.
+def measured(defense: OnlineAlternateGenerator, images: Tensor, noise: Tensor) -> dict[str, Any]:
+    """For each of ``STEPS``, by its number as text: ``psnr`` in dB and ``share`` of noise, means over the images.
 
     None in place of both where an image has diverged.
     """
     found: dict[str, list[tuple[float, float]]] = {str(step): [] for step in STEPS}
-    for index, (image, n) in enumerate(zip(photographs.split(1), noise.split(1), strict=True)):
+    for index, (image, n) in enumerate(zip(images.split(1), noise.split(1), strict=True)):
         for step, clean, noisy in zip(STEPS, modes(image, defense, index), modes(image + n, defense, index), strict=True):
             psnr = -10 * math.log10((clean - image).square().mean().item())
             found[str(step)].append((psnr, (((noisy - clean) * n).sum() / n.square().sum()).item()))
@@ -101,7 +101,7 @@ def markdown(path: Path, names: Sequence[str] = ()) -> str:
     counts = " and ".join(f"{count} of {data}" for data, count in found["counts"].items())
     facts = (
         f"PSNR of the mode in dB, and the share of white noise of {found['noise']} grey levels that comes through; means over "
-        f"{found['n']} photographs ({counts}), at full strength. `{found['command']}`"
+        f"{found['n']} images ({counts}), at full strength. `{found['command']}`"
     )
     return "\n".join([*lines, "", facts])
 
@@ -109,20 +109,20 @@ def markdown(path: Path, names: Sequence[str] = ()) -> str:
 def main() -> None:
     """Print the table, and write it where ``--out`` says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, action="append", required=True, help="a folder of folders of photographs; repeat")
-    parser.add_argument("--count", type=int, default=12, help="photographs from each")
+    parser.add_argument("--data", type=Path, action="append", required=True, help="a folder of folders of images; repeat")
+    parser.add_argument("--count", type=int, default=12, help="images from each")
     parser.add_argument("--out", type=Path, help="a JSON file")
     options = parser.parse_args()
     parts = {
         data.as_posix(): next(iter(batches(image_folder(data), Preprocessing(256, 224), options.count, SEED)))[0].float() / 255
         for data in options.data
     }
-    photographs = torch.cat([*parts.values()])
-    noise = NOISE / 255 * torch.randn(photographs.shape, generator=torch.Generator().manual_seed(SEED))
-    facts = provenance(photographs.device, ("oag-transform", "torch", "torchvision"))
+    images = torch.cat([*parts.values()])
+    noise = NOISE / 255 * torch.randn(images.shape, generator=torch.Generator().manual_seed(SEED))
+    facts = provenance(images.device, ("oag-transform", "torch", "torchvision"))
     rows: dict[str, Any] = {}
     found = {
-        "n": len(photographs),
+        "n": len(images),
         "counts": {data: len(images) for data, images in parts.items()},
         "steps": STEPS,
         "noise": NOISE,
@@ -131,10 +131,10 @@ def main() -> None:
         "settings": _plain(dataclasses.asdict(BASE)),
         "rows": rows,
     }
-    print(f"{len(photographs)} photographs; PSNR in dB, and noise that comes through, at T_N = {STEPS}")
+    print(f"{len(images)} images; PSNR in dB, and noise that comes through, at T_N = {STEPS}")
     for name, changed in SETTINGS.items():
         defense = OnlineAlternateGenerator(**dataclasses.asdict(BASE) | {"seed": SEED} | changed)
-        rows[name] = {"settings": _plain(changed), "at": measured(defense, photographs, noise)}
+        rows[name] = {"settings": _plain(changed), "at": measured(defense, images, noise)}
         print(f"{name:38s}" + "   ".join("  ".join(_cells(at)) for at in rows[name]["at"].values()), flush=True)
         if options.out is not None:  # each time: a run that is stopped leaves what it has
             options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

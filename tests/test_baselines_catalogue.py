@@ -28,7 +28,9 @@ SHOWN_OTHERWISE = ("pixeldefend", "zeropur", "anti-adversary")  # by a hash of t
 def made(defense: Defense, setting: float, seed: int = 3) -> nn.Module:
     if defense.key == "bm3d":
         pytest.importorskip("bm3d")
-    return defense.make(setting, seed, NEEDS)
+    module = defense.make(setting, seed, NEEDS)
+    assert isinstance(module, nn.Module)
+    return module
 
 
 def image() -> Tensor:
@@ -96,6 +98,28 @@ def test_what_is_made() -> None:
     assert (follow.quality, follow.std, follow.follow_noise, follow.seed) == (15, 8, True, 4)
     assert repr(by_key("mean").make(5, 0, Needs())) == repr(MeanFilter(5))
     assert repr(by_key("jpeg-4-views").make(15, 0, Needs())) == repr(JPEG(15))
+
+
+def test_any_defense_stands_in_views_by_its_key() -> None:
+    assert by_key("tv-4-views") == dataclasses.replace(
+        by_key("tv"), key="tv-4-views", label="Total variation, 4 views", in_views=True
+    )
+    assert by_key("jpeg-4-views").published == 25  # the entry of the list
+    with pytest.raises(ValueError, match="no defense 'tv-5-views'"):
+        by_key("tv-5-views")
+
+
+def test_several_defenses_in_one_model() -> None:
+    mix = by_key("jpeg:60+noise")
+    assert mix.label == "JPEG, quality 60 + Gaussian noise, grey levels 12, 4 views"
+    assert mix.in_views
+    modules = mix.make(2, 3, NEEDS)
+    assert isinstance(modules, nn.ModuleList)
+    assert [repr(module) for module in modules] == [repr(JPEG(60)), repr(filters.GaussianNoise(12, seed=3))]
+    with pytest.raises(ValueError, match="no defense 'jpg'"):
+        by_key("jpg+noise")
+    with pytest.raises(ValueError, match="a number for the setting, got 'jpeg:low'"):
+        by_key("jpeg:low+noise")
 
 
 def test_those_in_views_say_so() -> None:

@@ -115,7 +115,7 @@ def test_json_holds_what_a_reader_needs_to_find_the_radii_himself(found: Path) -
             bound = beta.ppf(plain["facts"]["alpha"], count, N - count + 1) if count else 0.0
             radius = max(0.0, STD * norm.ppf(bound)) if bound > 0.5 else 0.0
             right = int(chosen) == each["truth"] and radius > 0
-            assert row["cells"][0]["right"][place] == "01"[right]
+            assert row["cells"][0]["right"][place] == "01"[int(right)]
 
 
 def test_another_alpha_needs_no_draws(folder: Path, found: Path, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_with_a_radius_counting_stops_early_and_alpha_pays_for_it(folder: Path, 
         count = each.counted.get(each.truth, 0)
         radius = STD * norm.ppf(beta.ppf(0.001 / 4, count, n - count + 1))
         right = certified([each], STD, 0.001, 4, 0.02).right
-        assert right == "01"[radius >= 0.02]
+        assert right == "01"[int(radius >= 0.02)]
 
 
 def test_the_curve_is_drawn_of_every_row_and_falls(found: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

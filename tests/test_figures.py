@@ -125,7 +125,7 @@ def test_labels_of_the_emphasised_curve_stay_in_a_crowd(tmp_path: Path, drawn: l
     strengths = [f"s={i}" for i in range(8)]
     same = ([0.8 + 0.001 * i for i in range(8)], [0.5] * 8)
     crowd = [Tradeoff(str(k), strengths, *same) for k in range(9)]
-    tradeoff(tmp_path / "crowd.png", [*crowd, Tradeoff("ours", ["T"], [0.8], [0.5], True)])
+    tradeoff(tmp_path / "crowd.png", [*crowd, Tradeoff("OAG", ["T"], [0.8], [0.5], True)])
     assert "T" in [text.get_text() for text in drawn[0].axes[0].texts]
     boxes = label_boxes(drawn[0])
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])

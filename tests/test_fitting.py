@@ -20,7 +20,7 @@ from oag_transform.files import read_rgb
 from tests.test_data import write_image
 from tests.tiny import write_photographs
 
-from .photographs import picture
+from .sample_images import synthetic_image
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ class Pixels(nn.Module):
 @given(eps=st.floats(0.1, 255), steps=st.integers(1, 4), seed=st.integers(0, 100))
 @settings(max_examples=25, deadline=None)
 def test_adversarial_examples_stay_in_the_ball_and_in_range(eps: float, steps: int, seed: int) -> None:
-    images = picture(4, 3, 5, 5, seed=seed).float()
+    images = synthetic_image(4, 3, 5, 5, seed=seed).float()
     found = AdversarialExamples(eps, steps)(Pixels(), images, torch.tensor([0, 1, 0, 1]), torch.Generator().manual_seed(seed))
     assert found.min() >= 0
     assert found.max() <= 1
@@ -148,7 +148,7 @@ def test_adversarial_examples_stay_in_the_ball_and_in_range(eps: float, steps: i
 
 def test_pgd_finds_the_worst_image_and_fgsm_steps_from_its_random_start() -> None:
     model, eps = Pixels(), 10 / 255
-    images = 0.3 + 0.4 * picture(4, 3, 5, 5).float()
+    images = 0.3 + 0.4 * synthetic_image(4, 3, 5, 5).float()
     labels = torch.tensor([0, 1, 0, 1])
     direction = (model.weight[0] - model.weight[1]).detach() * (1 - 2 * labels[:, None])
     worst = images - eps * direction.sign().reshape(images.shape)
@@ -169,7 +169,9 @@ def test_making_examples_leaves_the_model_as_it_was() -> None:
     model[0].bias.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items() if "num_batches" not in name}
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    AdversarialExamples(8, 3)(model, picture(4, 3, 5, 5).float(), torch.tensor([0, 1, 0, 1]), torch.Generator().manual_seed(0))
+    AdversarialExamples(8, 3)(
+        model, synthetic_image(4, 3, 5, 5).float(), torch.tensor([0, 1, 0, 1]), torch.Generator().manual_seed(0)
+    )
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert [parameter.requires_grad for parameter in model.parameters()] == flags

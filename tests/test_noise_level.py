@@ -8,7 +8,7 @@ from torch import Tensor
 
 from oag_transform import OnlineAlternateGenerator
 from oag_transform.noise_level import FULL, LEAST, TEXTURE, estimate, matching_strength
-from tests.photographs import picture
+from tests.sample_images import synthetic_image
 
 
 def smooth(channels: int = 3, size: int = 96) -> Tensor:
@@ -132,7 +132,7 @@ def test_none_is_the_strength_that_the_noise_calls_for() -> None:
 @pytest.mark.parametrize("langevin", ["closed_form", "exact"])
 def test_strength_is_the_temperature_and_the_share_of_the_threshold(langevin: str) -> None:
     """Without a network to speak of, what is left of the image is noise; with one, a weaker one lets more of it in."""
-    image = picture(3, 64, 64)
+    image = synthetic_image(3, 64, 64)
     spreads = [
         (255 * transform(strength=share, fc_lr=0.0, langevin=langevin)(image)).std((1, 2)).mean().item() for share in (0.2, 0.8)
     ]

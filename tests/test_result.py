@@ -46,7 +46,7 @@ RESULT = Result(
     (
         Lines("a.svg", "what", (0, 2.5), "eps", (0,), 2.5, "here"),
         Cost("b.svg", "what", (1, 2), 0),
-        Tradeoff("c.svg", "what", (Curve("JPEG", (1,)), Curve("ours", (0, 2), True)), 0, 1),
+        Tradeoff("c.svg", "what", (Curve("JPEG", (1,)), Curve("OAG", (0, 2), True)), 0, 1),
         Residuals("d.jpg", "what", (ImageColumn("original", ("a.png",), ("0.9",)),)),
         Iterations("e.jpg", "what", (ImageColumn("original", ("a.png",)), ImageColumn("step 1", ("b.png",)))),
     ),

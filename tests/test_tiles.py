@@ -8,7 +8,7 @@ from torch import Tensor
 
 from oag_transform import OnlineAlternateGenerator
 from oag_transform.generator.tiles import OVERLAP, fade, tiles
-from tests.photographs import picture
+from tests.sample_images import synthetic_image
 
 
 @settings(deadline=None, max_examples=40)
@@ -34,7 +34,7 @@ def columns(images: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_nothing_shows_where_tiles_meet() -> None:
     """The residual in the overlap is as strong as elsewhere, without a step in its mean; 5 standard errors."""
-    image = picture(3, 120, 330).float()
+    image = synthetic_image(3, 120, 330).float()
     purify = OnlineAlternateGenerator(filters=24, network_steps=8, strength=1.0, tile_size=None, seed=0)
     tiled = OnlineAlternateGenerator(filters=24, network_steps=8, strength=1.0, tile_size=189, seed=0)
     first, second = tiles(120, 330, 189, 3)

@@ -58,8 +58,8 @@ def run(
     if workers > most:
         raise ValueError(f"--jobs must be at most {most}, which the cluster has room for, got {workers}")
     threads = 1 if on_gpu else max(1, min(resources.cpus // workers, resources.node, torch.get_num_threads()))
-    packed = source if isinstance(source, shards.Shards) else None
-    total = packed.rows if packed else len(source)
+    packed, jobs = (source, ()) if isinstance(source, shards.Shards) else (None, source)
+    total = packed.rows if packed else len(jobs)
     if total == 0:
         return
     if rows is None:
@@ -68,7 +68,7 @@ def run(
         parts = _read(packed).repartition(target_num_rows_per_block=rows)
     else:
         # pickled, as paths may be no text that Arrow takes; absolute, as workers are elsewhere
-        pickled = [pickle.dumps(dataclasses.replace(job, source=job.source.absolute())) for job in source]
+        pickled = [pickle.dumps(dataclasses.replace(job, source=job.source.absolute())) for job in jobs]
         parts = ray.data.from_arrow([pa.table({"job": pickled[i : i + rows]}) for i in range(0, len(pickled), rows)])
         workers = min(workers, -(-len(pickled) // rows))
     attempts = ray.remote(Attempts).options(num_cpus=0).remote()
@@ -89,9 +89,8 @@ def run(
     except ray.exceptions.RayTaskError as error:
         raise OSError(f"{type(error.cause).__name__}: {files.reason(error.cause)}") from error
     finally:
-        if not isinstance(source, shards.Shards):  # of workers that were killed
-            for job in source:
-                saving.partial_path(job.target, plan.token).unlink(missing_ok=True)
+        for job in jobs:  # of workers that were killed
+            saving.partial_path(job.target, plan.token).unlink(missing_ok=True)
 
 
 def _read(source: shards.Shards) -> "ray.data.Dataset":

@@ -103,7 +103,7 @@ class Purify:
         made = [one for start in range(0, len(jobs), size) for one in worker.make(self.plan, jobs[start : start + size])]
         for line in (f"{files.one_line(str(one.job.source))}: {note}" for one in made for note in one.notes):
             logger.info("%s", line)
-        missing = {} if any(isinstance(image, Mapping) for image in images) else None
+        missing: dict[str, Any] | None = {} if any(isinstance(image, Mapping) for image in images) else None
         olds = [missing if image is None else image for image in images]
         contents = [shards.with_content(old, one.content or b"") for old, one in zip(olds, made, strict=True)]
         kept = {key: values for key, values in batch.items() if key != shards.READ_ERROR}
@@ -160,7 +160,12 @@ def read_images(folder: str | Path) -> "ray.data.Dataset":
         root = str(folder).rstrip("/")
         suffixes = sorted(suffix[1:] for suffix in sources.IMAGE_SUFFIXES)
         found = ray.data.read_binary_files(root, include_paths=True, file_extensions=suffixes, num_cpus=0)
-        return found.map_batches(_named, fn_args=(len(root.partition("://")[2]) + 1,), batch_format="pyarrow", num_cpus=0)
+        start = len(root.partition("://")[2]) + 1
+
+        def named(table: pa.Table) -> pa.Table:
+            return pa.table({"name": pa.array([path[start:] for path in table["path"].to_pylist()]), "image": table["bytes"]})
+
+        return found.map_batches(named, batch_format="pyarrow", num_cpus=0)
     # Ray's own reader stops at the first file that can't be read, and cuts names at a question mark
     listed = sources.find([str(folder)], Path(os.devnull))
     for line in (*(f"{files.one_line(name)}: {reason}" for name, reason in listed.problems), *listed.notes):
@@ -176,10 +181,6 @@ def read_images(folder: str | Path) -> "ray.data.Dataset":
     return ray.data.from_arrow(tables).map_batches(_read, batch_format="pyarrow", num_cpus=0)
 
 
-def _named(table: pa.Table, start: int) -> pa.Table:
-    return pa.table({"name": pa.array([path[start:] for path in table["path"].to_pylist()]), "image": table["bytes"]})
-
-
 def _read(table: pa.Table) -> pa.Table:
     images: list[bytes | None] = []
     errors: list[str | None] = []
@@ -189,7 +190,7 @@ def _read(table: pa.Table) -> pa.Table:
             errors.append(None)
         except OSError as error:
             images.append(None)
-            errors.append(files.reason(error))
+            errors.append(error.strerror or type(error).__name__)
     columns = {"name": table["name"], "image": pa.array(images, pa.binary())}
     return pa.table(columns | {shards.READ_ERROR: pa.array(errors, pa.string())})
 
@@ -217,17 +218,18 @@ def write_images(
     token, out = secrets.token_hex(4), Path(folder).absolute()
 
     def write(table: pa.Table) -> pa.Table:
-        errors = table[error].to_pylist() if error in table.column_names else [""] * table.num_rows
+        def values(key: str) -> list[Any]:
+            return table[key].to_pylist() if key in table.column_names else [None] * table.num_rows
+
         told = []
-        for row, (called, content, wrong) in enumerate(
-            zip(table[name].to_pylist(), table[image].to_pylist(), errors, strict=True)
-        ):
-            job = shards.job_of(_text(called), content, out, None, row)
-            if not wrong and job.problem is None and job.content is not None:
+        columns = zip(table[name].to_pylist(), table[image].to_pylist(), values(shards.READ_ERROR), values(error), strict=True)
+        for row, (called, content, unread, wrong) in enumerate(columns):
+            job = shards.job_of(_text(called), content, out, None, row, unread)
+            if wrong:
+                continue
+            if job.problem is None and job.content is not None:
                 saving.write(job.target, job.content, token)
-                told.append("")
-            elif not wrong:
-                told.append(f"{files.one_line(str(job.source))}: left out, {job.problem}")
+            told.append(f"{files.one_line(str(job.source))}: left out, {job.problem}" if job.problem else "")
         return pa.table({"told": pa.array(told, pa.string())})
 
     found = images.map_batches(write, batch_format="pyarrow", num_cpus=0)

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import streams
 from ..baselines.filters import JPEG
 from ..defended import DefendedModel
+from ..evaluation.attacks.adaptive import PGD, Bound
 from ..evaluation.attacks.gray_box import cw, paper_attacks
 from ..evaluation.backbones import efficientnet_lite
 from ..evaluation.render.figures import residuals
@@ -120,14 +120,16 @@ def adaptive_attack(model: DefendedModel, images: Tensor, labels: Tensor) -> Ten
     They are (N, C, H, W) in [0, 1], within :data:`EPSILON` grey levels of ``images``, rounded to 8 bits. Each step draws fresh
     noise, other than that of :func:`measure`: the attacker doesn't know the draws of the evaluation.
     """
-    attacked, eps = images, EPSILON / 255
-    for step in range(1, STEPS + 1):
-        attacked = attacked.detach().requires_grad_()
-        loss = F.cross_entropy(model(attacked, index=1000 * step), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, attacked)
-        moved = attacked.detach() + 2 / 255 * gradient.sign()
-        attacked = moved.clamp(images - eps, images + eps).clamp(0, 1)
-    return (255 * attacked).round() / 255
+    attack = PGD(
+        Bound("linf", EPSILON / 255),
+        STEPS,
+        draws=1,
+        streams=lambda image, draw: 1000 * (draw + 1) + image,
+        decay=0,
+        step_size=2 / EPSILON,
+        halvings=(),
+    )
+    return (255 * attack(model, images, labels).images).round() / 255
 
 
 def table(outcome: Outcome) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ..baselines.catalogue import DEFENSES, OAG_KEY, Defense, Needs, chosen
+from ..baselines.catalogue import DEFENSES, IN_VIEWS, OAG_KEY, Defense, Needs, chosen
 from ..baselines.smoothing import DENOISERS
 from ..evaluation.options import (
     ADAPTIVE_ATTACKS,
@@ -280,7 +280,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         """The defenses that are asked for; where none is, those that can be made here."""
         if self.defenses is not None:
             by_key = {family.key: family for family in every}
-            return tuple(by_key[defense.key] for defense in chosen(self.defenses))
+            return tuple(by_key.get(defense.key, defense) for defense in chosen(self.defenses))  # some keys are in no list
         found = []
         for family in every:
             try:
@@ -304,7 +304,8 @@ def _lists() -> str:
         + [(REPORT, "draw every figure in OUT again, and the report, from the JSON that is there"), (ALL, every)],
         "gray-box attacks": [(attack.key, f"{attack.label}, {'' if attack.targeted else 'un'}targeted") for attack in GRAY_BOX],
         "adaptive attacks": list(ADAPTIVE_ATTACKS.items()),
-        "defenses": [(defense.key, defense.label) for defense in DEFENSES],
+        "defenses": [(defense.key, defense.label) for defense in DEFENSES]
+        + [(f"KEY{IN_VIEWS}", "any of them in four views"), ("KEY+KEY:SETTING", "several in one model, in four views")],
         "denoisers": [(each.key, each.label + ("" if each.by_default else ", only if asked for")) for each in DENOISERS],
     }
     width = max(len(key) for entries in lists.values() for key, _ in entries)

@@ -28,3 +28,8 @@ def open_missing_streams() -> None:
                     os.close(null)
                 os.set_inheritable(number, True)
             setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115 - as long as we run
+
+
+def close_standard_output() -> None:
+    """Put the null device in place of an output that nobody reads any more, so that Python's last flush doesn't fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

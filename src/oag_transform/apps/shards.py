@@ -123,7 +123,7 @@ def job_of(name: str | None, image: Any, out: Path, suffix: str | None, row: int
         row: number of the row.
         error: why it couldn't be read, if it couldn't.
     """
-    content = image.get("bytes") if isinstance(image, Mapping) else image
+    content: Any = image.get("bytes") if isinstance(image, Mapping) else image
     error = error or _problem(name, content)
     if error is not None or name is None:
         return Job(Path(name or f"row {row} of a part"), out, name or "", b"", error, row)
@@ -173,7 +173,7 @@ def with_content(image: Any, content: bytes | None) -> Any:
     return {**image, "bytes": content} if isinstance(image, Mapping) else content
 
 
-class WebDatasetSource(FileBasedDatasource):  # type: ignore[misc]  # of ray, without types
+class WebDatasetSource(FileBasedDatasource):
     """WebDataset shards; :func:`ray.data.read_webdataset` would end with the first sample or shard that isn't whole."""
 
     def _read_stream(self, stream: Any, path: str) -> Iterator[pa.Table]:

@@ -23,6 +23,7 @@ OAG = "Online alternate generator"
 OAG_KEY = "oag"
 NONE = "None"
 VIEWS = "4 views"
+IN_VIEWS = "-4-views"  # ends the key of a defense that stands in them
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Defense:
         key: its name on a command line.
         label: its name in tables, as in the paper's where it is there.
         knob: what the setting is called.
-        make: (setting, seed, needs) -> transform of [0, 1] batches, called with ``index=`` of its images. Raises what the
-            defense raises for a bad setting, and ValueError or ModuleNotFoundError where what it needs is missing.
+        make: (setting, seed, needs) -> transform of [0, 1] batches, called with ``index=`` of its images, or a ModuleList of
+            several. Raises what the defense raises for a bad setting, and ValueError or ModuleNotFoundError where what it needs
+            is missing.
         published: the setting of its own paper, or the usual one.
         tuned: the setting that stands in tables beside it; see the module.
         settings: from weak to strong, for ``tune`` and ``tradeoff``.
@@ -77,13 +79,52 @@ class Defense:
 def by_key(key: str) -> Defense:
     """The defense of this key.
 
+    ``KEY-4-views`` is any defense of the list in four views. ``KEY+KEY:SETTING`` is several defenses in one model, in four
+    views, each at its published or at the given setting.
+
     Raises:
         ValueError: there is none; the message lists the keys.
     """
-    for defense in DEFENSES:
-        if defense.key == key:
-            return defense
+    if "+" in key:
+        return _together(key)
+    known = {defense.key: defense for defense in DEFENSES}
+    if key in known:
+        return known[key]
+    if key.endswith(IN_VIEWS) and key.removesuffix(IN_VIEWS) in known:
+        return _in_views(known[key.removesuffix(IN_VIEWS)])
     raise ValueError(f"no defense {key!r}; expected some of {', '.join(defense.key for defense in DEFENSES)}")
+
+
+def _together(key: str) -> Defense:
+    """Several defenses in one :class:`~oag_transform.DefendedModel`; see :func:`by_key`."""
+    parts = []
+    for part in key.split("+"):
+        name, given, setting = part.partition(":")
+        family = by_key(name)
+        try:
+            parts.append((family, _number(setting) if given else family.published))
+        except ValueError:
+            raise ValueError(f"expected KEY:SETTING with a number for the setting, got {part!r}") from None
+    return Defense(
+        key=key,
+        label=f"{' + '.join(family.describe(setting) for family, setting in parts)}, {VIEWS}",
+        knob="defenses",
+        make=lambda _, seed, needs: _module_list([family.make(setting, seed, needs) for family, setting in parts]),
+        published=len(parts),
+        tuned=len(parts),
+        settings=(len(parts),),
+        in_views=True,
+    )
+
+
+def _module_list(modules: "list[nn.Module]") -> "nn.Module":
+    from torch.nn import ModuleList  # when a defense is made, not when the list is read
+
+    return ModuleList(modules)
+
+
+def _number(text: str) -> float:
+    return int(text) if text.isdecimal() else float(text)
 
 
 def chosen(keys: Iterable[str]) -> tuple[Defense, ...]:
@@ -128,7 +169,7 @@ def _oag_as_published(steps: float, seed: int, needs: Needs) -> "nn.Module":
 
 def _in_views(defense: Defense, **changes: Any) -> Defense:
     """A defense in the four views of a DefendedModel; ``changes`` are what else is different."""
-    named: dict[str, Any] = {"key": f"{defense.key}-4-views", "label": f"{defense.label}, {VIEWS}"}
+    named: dict[str, Any] = {"key": f"{defense.key}{IN_VIEWS}", "label": f"{defense.label}, {VIEWS}"}
     return dataclasses.replace(defense, **named, in_views=True, **changes)
 
 
@@ -139,7 +180,7 @@ _JPEG = Defense(
     make=lambda quality, *_: _filter("JPEG")(quality),
     published=75,
     tuned=35,
-    settings=(75, 50, 35, 25, 15, 10),
+    settings=(90, 75, 60, 50, 35, 25, 15, 10),
 )
 _NOISY_JPEG = Defense(
     key="jpeg-noise",
@@ -218,7 +259,7 @@ DEFENSES: tuple[Defense, ...] = (
         make=lambda weight, *_: _denoiser("TotalVariation")(weight),
         published=0.1,
         tuned=0.1,
-        settings=(0.03, 0.06, 0.1, 0.15, 0.2),
+        settings=(0.03, 0.05, 0.1, 0.15, 0.2),
     ),
     Defense(
         key="tvm",

@@ -42,7 +42,7 @@ _OAG = ("#D55E00", "o")
 # colors of Okabe & Ito, then of Tol's muted scheme; a defense keeps its own in every figure, found by a word in its name
 _STYLES = {
     ("paper()",): ("#8A3C00", "*"),
-    ("ours", "alternate", "oag"): _OAG,
+    ("alternate", "oag"): _OAG,
     ("mean", "box"): ("#0072B2", "s"),
     ("jpeg",): ("#E69F00", "^"),
     ("tvm",): ("#009E73", "D"),
