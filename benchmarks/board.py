@@ -195,8 +195,8 @@ def _below(table: Result | None, adaptive: Sequence[Result], certified: Result |
     lines += [f"Adaptive: {each.facts['target']}; {each.facts['data']}." for each in adaptive]
     if certified is not None:
         lines.append(
-            f"Certified: n = {certified.facts['n']} images, right or wrong; {certified.facts['draws counted']} draws. The row is "
-            "the denoiser of that name in one view, at its setting for that noise."
+            f"Certified: n = {certified.facts['n']} images, right or wrong; {certified.facts['draws counted']} draws. The row "
+            "is the denoiser of that name in one view, at its setting for that noise."
         )
     return ["\n".join(f"- {line}" for line in lines)]
 
