@@ -17,14 +17,14 @@ from oag_transform.evaluation import plan
 from oag_transform.evaluation.data import Listing, image_folder
 from oag_transform.evaluation.options import ADAPTIVE_ATTACKS, EXPERIMENTS, GRAY_BOX
 from oag_transform.evaluation.result import read
-from tests.tiny import write_photographs
+from tests.tiny import write_images
 
 FAST = ["mean", "jpeg", "oag"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photographs(tmp_path_factory.mktemp("photographs"))
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def arguments(folder: Path, out: Path, *more: str) -> list[str]:

@@ -64,7 +64,7 @@ GREY = np.rint(255 * RAMP).astype(np.uint8)
 
 
 def tiff(values: np.ndarray, bits: int, photometric: int = 1, sample_format: int = 1) -> bytes:
-    """An uncompressed TIFF of one channel by hand, values (H, W) packed in ``bits`` bits: Pillow writes few of these."""
+    """An uncompressed TIFF of one channel with values (H, W) packed in ``bits`` bits, of which Pillow writes few."""
     rows = [
         int("".join(f"{int(value) % 2**bits:0{bits}b}" for value in row), 2).to_bytes(bits * len(row) // 8, "big")
         for row in values
@@ -179,7 +179,7 @@ def test_what_is_no_image_is_told_in_one_line(tmp_path: Path, monkeypatch: pytes
 
 
 def jpeg_with(tag: int, kind: int, count: int, value: bytes) -> bytes:
-    """A JPEG whose EXIF says to turn it clockwise, and has one more tag."""
+    """A JPEG whose EXIF has a clockwise rotation and one more tag."""
     buffer = io.BytesIO()
     picture().save(buffer, "JPEG", quality=95)
     tags = sorted([(0x0112, 3, 1, b"\6\0\0\0"), (tag, kind, count, value.ljust(4, b"\0"))])
@@ -306,7 +306,7 @@ def test_a_program_is_not_run(tmp_path: Path) -> None:
 
 
 def look_at_mutations(count: int, seed: int) -> Counter[str]:
-    """Decode damaged files and write what comes of it; counts of what it was."""
+    """Decode damaged files and write the results; counts the outcomes."""
     seen: Counter[str] = Counter()
     for was, content in mutations(count, seed):
         seen[look_at(was, content)] += 1
@@ -333,14 +333,14 @@ def look_at(was: str, content: bytes) -> str:
 
 
 def printed(capfd: pytest.CaptureFixture[str]) -> list[str]:
-    """Lines of both streams but for libtiff's own, which come from C and name Pillow's stand-in for the file."""
+    """Lines of both streams, without those of libtiff, which name Pillow's placeholder for the file."""
     out, err = capfd.readouterr()
     return [line for line in (out + err).splitlines() if not line.startswith("tempfile.tif: ")]
 
 
 @pytest.fixture
 def _small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of damaged headers that state millions of pixels none is an image, and no test needs gigabytes."""
+    """Damaged headers that state millions of pixels are rejected, so that the test needs little memory."""
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", LARGEST)
 
 

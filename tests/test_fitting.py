@@ -18,7 +18,7 @@ from oag_transform.evaluation.fitting import AdversarialExamples, clean_accuracy
 from oag_transform.evaluation.targets import load_target, save_target
 from oag_transform.files import read_rgb
 from tests.test_data import write_image
-from tests.tiny import write_photographs
+from tests.tiny import write_images
 
 from .sample_images import synthetic_image
 
@@ -240,7 +240,7 @@ def bright() -> nn.Module:
 
 
 def test_accuracy_as_they_are_and_under_attack(tmp_path: Path) -> None:
-    listing = image_folder(write_photographs(tmp_path))  # 3.8 grey levels from the threshold
+    listing = image_folder(write_images(tmp_path))  # 3.8 grey levels from the threshold
     preprocessing = Preprocessing(40, 40)
     assert clean_accuracy(bright(), listing, preprocessing).right == "111111"
     assert robust_accuracy(bright(), listing, preprocessing, 3, steps=10).right == "111111"
@@ -254,7 +254,7 @@ def test_accuracy_as_they_are_and_under_attack(tmp_path: Path) -> None:
 def test_the_command_trains_adversarially_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_photographs(tmp_path / "data")
+    folder = write_images(tmp_path / "data")
     asked: dict[str, Any] = {}
 
     def fit(*_: Any, **given: Any) -> tuple[nn.Module, Preprocessing]:
@@ -268,8 +268,8 @@ def test_the_command_trains_adversarially_and_reports(
     assert asked["adversarial"] == AdversarialExamples(3, 2)
     assert (asked["size"], asked["epochs"], asked["compute_dtype"]) == (40, 2, torch.bfloat16)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("fitted to 6 images, of which it gets 100.0% right")
-    assert lines[1] == "held out, as they are: 100.0% [61, 100] of 6 images"
+    assert lines[0].endswith("fitted to 6 images, with 100.0% training accuracy")
+    assert lines[1] == "held out, clean: 100.0% [61, 100] of 6 images"
     assert lines[2] == "held out, under APGD-CE, L-infinity 3/255, 50 steps, 1 start: 100.0% [61, 100] of 6 images"
     assert torch.load(tmp_path / "t.pt", weights_only=True)["adversarial_eps"] == 3
     assert main([*run, "--epochs", "1"]) == 0
@@ -293,7 +293,7 @@ def test_what_the_command_can_not_do_is_named(
     more: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = write_photographs(tmp_path / "data")
+    folder = write_images(tmp_path / "data")
     for name in ("a", "b"):
         (tmp_path / "others" / name).mkdir(parents=True)
         write_image(tmp_path / "others" / name / "0.png", size=(20, 20))

@@ -17,9 +17,9 @@ CASES: dict[str, dict[str, Any]] = {
     "full strength": {"strength": 1.0},
     "half strength": {"strength": 0.5, "threshold": 3.0},
     "exact": {"langevin": "exact", "network_steps": 4},
-    "halved pace": {"fc_lr": 3.0, "kernel_size": 9, "stride": 3, "threshold": 7.5, "scale": 6.5},
+    "halved rate": {"fc_lr": 3.0, "kernel_size": 9, "stride": 3, "threshold": 7.5, "scale": 6.5},
     "default of large images": {"kernel_size": 9, "stride": 3, "threshold": 7.5, "scale": 6.5},
-    "held rate": {"conv_lr": 1.0},
+    "limited rate": {"conv_lr": 1.0},
     "fixed rates": {"adaptive_lr": False, "conv_lr": 0.003},
     "uniform": {"init": "uniform", "threshold": 0.0, "fc_lr": 0.01},
     "stride 1": {"stride": 1, "kernel_size": 7},
@@ -61,7 +61,7 @@ def test_the_result_resembles_its_input() -> None:
     assert (made - image).square().mean() < 0.25 * (image - image.mean((1, 2), keepdim=True)).square().mean()
 
 
-@pytest.mark.parametrize("case", ["default", "full strength", "exact", "halved pace", "held rate", "uniform", "stride 2"])
+@pytest.mark.parametrize("case", ["default", "full strength", "exact", "halved rate", "limited rate", "uniform", "stride 2"])
 def test_the_reference_is_differentiable(case: str) -> None:
     """Its derivative along a random direction, by central differences over a step that no mask changes in."""
     settings = OnlineAlternateGenerator(**{"filters": 6, "network_steps": 4, "image_steps": 12} | CASES[case]).settings_for(

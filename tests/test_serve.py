@@ -166,7 +166,7 @@ def test_the_purified_image_comes_on_request_and_is_what_was_classified(server: 
     assert answer["defended"][0]["probability"] == pytest.approx(max(bright, 1 - bright), abs=0.05)
 
 
-def test_a_large_photograph_is_resized_and_cropped_as_the_classifier_wants_it(server: Server) -> None:
+def test_a_large_image_is_resized_and_cropped_for_the_classifier(server: Server) -> None:
     wide = PIL.Image.new("RGB", (300, 100), "black")
     wide.paste(PIL.Image.new("RGB", (100, 100), "white"), (100, 0))  # the centre is what is left
     for kind, name in (("JPEG", "image/jpeg"), ("PNG", "image/png"), ("WEBP", "image/webp")):
