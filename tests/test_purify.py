@@ -766,7 +766,7 @@ def test_a_process_that_is_killed_from_outside_ends_the_run_in_one_line(
     monkeypatch.setattr(worker, "purify_batch", dies)
     assert purify(tmp_path / "in", "--out", tmp_path / "o", "--jobs", "2") == 2
     said = capsys.readouterr().err
-    assert "a process ended in the middle of its work" in said
+    assert "a process was killed, perhaps because memory ran out" in said
     assert len(said.splitlines()) == 1
 
 
