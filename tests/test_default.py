@@ -14,10 +14,10 @@ from torchvision.models import WeightsEnum, get_model
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator, noise_level, streams
 from oag_transform.generator import energy, reference
-from oag_transform.generator.run import alternate, choose_loop, diverged
+from oag_transform.generator.run import diverged, prepare, trajectory
 from oag_transform.generator.settings import Settings
-from oag_transform.generator.state import State, begin
-from oag_transform.images import to_model_units, to_pixels
+from oag_transform.generator.state import Inputs, State, begin
+from oag_transform.images import to_pixels
 from tests.sample_images import sample_images, synthetic_image
 
 # the middle of what operands in float32 and in bfloat16 gave on two machines
@@ -36,7 +36,7 @@ def modes(images: Tensor, purify: OnlineAlternateGenerator) -> Tensor:
     """The modes of the synthesised images, (N, 3, H, W) in [0, 1]."""
     s, found = purify.settings_for(*images.shape[-2:]), []
     for i, image in enumerate(images.split(1)):
-        (state,) = alternate(image, s, choose_loop(s, image.device, image.dtype), 0, [i], every=s.network_steps)
+        (state,) = trajectory(prepare(image, s, 0, [i]), every=s.network_steps)
         found.append(to_pixels(state.mode, s.scale))
     return torch.cat(found)
 
@@ -109,10 +109,8 @@ def test_gabor_functions_are_half_as_fine_in_hue_and_as_wide_as_half_their_perio
 
 def test_an_image_diverges_beyond_twice_what_one_without_content_is_off() -> None:
     settings = Settings(filters=4)
-    reference_image = to_model_units(synthetic_image(3, 30, 30)[None], settings.scale)
-    generators = streams.generators(0, [0], torch.device("cpu"))
-    start = begin(reference_image, settings, generators)
-    limit = 2 * (reference_image.square().mean() + 1 / (1 - settings.step_size**2 / 4))
+    start, _ = begin(Inputs(synthetic_image(3, 30, 30)[None], settings, torch.ones(1), 0, [0]))
+    limit = 2 * (start.reference.square().mean() + 1 / (1 - settings.step_size**2 / 4))
 
     def off_by(mean_square: Tensor) -> State:
         pair = start.pair.clone()

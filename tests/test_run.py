@@ -15,7 +15,7 @@ from oag_transform import DivergenceError, OnlineAlternateGenerator
 from oag_transform.generator import run
 from oag_transform.generator.energy import slow_down
 from oag_transform.generator.run import _multiplies_bfloat16 as multiplies_bfloat16
-from oag_transform.generator.run import alternate, choose_loop
+from oag_transform.generator.run import prepare, trajectory
 from oag_transform.images import IMAGENET_MEAN, to_pixels
 from tests.sample_images import sample_images, synthetic_image
 
@@ -103,7 +103,7 @@ def test_hopeless_rates_raise_and_name_the_image_or_return_the_input() -> None:
 
 
 def test_one_diverging_image_leaves_the_others_alone() -> None:
-    """Where a striped image diverges, a quiet one has the same result as alone, and the error names the striped one."""
+    """A striped image at a rate that only a quiet one stands: the quiet one is what it is alone, the striped one is named."""
     quiet = 0.47 + 0.01 * synthetic_image(3, 30, 30).float()
     striped = (torch.arange(30) % 6 < 3).float().expand(3, 30, 30)
     high: dict[str, object] = {"fc_lr": 0.3, "conv_lr": 0.01, "adaptive_lr": False, "strength": 1.0, "threshold": 0.0}
@@ -128,7 +128,7 @@ def test_a_snapshot_is_a_snapshot(backend: str, monkeypatch: pytest.MonkeyPatch)
     purify = small(network_steps=3, backend=backend)
     pixels = synthetic_image(1, 3, 20, 20).float()
     s = purify.settings_for(20, 20)
-    states = list(alternate(pixels, s, choose_loop(s, pixels.device, pixels.dtype), 0, [0], every=1))
+    states = list(trajectory(prepare(pixels, s, 0, [0]), every=1))
     assert [state.step for state in states] == [1, 2, 3]
     for one, other in itertools.pairwise(states):
         assert not torch.equal(one.images, other.images)
@@ -146,9 +146,7 @@ def test_trace_ends_with_what_forward_returns() -> None:
     assert [moment.step for moment in trace] == [5, 10, 12]
     assert torch.equal(trace[-1].images, transform(images, index=4))
     residual = 255 * (trace[-1].images - images).square().mean((1, 2, 3)).sqrt()
-    torch.testing.assert_close(
-        trace[-1].residual, residual, rtol=0.05, atol=0
-    )  # pixels are clipped to [0, 1], the residual isn't
+    torch.testing.assert_close(trace[-1].residual, residual, rtol=0.05, atol=0)  # pixels are clipped, the residual isn't
     assert trace[0].energy.shape == trace[0].reference_energy.shape == (2,)
     # Eq. 5 lowers the energy of the reference relative to the synthesised image's
     assert (trace[-1].reference_energy < trace[-1].energy).all()
@@ -212,15 +210,15 @@ def test_an_older_pytorch_is_asked_for_amx(amx: bool, monkeypatch: pytest.Monkey
     assert multiplies_bfloat16() is amx
 
 
-def test_slow_down_halves_the_pace_of_those_whose_residual_rose() -> None:
-    pace, best = torch.ones(3), torch.full((3,), torch.inf)
-    for residual, expected_pace, expected_best in [
+def test_slow_down_halves_the_rates_of_those_whose_residual_rose() -> None:
+    lr_factor, best = torch.ones(3), torch.full((3,), torch.inf)
+    for residual, expected_factor, expected_best in [
         ([4.0, 4.0, 4.0], [1, 1, 1], [4, 4, 4]),
         ([3.0, 4.1, 4.3], [1, 1, 0.5], [3, 4, 4.3]),  # 2.5% up is noise, 7.5% isn't
         ([3.2, 4.1, 4.4], [0.5, 1, 0.5], [3.2, 4, 4.3]),
     ]:
-        pace, best = slow_down(pace, best, torch.tensor(residual))
-        torch.testing.assert_close(pace, torch.tensor(expected_pace, dtype=torch.float32))
+        lr_factor, best = slow_down(lr_factor, best, torch.tensor(residual))
+        torch.testing.assert_close(lr_factor, torch.tensor(expected_factor, dtype=torch.float32))
         torch.testing.assert_close(best, torch.tensor(expected_best, dtype=torch.float32))
 
 
