@@ -1,4 +1,4 @@
-"""Attacks that know the defense: bounds, gradients, what they find, and when they say that they can't be trusted."""
+"""Adaptive attacks: bounds, gradients, results, and warnings about unreliable attacks."""
 
 import dataclasses
 import math

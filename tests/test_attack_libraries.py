@@ -1,4 +1,4 @@
-"""Every attack of torchattacks and foolbox, and AutoAttack, on a DefendedModel: each runs, or is named here with why not."""
+"""Every attack of torchattacks and foolbox, and AutoAttack, runs on a DefendedModel or is listed here with a reason."""
 
 import contextlib
 import importlib

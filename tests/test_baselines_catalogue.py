@@ -1,4 +1,4 @@
-"""The catalogue of defenses: light to import, and each entry makes what it says."""
+"""The catalogue of defenses: it imports no torch, and each entry makes the defense of its label."""
 
 import dataclasses
 import subprocess

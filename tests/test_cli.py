@@ -1,4 +1,4 @@
-"""The command line: what it says of itself, and what it says when it can't."""
+"""The command line: its help, and its error messages."""
 
 import dataclasses
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""Rows and columns: equal to the plain computation, whatever the chunks, and each row with images of its own."""
+"""Rows and columns equal the plain computation for any chunks, and each row has its own images."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The kinds of image sets on tiny files, and what is said of broken ones."""
+"""Image sets of each layout on tiny files, and the messages about broken ones."""
 
 import pickle
 import re

@@ -1,4 +1,4 @@
-"""DefendedModel: the pipeline it stands for, the target left alone, and the callers it must please."""
+"""DefendedModel: its pipeline, the unchanged target, and its callers."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""The denoisers against their definitions, in other words and by other libraries; test_filters has their contract."""
+"""The denoisers against independent definitions and other libraries; test_filters has their contract."""
 
 import sys
 from collections import Counter

@@ -1,4 +1,4 @@
-"""``oag-transform evaluate`` and the two commands that fit, end to end, on tiny classifiers and six images."""
+"""``oag-transform evaluate`` and the two fitting commands, end to end, on tiny classifiers and six images."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Tables and curves against plain computations on two classifiers that differ, and what the figures are drawn from."""
+"""Tables and curves against plain computations on two different classifiers, and the data of the figures."""
 
 import dataclasses
 import inspect

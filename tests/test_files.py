@@ -1,4 +1,4 @@
-"""Image files as a viewer shows them, depths, broken metadata and frames, and files damaged at random."""
+"""Image files as viewers show them: depths, broken metadata and frames, and files damaged at random."""
 
 import io
 import math

@@ -1,4 +1,4 @@
-"""The filters against their definitions, in other words and by other libraries, and the contract that all baselines keep."""
+"""The filters against independent definitions and other libraries, and the contract of all baselines."""
 
 import inspect
 import io

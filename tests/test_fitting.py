@@ -1,4 +1,4 @@
-"""Classifiers that are fitted here: they learn, repeat, are saved and loaded."""
+"""Fitted classifiers: training, reproducibility, saving and loading."""
 
 from pathlib import Path
 from typing import Any

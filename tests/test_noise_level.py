@@ -1,4 +1,4 @@
-"""The estimate of an image's noise, against noise of known strength and scikit-image's estimator; and what follows from it."""
+"""The noise estimate, against noise of known strength and scikit-image's estimator, and the strength that follows from it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The defenses trained on each image alone, against PyTorch's own layers and optimisers."""
+"""The defenses trained on each image, against PyTorch's own layers and optimisers."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""``oag-transform purify``: what it writes, what it refuses, what it tells, and that nothing is lost or done twice."""
+"""``oag-transform purify``: its results, refusals and messages, and that no image is lost or purified twice."""
 
 import itertools
 import multiprocessing

@@ -1,4 +1,4 @@
-"""``--engine ray`` and the callable class: whatever is killed and however data is cut, results are those of one process."""
+"""``--engine ray`` and the callable class: results equal those of one process, for any partition and any killed worker."""
 
 import csv
 import io

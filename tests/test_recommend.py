@@ -1,4 +1,4 @@
-"""What is recommended: statistically indistinguishable by paired tests, and the cheapest of those, whoever's it is."""
+"""The recommendation: statistically indistinguishable by paired tests, and the cheapest of these defenses."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A whole run: what the paper's setting is, what a trace shows, and what happens when an image diverges."""
+"""A complete run: the paper's setting, the trace, and diverging images."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""The service: real servers on loopback, with a classifier of dark and bright; its limits, its batches, its page."""
+"""The service: real servers on loopback, with a classifier of brightness; limits, batches, page."""
 
 import asyncio
 import base64

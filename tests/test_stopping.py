@@ -1,4 +1,4 @@
-"""Choosing T_N."""
+"""The choice of T_N."""
 
 from typing import Any
 
