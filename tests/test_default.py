@@ -1,4 +1,4 @@
-"""The default, so that nobody changes it unseen: a golden test, and each constant that it rests on by what it is there for.
+"""The default: a golden test against unintended changes, and a test of each constant by its purpose.
 
 The golden figures are for two images that come with scikit-image; ``pytest tests/test_default.py`` prints what differs.
 ``python -m benchmarks.detail`` measures the same quantities on other images.
