@@ -97,9 +97,7 @@ def test_every_defense_that_can_be_made_has_a_line(
     assert "--pixelcnn FILE" in caplog.text
 
 
-def test_a_row_that_fails_says_why_and_the_exit_status_is_1(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failed_row_has_a_reason_and_exit_status_1(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(arguments(folder, tmp_path, "table1", "--attacks", "fgsm", "--defenses", "jpeg", "pixeldefend")) == 1
     rows = {line.name: line for line in read(tmp_path / "table1.json").rows}
     assert "--pixelcnn FILE" in rows["Pixel Defend, epsilon 16"].error
