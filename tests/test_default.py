@@ -1,4 +1,4 @@
-"""The default, so that nobody changes it unseen: a golden test, and each constant that it rests on by what it is there for.
+"""The default: a golden test against unintended changes, and a test of each constant by its purpose.
 
 The golden figures are for two images that come with scikit-image; ``pytest tests/test_default.py`` prints what differs.
 ``python -m benchmarks.detail`` measures the same quantities on other images.
@@ -46,7 +46,7 @@ def psnr(one: Tensor, other: Tensor) -> list[float]:
 
 
 @pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_golden_what_the_default_keeps_and_what_it_lets_through(compute_dtype: torch.dtype) -> None:
+def test_golden_detail_and_noise_of_the_default(compute_dtype: torch.dtype) -> None:
     clean, purify = sample_images(), OnlineAlternateGenerator(compute_dtype=compute_dtype)
     kept, full = modes(clean, purify), modes(clean, OnlineAlternateGenerator(strength=1, compute_dtype=compute_dtype))
     assert psnr(kept, clean) == pytest.approx(PSNR, abs=0.05)
@@ -107,7 +107,7 @@ def test_gabor_functions_are_half_as_fine_in_hue_and_as_wide_as_half_their_perio
     assert (width[fine] * frequency[fine]).median().item() == pytest.approx(0.5, rel=0.1)
 
 
-def test_an_image_diverges_beyond_twice_what_one_without_content_is_off() -> None:
+def test_the_limit_of_divergence_is_twice_the_residual_without_content() -> None:
     settings = Settings(filters=4)
     start, _ = begin(Inputs(synthetic_image(3, 30, 30)[None], settings, torch.ones(1), 0, [0]))
     limit = 2 * (start.reference.square().mean() + 1 / (1 - settings.step_size**2 / 4))
@@ -121,7 +121,7 @@ def test_an_image_diverges_beyond_twice_what_one_without_content_is_off() -> Non
     assert diverged(off_by(1.02 * limit), settings).all()
 
 
-def test_the_rate_of_w_is_half_of_what_the_curvature_allows() -> None:
+def test_the_rate_of_w_is_half_of_the_limit_by_curvature() -> None:
     """A rate that is always limited agrees with the plain reference, which has its own limit."""
     image, purify = synthetic_image(3, 24, 27), OnlineAlternateGenerator(filters=16, conv_lr=1.0, seed=0)
     assert energy.STABLE == 0.5
@@ -129,7 +129,7 @@ def test_the_rate_of_w_is_half_of_what_the_curvature_allows() -> None:
     torch.testing.assert_close(purify(image), expected, rtol=0, atol=1e-9)
 
 
-def test_noise_on_images_is_not_what_a_defense_of_the_same_seed_draws() -> None:
+def test_noise_on_images_is_independent_of_a_defense_with_the_same_seed() -> None:
     cpu = torch.device("cpu")
     drawn = [
         streams.fill_normal(torch.empty(3, 1000, dtype=torch.float64), make(7, range(3), cpu))
