@@ -20,7 +20,7 @@ class FitPixelcnn(ImageOptions):
     split: Annotated[str | None, default("trn1; train")] = None
     TRAINING: ClassVar[bool] = True
     count: int = 1000
-    """Images at most, of which every twentieth is held out."""
+    """Largest number of images. One in twenty is held out."""
     resize: int = 256
     """Short side in pixels."""
     crop: int = 224

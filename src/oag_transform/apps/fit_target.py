@@ -24,8 +24,8 @@ APGD_COUNT, APGD_STEPS, APGD_RESTARTS = 100, 50, 1  # some two minutes on a core
 class FitTarget(DeviceOptions, ImageOptions):
     """Fit a classifier to a folder of images.
 
-    A linear layer is fitted to a frozen backbone where that has weights. Then all layers are trained for --epochs, with
-    --adversarial adversarially. The accuracy on the training images is printed.
+    If the backbone has weights, they are frozen and a linear layer is fitted to them. Then all layers are trained for --epochs,
+    with --adversarial on adversarial examples. The accuracy on the training images is printed.
     """
 
     out: Path
@@ -37,8 +37,8 @@ class FitTarget(DeviceOptions, ImageOptions):
     """efficientnet-lite0|1|2, or a torchvision model such as resnet18."""
     weights: Annotated[str | None, default("a random start, which needs --epochs")] = None
     """Weights of a torchvision backbone: DEFAULT, or their name."""
-    size: Annotated[int | None, default("the backbone's own of both")] = None
-    """Crop in pixels, of what is resized to 8/7 of it."""
+    size: Annotated[int | None, default("the backbone's own resize and crop")] = None
+    """Centre crop in pixels, after a resize of the short side to 8/7 of it."""
     epochs: int = 0
     """Epochs of training all layers."""
     lr: float = 0.01
@@ -46,9 +46,9 @@ class FitTarget(DeviceOptions, ImageOptions):
     adversarial: Annotated[float | None, default("train on clean images")] = None
     """Train all layers on adversarial examples, L-infinity, in grey levels of 255, such as 4; needs --epochs."""
     adversarial_steps: int = 1
-    """1: FGSM from a random start, which may train against that step alone; more: PGD, at a cost in proportion."""
+    """1: FGSM from a random start, which may overfit to that one step; more: PGD, whose cost is proportional."""
     report: Annotated[str | None, default("no report")] = None
-    """Other images to print the accuracy on, with --adversarial under APGD too: a folder like --data, or a split."""
+    """Other images to print the accuracy on, and with --adversarial that under APGD: a folder like --data, or a split."""
     compute_dtype: Annotated[Literal["bfloat16"] | None, default("float32")] = None
     """Mixed precision in training all layers."""
 

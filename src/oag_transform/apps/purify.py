@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # torch comes when the command runs, not when its arguments a
 EXTRA = "cli"
 RAY_EXTRA = "ray"
 FAILURES = "_failures.csv"  # readers of folders of parquet files leave out what begins like that
-THERE = tyro.conf.create_mutex_group(required=False, title="results that are there")
+THERE = tyro.conf.create_mutex_group(required=False, title="existing results")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +43,13 @@ class PurifyFiles:
     out: Path
     """Folder for the purified images."""
     format: Literal["keep", "png", "jpeg", "webp", "tiff", "bmp", "parquet"] = "keep"
-    """keep: that of the source, or png if it can't be written; jpeg and webp: quality 95; parquet: many images in a file."""
+    """keep: the source's own, or png where that can't be written; jpeg and webp: quality 95; parquet: many images in a file."""
     overwrite: Annotated[bool, THERE] = False
-    """Replace them."""
+    """Replace existing results."""
     skip_existing: Annotated[bool, THERE] = False
-    """Keep them, and make the others."""
+    """Keep existing results and make the missing ones."""
     resize: Annotated[int | None, default("none")] = None
-    """Short side in pixels: all that a classifier sees, and all that it costs."""
+    """Resize the short side to so many pixels first. Smaller images take less time."""
     paper: bool = False
     """The paper's setting: exact, and some 470 times slower."""
     network_steps: Annotated[int | None, default("the transform's")] = None
@@ -57,27 +57,27 @@ class PurifyFiles:
     threshold: Annotated[float | None, default("the transform's")] = None
     """A higher threshold removes more noise, and more of the image."""
     strength: Annotated[float | None, default("by the image's noise; --paper: 1")] = None
-    """Temperature, as a share of the threshold, up to 1."""
+    """Strength of the defense, above 0 and at most 1."""
     seed: Annotated[int | None, default("fresh randomness")] = None
-    """Makes results repeatable. They follow the file's name within the folder that is given."""
+    """Random seed, for repeatable results. The noise of an image depends on its path within the given folder."""
     device: Annotated[str | None, default("cpu; --engine ray: cuda if the cluster has GPUs")] = None
     """cpu, cuda, cuda:1, ..."""
     batch_size: int = 1
     """Images of equal size that are purified at once, for a GPU."""
     jobs: Annotated[int | None, default("1; --engine ray: as many as GPUs, or processors")] = None
-    """Processes, which share the processors."""
+    """Number of processes, which share the processors."""
     progress: bool = False
-    """Show a progress bar even if the output is no terminal."""
+    """Show a progress bar even if the output is not a terminal."""
     engine: Literal["local", "ray"] = "local"
     """local: processes of this machine; ray: a cluster."""
     address: Annotated[str | None, default("RAY_ADDRESS, or a cluster on this machine for this run")] = None
     """With --engine ray: address of the cluster."""
     rows: Annotated[int | None, default("up to 64")] = None
-    """With --engine ray: images of a task, and of a parquet file of results."""
+    """With --engine ray: number of images in a task, and in a parquet file of results."""
     image_column: Annotated[str | None, default("image")] = None
-    """Of parquet files: column of whole image files."""
+    """Column of parquet files that holds whole image files."""
     name_column: Annotated[str | None, default("name, path, ... or IMAGE.path")] = None
-    """Of parquet files: column of the images' names."""
+    """Column of parquet files that holds the images' names."""
 
     def __post_init__(self) -> None:
         if not self.images:
