@@ -96,10 +96,8 @@ def _paired(of: str) -> str:
     one = next((row for row in rows if row.name == name), None)
     if one is None:
         raise ValueError(f"{file} has no row {name!r}; it has {', '.join(row.name for row in rows)}")
-    lines = [
-        "| Defense | Clean | Mean attacked | Clean: better, worse, p | Attacked: better, worse, p |",
-        "|---|---|---|---|---|",
-    ]
+    headings = "| Defense | Clean | Mean attacked | Clean: better, worse, p | Attacked: better, worse, p |"
+    lines = [headings, f"|{'---|' * 5}"]
     for row in rows:
         shown = [tables.cell_text(row.cells[0], most), tables.cell_text(row.cells[-1], most)]
         tests = [paired(one.cells[:1], row.cells[:1]), paired(one.cells[1:-1], row.cells[1:-1])]

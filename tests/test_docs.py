@@ -1,4 +1,4 @@
-"""README and docs say what their data say."""
+"""README and docs agree with their data."""
 
 import re
 from pathlib import Path

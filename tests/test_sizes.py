@@ -1,4 +1,4 @@
-"""The default for images of every size: the rule, what is given against it, and chunks by pixels."""
+"""The default for images of every size: the rule, explicit arguments, and chunks by pixels."""
 
 import itertools
 from typing import Any
