@@ -235,7 +235,7 @@ class SometimesNaN(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda x: x, lambda x: DefendedModel(x, nn.Identity(), shift=2, samples=2)], ids=["bare", "defended"]
+    "wrap", [lambda x: x, lambda x: DefendedModel(x, nn.Identity(), shift=2, samples=2)], ids=["undefended", "defended"]
 )
 def test_nothing_is_proven_by_logits_that_are_not_finite(wrap: Any) -> None:
     model = SmoothedModel(wrap(SometimesNaN()), 0.1, seed=0, samples=2, batch_size=7)
