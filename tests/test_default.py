@@ -1,4 +1,4 @@
-"""The default, so that nobody changes it unseen: a golden test, and each constant that it rests on by what it is there for.
+"""The default: a golden test against unintended changes, and a test of each constant by its purpose.
 
 The golden figures are for two images that come with scikit-image; ``pytest tests/test_default.py`` prints what differs.
 ``python -m benchmarks.detail`` measures the same quantities on other images.
@@ -92,7 +92,7 @@ def test_noise_in_brightness_counts_a_third_of_its_smoothest_tenth_of_blocks() -
 
 
 def test_gabor_functions_are_half_as_fine_in_hue_and_as_wide_as_half_their_period() -> None:
-    """Frequency from the zero crossings' spacing and width from the envelope, of long kernels with room for both."""
+    """Frequency from the spacing of zero crossings and width from the envelope, of kernels long enough for both."""
     size, filters = 31, 400
     generator = torch.Generator().manual_seed(0)
     kernels = energy.gabor_kernels([generator], filters, 3, size, torch.float64)[0, filters // 10 :]
@@ -117,7 +117,7 @@ def test_gabor_functions_are_half_as_fine_in_hue_and_as_wide_as_half_their_perio
     assert (width[fine] * frequency[fine]).median().item() == pytest.approx(0.5, rel=0.1)
 
 
-def test_an_image_diverges_beyond_twice_what_one_without_content_is_off() -> None:
+def test_the_limit_of_divergence_is_twice_the_residual_without_content() -> None:
     settings = Settings(filters=4)
     start, _ = begin(Inputs(synthetic_image(3, 30, 30)[None], settings, torch.ones(1), 0, [0]))
     limit = 2 * (start.reference.square().mean() + 1 / (1 - settings.step_size**2 / 4))
@@ -139,7 +139,7 @@ def test_the_rate_of_w_is_half_of_what_the_curvature_allows() -> None:
     torch.testing.assert_close(purify(image), expected, rtol=0, atol=1e-9)
 
 
-def test_noise_on_images_is_not_what_a_defense_of_the_same_seed_draws() -> None:
+def test_noise_on_images_is_independent_of_a_defense_with_the_same_seed() -> None:
     cpu = torch.device("cpu")
     drawn = [
         streams.fill_normal(torch.empty(3, 1000, dtype=torch.float64), make(7, range(3), cpu))

@@ -106,7 +106,7 @@ def chunk_of(pair: Tensor, theta: Parameters, shape: Sequence[int], s: Settings,
 
 
 def strengths(count: int) -> Tensor:
-    """Another one for each image."""
+    """A different value for each image."""
     return torch.tensor([0.5, 0.75])[:count]
 
 
@@ -161,7 +161,7 @@ def test_gates(shape: tuple[int, int, int, int], overrides: dict[str, Any], dtyp
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("shape", "overrides", "dtype"), CASES)
 def test_image_step(shape: tuple[int, int, int, int], overrides: dict[str, Any], dtype: torch.dtype, device: str) -> None:
-    """Eq. 3 without noise, from the gates that the chunk has; and the residual that it leaves."""
+    """Eq. 3 without noise, from the gates of the chunk, and its residual."""
     s = settings(compute_dtype=dtype, **overrides)
     pair, theta, chunk = example(shape, s, device)
     chunk.respond()
@@ -189,7 +189,7 @@ def test_network_step(
     device: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Eq. 5 at fixed rates, each parameter's change by itself, and the gates that are left for the next image."""
+    """Eq. 5 at fixed rates: the change of each parameter, and the gates for the next image."""
     monkeypatch.setattr(fused, "MIN_POSITIONS", 64)  # several partial sums
     s = settings(compute_dtype=dtype, adaptive_lr=False, conv_lr=0.125, fc_lr=0.25, **overrides)
     pair, theta, chunk = example(shape, s, device)
@@ -227,7 +227,7 @@ def test_network_step(
 def normals(
     shape: tuple[int, ...], s: Settings, generators: list[Generator], draw: int, strength: Tensor | None = None
 ) -> Tensor:
-    """The noise of one draw, (N, h, w, D): what a step from zero without a network leaves in the cells."""
+    """The noise of one draw, (N, h, w, D): the cells after a step from zero without a network."""
     device = generators[0].device
     zero = torch.zeros(shape, device=device)
     cells, n, k = energy.to_cells(zero, s.stride), shape[0], energy.kernel_cells(s.kernel_size, s.stride)
@@ -441,7 +441,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
         (CUDA, torch.float32, 3, "13.0", (9, 0), False, "triton is not installed"),
     ],
 )
-def test_backend_runs_or_says_why_not(
+def test_backend_runs_or_names_the_reason(
     device: torch.device,
     dtype: torch.dtype,
     stride: int,
@@ -495,7 +495,7 @@ def python(*arguments: str, folder: Path) -> str:
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
 @pytest.mark.skipif(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3), reason="another interface of the compiler")
 def test_kernels_compile_ahead_of_time_for_tensor_cores(tmp_path: Path) -> None:
-    """For compute capability 9.0, without a GPU: warpgroup products in all but the sum of splits, within shared memory.
+    """Compiled for compute capability 9.0 without a GPU: warpgroup products except in the sum of splits, within shared memory.
 
     The package itself doesn't import the kernels' module.
     """
@@ -524,7 +524,7 @@ def test_a_cuda_graph_changes_nothing(langevin: Any, monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(not ON_GPU, reason="no CUDA device")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fused_and_pytorch_agree_on_the_device(dtype: torch.dtype) -> None:
-    """At full size, with noise of their own: the same residual."""
+    """At full size with independent noise, the residuals agree."""
     generator = Generator().manual_seed(0)
     images = torch.nn.functional.interpolate(torch.rand(4, 3, 16, 16, generator=generator), size=(224, 224), mode="bicubic")
     residuals = [

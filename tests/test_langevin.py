@@ -1,4 +1,4 @@
-"""Eq. 3: a step with a fixed mask against its law, and the exact inner loop against the closed form."""
+"""Eq. 3: a step with fixed mask against its law, and the exact inner loop against the closed form."""
 
 import math
 
@@ -39,18 +39,26 @@ def test_one_step_is_equation_3() -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
 
 
-def test_many_single_steps_have_the_moments_of_one_held_step() -> None:
+def test_many_single_steps_have_the_moments_of_one_long_step() -> None:
     """Monte Carlo over 200,000 pixels: 5 standard errors of a mean and of a variance."""
     n, steps, e = 200_000, 20, 0.3
     generator = torch.Generator().manual_seed(1)
     mode = torch.full((n,), 3.0, dtype=torch.float64)
-    single, at_once = (torch.full((n,), -2.0, dtype=torch.float64) for _ in range(2))
+    single, long = (torch.full((n,), -2.0, dtype=torch.float64) for _ in range(2))
     for _ in range(steps):
         langevin.step(single, mode, torch.empty_like(mode).normal_(generator=generator), step_size=e, steps=1)
-    langevin.step(at_once, mode, torch.empty_like(mode).normal_(generator=generator), step_size=e, steps=steps)
+    langevin.step(long, mode, torch.empty_like(mode).normal_(generator=generator), step_size=e, steps=steps)
     std = single.std().item()
-    assert abs(single.mean().item() - at_once.mean().item()) < 5 * std * math.sqrt(2 / n)
-    assert abs(single.var().item() - at_once.var().item()) < 5 * std**2 * math.sqrt(4 / n)
+    assert abs(single.mean().item() - long.mean().item()) < 5 * std * math.sqrt(2 / n)
+    assert abs(single.var().item() - long.var().item()) < 5 * std**2 * math.sqrt(4 / n)
+
+
+def test_any_number_of_steps_costs_the_same() -> None:
+    """A sum over as many terms would not end."""
+    steps = 10**15
+    assert langevin.law(0.3, steps) == (0, pytest.approx(math.sqrt(langevin.stationary_variance(0.3)), rel=1e-12))
+    assert langevin.law(0.0, steps) == (1, 0)
+    assert langevin.law(1e-12, steps)[1] == pytest.approx(1e-12 * math.sqrt(steps), rel=1e-8)  # next to no decay
 
 
 def test_stationary_variance_is_the_fixed_point() -> None:
@@ -59,8 +67,8 @@ def test_stationary_variance_is_the_fixed_point() -> None:
     assert (1 - e**2 / 2) ** 2 * variance + e**2 == pytest.approx(variance, rel=1e-12)
 
 
-def test_exact_and_closed_form_give_the_same_image() -> None:
-    """PSNR to the clean image, which differs by the fixed mask and by the draw, is the same to 0.3 dB."""
+def test_exact_and_closed_form_make_the_same_image() -> None:
+    """The PSNR to the input, which differs by the fixed mask and by the draw, agrees to 0.3 dB."""
     image = torch.from_numpy(np.ascontiguousarray(data.astronaut()[:224, 100:324])).permute(2, 0, 1) / 255
 
     def psnr(purified: Tensor) -> float:

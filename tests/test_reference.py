@@ -1,4 +1,4 @@
-"""The fast loop against Algorithm 1 as plain autograd in float64, setting by setting; and the reference's own derivative."""
+"""The fast loop against Algorithm 1 as plain autograd in float64, setting by setting, and the derivative of the reference."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The default for images of every size: the rule, what is given against it, and chunks by pixels."""
+"""The default for images of every size: the rule, explicit arguments, and chunks by pixels."""
 
 import itertools
 from typing import Any
@@ -43,7 +43,7 @@ def test_only_the_short_side_counts(height: int, width: int) -> None:
 
 
 def test_it_is_smooth() -> None:
-    """From one side to the next a number moves by a twentieth of its whole way at most; kernels change once, views seldom."""
+    """Between successive sides, numbers change by at most 5% of their range; kernels change once, and shifts only grow."""
     every = [default_for(side, side) for side in range(SMALL, LARGE + 1)]
     for name in ("threshold", "scale"):
         values = [found[name] for found in every]

@@ -23,7 +23,9 @@ def step(image: Tensor, gradient: Tensor, normal: Tensor, *, step_size: float, s
 def law(step_size: float, steps: int) -> tuple[float, float]:
     """rho^T, and the standard deviation of the noise that T = ``steps`` steps add; see :func:`step`."""
     rho = 1 - step_size**2 / 2
-    return rho**steps, step_size * math.sqrt(sum(rho ** (2 * k) for k in range(steps)))
+    log = 2 * math.log1p(-(step_size**2) / 2)  # of rho^2, not rounded to 0 where step_size is small
+    powers = math.expm1(steps * log) / math.expm1(log) if log else steps  # the sum of rho^(2k) for k < T
+    return rho**steps, step_size * math.sqrt(powers)
 
 
 def stationary_variance(step_size: float) -> float:
