@@ -57,8 +57,8 @@ def normal(*shape: int, seed: int) -> Tensor:
 def test_the_result_resembles_its_input() -> None:
     """So that a failure shared by both loops shows."""
     image = synthetic_image(3, 60, 60)
-    made = reference.purify(image, OnlineAlternateGenerator().settings_for(60, 60), seed=0, index=0)
-    assert (made - image).square().mean() < 0.25 * (image - image.mean((1, 2), keepdim=True)).square().mean()
+    purified = reference.purify(image, OnlineAlternateGenerator().settings_for(60, 60), seed=0, index=0)
+    assert (purified - image).square().mean() < 0.25 * (image - image.mean((1, 2), keepdim=True)).square().mean()
 
 
 @pytest.mark.parametrize("case", ["default", "full strength", "exact", "halved rates", "capped rate", "uniform", "stride 2"])
