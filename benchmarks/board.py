@@ -161,7 +161,7 @@ def _least(result: Result, row: RowResult, column: str) -> Adaptive | None:
     if not found:
         return None
     cell, least = min(found, key=lambda each: each[0].accuracy)
-    attacks = " + ".join(attack.name for attack in cell.attacks) or "".join(least.name.rpartition(": ")[1:])[2:]
+    attacks = " + ".join(attack.name for attack in cell.attacks) or least.name.partition(": ")[2]
     return Adaptive(cell, least.cells[0], least.notes.get(ATTACKS, attacks))
 
 

@@ -17,13 +17,13 @@ from oag_transform.generator import energy, reference
 from oag_transform.generator.run import diverged, prepare, trajectory
 from oag_transform.generator.settings import Settings
 from oag_transform.generator.state import Inputs, State, begin
-from oag_transform.images import to_pixels
+from oag_transform.images import to_model_units, to_pixels
 from tests.sample_images import sample_images, synthetic_image
 
-# the middle of what operands in float32 and in bfloat16 gave on two machines
-PSNR = (33.42, 33.73)  # of the mode, which has no Langevin noise, to the clean image, in dB
-FULL_PSNR = (31.45, 30.82)  # with strength=1
-SHARE = (0.051, 0.057)  # of white noise of 6 grey levels that comes through
+# with compute_dtype=torch.float32; AVX2 and AVX512 kernels give the same five digits
+PSNR = (33.433, 33.729)  # of the mode, which has no Langevin noise, to the clean image, in dB
+FULL_PSNR = (31.474, 30.827)  # with strength=1
+SHARE = (0.0519, 0.0573)  # of white noise of 6 grey levels that comes through
 STRENGTH = (0.493, 0.366)
 GREY_ESTIMATE = (0.772, 0.541)  # of the images in grey, in grey levels
 
@@ -45,15 +45,25 @@ def psnr(one: Tensor, other: Tensor) -> list[float]:
     return (-10 * (one - other).square().mean((1, 2, 3)).log10()).tolist()
 
 
-@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_golden_detail_and_noise_of_the_default(compute_dtype: torch.dtype) -> None:
-    clean, purify = sample_images(), OnlineAlternateGenerator(compute_dtype=compute_dtype)
-    kept, full = modes(clean, purify), modes(clean, OnlineAlternateGenerator(strength=1, compute_dtype=compute_dtype))
+def test_golden_what_the_default_keeps_and_what_it_lets_through() -> None:
+    clean, purify = sample_images(), OnlineAlternateGenerator(compute_dtype=torch.float32)
+    kept, full = modes(clean, purify), modes(clean, OnlineAlternateGenerator(strength=1, compute_dtype=torch.float32))
     assert psnr(kept, clean) == pytest.approx(PSNR, abs=0.05)
     assert psnr(full, clean) == pytest.approx(FULL_PSNR, abs=0.05)
     through = modes((clean + noise()).clamp(0, 1), purify) - kept
     share = (through * noise()).sum((1, 2, 3)) / noise().square().sum((1, 2, 3))
     assert share.tolist() == pytest.approx(SHARE, abs=0.002)
+
+
+def test_bfloat16_operands_change_the_mode_by_less_than_their_rounding() -> None:
+    """The two operands of a product round by at most 2^-8 each: the mode changes by at most 2^-7 of the image's RMS."""
+    clean = sample_images()
+    full, half = (modes(clean, OnlineAlternateGenerator(compute_dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
+    scale = OnlineAlternateGenerator().settings_for(224, 224).scale
+    rms = scale / 255 * to_model_units(clean, scale).square().mean((1, 2, 3)).sqrt()  # around the mean colour
+    change = (full - half).square().mean((1, 2, 3)).sqrt()
+    assert (change > 0).all()
+    assert (change <= 2**-7 * rms).all()
 
 
 def test_golden_strength_and_estimate() -> None:
@@ -121,8 +131,8 @@ def test_the_limit_of_divergence_is_twice_the_residual_without_content() -> None
     assert diverged(off_by(1.02 * limit), settings).all()
 
 
-def test_the_rate_of_w_is_half_of_the_limit_by_curvature() -> None:
-    """A rate that is always limited agrees with the plain reference, which has its own limit."""
+def test_the_rate_of_w_is_half_of_what_the_curvature_allows() -> None:
+    """A rate that is always at its limit, against the plain reference, which has its own half."""
     image, purify = synthetic_image(3, 24, 27), OnlineAlternateGenerator(filters=16, conv_lr=1.0, seed=0)
     assert energy.STABLE == 0.5
     expected = reference.purify(image, purify.settings_for(24, 27), seed=0, index=0)

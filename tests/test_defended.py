@@ -394,8 +394,8 @@ def test_another_defense_after_construction_gets_the_streams_too() -> None:
 @pytest.mark.parametrize("shift", [0, 3])
 def test_clip_clamps_with_the_gradient_of_the_identity(gradient: Any, shift: int) -> None:
     images = 1.5 * rand(2, 3, 20, 20) - 0.25
-    made = nn.Identity() if gradient == "own" else defense()
-    model, plain = (DefendedModel(make_target(), made, shift=shift, gradient=gradient, clip=clip) for clip in (True, False))
+    inner = nn.Identity() if gradient == "own" else defense()
+    model, plain = (DefendedModel(make_target(), inner, shift=shift, gradient=gradient, clip=clip) for clip in (True, False))
     assert "clip=True" in repr(model)
     point, inside = images.clone().requires_grad_(), images.clamp(0, 1).requires_grad_()
     assert torch.equal(model(point), plain(inside))

@@ -39,8 +39,11 @@ def test_every_experiment_writes_its_result_and_the_report(
     monkeypatch.setattr("oag_transform.evaluation.experiments.figures.EPSILONS", (0, 6))
     other = ["--other", "tests.tiny:left_half"]
     more = ["--adaptive.linf", "4", "--adaptive.steps", "2", "--certify.n", "8", "--certify.denoisers", "none", "tv"]
+    more += ["--adversarial", str(folder)]
     more += ["--convergence.steps", "2", "--convergence.draws", "1", "--convergence.eot-steps", "2", "--slow-count", "1"]
-    run = arguments(folder, tmp_path, "all", "tune", "adaptive", "convergence", "certify", *other, "--defenses", *FAST)
+    run = arguments(
+        folder, tmp_path, "all", "tune", "adaptive", "convergence", "certify", "transfer", *other, "--defenses", *FAST
+    )
     assert main([*run, *more]) == 0
     printed = capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
@@ -208,6 +211,9 @@ def test_fit_pixelcnn_and_defend_with_it(folder: Path, tmp_path: Path, monkeypat
         (["--crop", "-3"], "--crop must be an integer >= 1, got -3"),
         (["--pixelcnn", "nowhere.pt"], "nowhere.pt"),
         (["table12"], "no experiment 'table12'"),
+        (["--adversarial", "nowhere"], "transfer and --adversarial FOLDER need each other"),
+        (["transfer"], "transfer and --adversarial FOLDER need each other"),
+        (["transfer", "--adversarial", "nowhere"], "--adversarial nowhere is not a folder"),
         (["table2"], "table2 needs a second target"),
         (["table3"], "table3 needs a second target"),
     ],
@@ -215,7 +221,7 @@ def test_fit_pixelcnn_and_defend_with_it(folder: Path, tmp_path: Path, monkeypat
 def test_bad_arguments_are_named(
     change: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    experiment = [] if change[0].startswith("table") else ["table4"]
+    experiment = [] if change[0].startswith(("table", "transfer")) else ["table4"]
     positional = change if not experiment else []
     run = arguments(folder, tmp_path, *experiment, *positional)
     assert main([*run, *(change if experiment else [])]) == 2

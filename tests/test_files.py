@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import re
 import struct
 import warnings
@@ -176,6 +177,15 @@ def test_errors_of_unreadable_files_are_one_line(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 700)  # 1600 are more than twice that
     with pytest.raises(ValueError, match="more than 0 megapixels; resize it"):
         read(tmp_path / "whole.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such pipes")
+@pytest.mark.parametrize("reader", [read, files.size])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, reader: Any) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # nobody writes to it: opened, it would hang
+    for path in (tmp_path / "pipe.png", tmp_path):
+        with pytest.raises(UnreadableImageError, match=f"{path.name} is .*: it is a folder, a pipe, a socket or"):
+            reader(path)
 
 
 def jpeg_with(tag: int, kind: int, count: int, value: bytes) -> bytes:

@@ -96,7 +96,7 @@ def test_hopeless_rates_raise_and_name_the_image_or_return_the_input() -> None:
     with pytest.warns(UserWarning, match="returning the input unpurified") as caught:
         returned = small(**hopeless, on_failure="return_input")(images)
     assert torch.equal(returned, images)
-    assert caught[0].filename == __file__  # the line of whoever called it
+    assert caught[0].filename == __file__  # the line of the caller
     with pytest.warns(UserWarning, match="returning the input unpurified") as caught:
         small(**hopeless, on_failure="return_input")((255 * images).byte())
     assert caught[0].filename == __file__

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are
     from ..evaluation.store import Store
 
 EXTRA = "eval"
-REPORT, ALL = "report", "all"
+REPORT, ALL, TRANSFER = "report", "all", "transfer"
 
 logger = logging.getLogger(__name__)
 
@@ -44,24 +44,26 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     """Measure defenses as the paper does, and under adaptive attacks.
 
     What is computed is kept in OUT/cache: an interrupted run goes on from there. Each experiment writes OUT/NAME.json, .csv and
-    .md, and OUT/report.html shows all of them. Exit status: 0, 1 if an experiment or a row of one failed, 2 if nothing could be
-    run.
+    .md, and OUT/report.html shows all of them. Exit status: 0; 1 if an experiment or a row of one failed; 2 if nothing could
+    be run.
     """
 
     experiments: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Some of the list above."""
+    """Experiments of the list above."""
     out: Path
     """Folder of the results."""
     data: Annotated[str, default("none, for a report")] = ""
-    """Folder of folders of images, or KIND:ROOT of cifar10, cifar100, flower17, ilsvrc2012."""
+    """Folder of folders of images, or KIND:ROOT of cifar10, cifar100, flower17, ilsvrc2012, transferattack."""
     model: Annotated[str, default("none, for a report")] = ""
     """A torchvision model, efficientnet-lite0|1|2, module:function, FILE.pt, timm:NAME or robustbench:DATA/THREAT/NAME."""
     other: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL[=WEIGHTS]")] = ()
     """Further targets, for tables 2 and 3."""
+    adversarial: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER")] = ()
+    """Folders of images that somebody else attacked, named as those of --data, for transfer; a column each."""
     count: int = 150
-    """Images, which the target gets right; for certify, right or wrong."""
+    """Number of images that the target classifies correctly; for certify, of all images."""
     slow_count: int = 20
-    """Images for slow defenses."""
+    """Number of images for slow defenses."""
     attacks: tuple[str, ...] = tuple(attack.key for attack in GRAY_BOX)
     """Gray-box attacks of table1 and others."""
     goal: Literal["paper", "targeted", "untargeted"] = "paper"
@@ -73,9 +75,9 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     mifgsm_eps: int = 4
     """Bound of MI-FGSM in grey levels; the paper has 4 on Flower-17 and 2 on ImageNet."""
     defenses: Annotated[tuple[str, ...] | None, default("all that can be made here")] = None
-    """Some of the list above only."""
+    """Only these defenses of the list above."""
     tuned: Annotated[Path | None, default("those of the list")] = None
-    """TUNE.JSON with the settings that the experiment tune has chosen."""
+    """File tune.json with the settings that the experiment tune has chosen."""
     pixelcnn: Annotated[Path | None, default("none")] = None
     """File of fit-pixelcnn, for pixeldefend."""
     noise_std: float = 0.1
@@ -83,17 +85,17 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     compute_dtype: Annotated[Literal["float32", "bfloat16"] | None, default("the faster one on this machine")] = None
     """Operands of OAG's convolutions."""
     progress: bool = False
-    """Progress bars, also where the output is no terminal."""
+    """Show progress bars even if the output is not a terminal."""
     engine: Literal["local", "ray"] = "local"
     """ray (extra 'ray'): batches of images as tasks for a cluster, or for the processors of this machine."""
     address: Annotated[str | None, default("RAY_ADDRESS, or one on this machine for this run")] = None
     """Address of a Ray cluster."""
     adaptive: AdaptiveOptions = AdaptiveOptions()
-    """Of the experiment adaptive."""
+    """Options of the experiment adaptive."""
     convergence: ConvergenceOptions = ConvergenceOptions()
-    """Of the experiment convergence."""
+    """Options of the experiment convergence."""
     certify: CertifyOptions = CertifyOptions()
-    """Of the experiment certify."""
+    """Options of the experiment certify."""
 
     def __post_init__(self) -> None:
         if not self.experiments:
@@ -114,6 +116,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         for one in self.asked:
             if one.needs_other and not self.other:
                 raise ValueError(f"{one.key} needs a second target: --other MODEL[=WEIGHTS]")
+        if any(one.key == TRANSFER for one in self.asked) != bool(self.adversarial):
+            raise ValueError("transfer and --adversarial FOLDER need each other")
         chosen(self.defenses or ())
         for options in (self.adaptive, self.convergence, self.certify):
             options.check()
@@ -178,6 +182,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         """Everything that can be wrong with the arguments comes before any work."""
         import torch
 
+        from ..evaluation.adversarial import choose_transfer, common, match
         from ..evaluation.data import open_images
         from ..evaluation.experiments import certify
         from ..evaluation.plan import Plan, as_published, common_facts
@@ -187,6 +192,9 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
 
         process.look_for_modules_here()
         device, listing = self.find_device(), self.listing()
+        matches = [match(folder, listing) for folder in self.adversarial]
+        if matches:
+            common(matches, listing)
         batch_norm = self.certify.batch_norm
         apart = None if batch_norm is None else open_images(batch_norm, split=self.split, devkit=self.devkit)
         attacks = self._attacks()
@@ -205,12 +213,14 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         show = sys.stderr.isatty() or self.progress
         store = self._store()(self.out / "cache", chunk=self.batch_size, progress=show)
         keys = {one.key for one in self.asked}
-        subjects, unfiltered = [], None
-        if keys - {"certify"}:
+        subjects, unfiltered, transfer = [], None, None
+        if TRANSFER in keys:
+            transfer = choose_transfer(matches, targets[0], listing, self.count, store, self.seed, device)
+        if keys - {"certify", TRANSFER}:
             subjects = [choose_subject(target, listing, self.count, store, self.seed, device) for target in targets]
         if "certify" in keys:
             unfiltered = choose_subject(targets[0], listing, self.count, store, self.seed, device, right_only=False)
-        subject = subjects[0] if subjects else unfiltered
+        subject = subjects[0] if subjects else transfer.subject if transfer else unfiltered
         assert subject is not None  # noqa: S101 - there is an experiment
         if len(subject.images) < self.count:
             logger.info("only %d images that %s gets right", len(subject.images), subject.target.name)
@@ -221,6 +231,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             facts=common_facts(subject, Path(self.data.rpartition(":")[2]).resolve().name)
             | {"compute_dtype": str(operands(Settings(compute_dtype=dtype), device, torch.float32))},
             others=tuple(subjects[1:]),
+            transfer=transfer,
             unfiltered=unfiltered,
             apart=apart,
             slow_count=self.slow_count,
@@ -300,10 +311,10 @@ def _lists() -> str:
     """What the help lists: experiments, attacks, defenses and denoisers, by what they are called on the command line."""
     left_out = ", ".join(entry.key for entry in EXPERIMENTS if not entry.in_all)
     with_other = " and ".join(entry.key for entry in EXPERIMENTS if entry.needs_other)
-    every = f"all but {left_out}, which want time or images of their own; {with_other} with --other"
+    every = f"all but {left_out}, which take long or need other images; {with_other} only with --other"
     lists: dict[str, list[tuple[str, Any]]] = {
         "experiments": [(entry.key, entry.title) for entry in EXPERIMENTS]
-        + [(REPORT, "draw every figure in OUT again, and the report, from the JSON that is there"), (ALL, every)],
+        + [(REPORT, "draw the figures and the report in OUT again, from its JSON files"), (ALL, every)],
         "gray-box attacks": [(attack.key, f"{attack.label}, {'' if attack.targeted else 'un'}targeted") for attack in GRAY_BOX],
         "adaptive attacks": list(ADAPTIVE_ATTACKS.items()),
         "defenses": [(defense.key, defense.label) for defense in DEFENSES]
