@@ -132,12 +132,18 @@ def _row(result: Result, key: str) -> RowResult | None:
         return next((row for row in result.rows if row.name == WITHOUT_VIEWS[key]), None)
     name, _, setting = key.rpartition(":")
     exact = next((row for row in result.rows if row.defense == key), None)
-    return exact or next((row for row in result.rows if name and row.defense == name and f"{row.setting:g}" == setting), None)
+    named = (row for row in result.rows if row.setting is not None and row.defense == name)
+    return exact or next((row for row in named if f"{row.setting:g}" == setting), None)
 
 
 def _same(one: RowResult, other: RowResult) -> bool:
     """Whether two rows are of one defense at one setting."""
-    return (one.defense, one.setting) == (other.defense, other.setting) and bool(one.defense or one.name == other.name)
+    return _identity(one) == _identity(other)
+
+
+def _identity(row: RowResult) -> tuple[str, float | None]:
+    """Key and setting, also where the key holds the setting; the name of a row without a defense."""
+    return row.defense.removesuffix(f":{row.setting:g}") if row.setting is not None else row.defense or row.name, row.setting
 
 
 def _denoises(certificate: RowResult, row: RowResult) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor
 from oag_transform import OnlineAlternateGenerator
 from oag_transform.evaluation.data import Preprocessing, batches, image_folder
 from oag_transform.evaluation.provenance import provenance
-from oag_transform.generator.run import alternate, choose_loop
+from oag_transform.generator.run import prepare, trajectory
 from oag_transform.generator.settings import Settings
 from oag_transform.images import to_pixels
 
@@ -60,7 +60,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # no commas in the names: a page lists 
 def modes(image: Tensor, defense: OnlineAlternateGenerator, index: int) -> Iterator[Tensor]:
     """Modes in [0, 1] of an image (1, 3, H, W), one at each of ``STEPS``."""
     s = defense.settings_for(*image.shape[-2:])
-    for state in alternate(image, s, choose_loop(s, image.device, image.dtype), SEED, [index], every=1):
+    for state in trajectory(prepare(image, s, SEED, [index]), every=1):
         if state.step in STEPS:
             yield to_pixels(state.mode, s.scale)
 

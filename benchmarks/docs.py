@@ -10,6 +10,8 @@ A block begins with an HTML comment that says what it is made of, and ends with 
   says otherwise, and the adaptive one at that setting too; ``none`` and ``none-4-views`` are no defense;
 - ``<!-- board: table1=... adaptive=...[,...] linf=BOUND certify=... radius=RADIUS -->``: a row for every defense that any of
   these results has, also the worst attack, certified accuracy and time; each part may be left out;
+- ``<!-- paired: data/x/table1.json | NAME -->``: every row of a result with a clean and a mean column beside the row of this
+  name, image by image;
 - ``<!-- attacks: -->``: the list of adaptive attacks;
 - ``<!-- detail: data/detail.json | NAME, NAME -->``: some of the settings that ``benchmarks.detail`` compared;
 - ``<!-- speed: data/speed.json -->``: what ``benchmarks.speed`` wrote;
@@ -32,6 +34,7 @@ from oag_transform.evaluation.options import ADAPTIVE_ATTACKS
 from oag_transform.evaluation.render import tables
 from oag_transform.evaluation.render.draw import draw_figures
 from oag_transform.evaluation.result import Certified, Lines, Result, Tradeoff
+from oag_transform.evaluation.statistics import paired
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -84,6 +87,25 @@ def _table(of: str) -> str:
     return re.sub(r"^(!\[.*\]\()(.*)(\))$", rf"\1{Path(of).parent.as_posix()}/\2\3", text, flags=re.MULTILINE)
 
 
+def _paired(of: str) -> str:
+    """Every row beside one of them: accuracy with its interval, and exact sign tests on clean and on attacked images."""
+    file, _, name = (part.strip() for part in of.partition("|"))
+    found = results.read(DOCS / file)
+    rows, most = [row for row in found.rows if not row.error], found.facts["n"]
+    one = next((row for row in rows if row.name == name), None)
+    if one is None:
+        raise ValueError(f"{file} has no row {name!r}; it has {', '.join(row.name for row in rows)}")
+    headings = "| Defense | Clean | Mean attacked | Clean: better, worse, p | Attacked: better, worse, p |"
+    lines = [headings, f"|{'---|' * 5}"]
+    for row in rows:
+        shown = [tables.cell_text(row.cells[0], most), tables.cell_text(row.cells[-1], most)]
+        tests = [paired(one.cells[:1], row.cells[:1]), paired(one.cells[1:-1], row.cells[1:-1])]
+        shown += ["" if row is one else f"{more}, {fewer}, {p:.2g}" for more, fewer, p in tests]
+        lines.append(f"| {row.name} | {' | '.join(shown)} |")
+    note = f"Images on which {name} is better and worse than the row, and the two-sided p of the exact sign test."
+    return "\n".join([*lines, "", f"{note} Attacked: right under more, and under fewer, of the attacks."])
+
+
 def _attacks(_: str) -> str:
     lines = ["| `--adaptive.attacks` | what it does |", "|---|---|"]
     return "\n".join([*lines, *(f"| {name} | {text} |" for name, text in ADAPTIVE_ATTACKS.items())])
@@ -102,6 +124,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "table": _table,
     "summary": lambda of: board.summary(of, DOCS),
     "board": lambda of: board.board(of, DOCS),
+    "paired": _paired,
     "attacks": _attacks,
     "detail": _detail,
     "speed": lambda of: speed.markdown(_load(of)),

@@ -23,8 +23,7 @@ from oag_transform import OnlineAlternateGenerator, streams
 from oag_transform.baselines.catalogue import Needs, by_key
 from oag_transform.generator import energy, loop, reference
 from oag_transform.generator.settings import Settings
-from oag_transform.generator.state import begin
-from oag_transform.images import to_model_units
+from oag_transform.generator.state import Inputs
 
 from .speed import photographs, plain_settings
 
@@ -146,10 +145,9 @@ def moves(images: Tensor, repeats: int) -> Iterator[tuple[str, float, int]]:
 def chunk_arguments(images: Tensor, transform: OnlineAlternateGenerator) -> tuple[Any, ...]:
     """What a fused chunk is made of, after the first image update."""
     s = transform.settings_for(*images.shape[-2:])
-    generators = streams.generators(0, range(len(images)), images.device)
-    strength = images.new_ones(len(images))
-    start = begin(to_model_units(images, s.scale), s, generators)
-    return next(loop.alternate(start, s, generators, strength, every=1)), s, generators, strength
+    inputs = Inputs(images, s, images.new_ones(len(images)), 0, range(len(images)))
+    generators = streams.generators(inputs.seed, inputs.indices, images.device)
+    return next(loop.alternate(inputs, every=1)), s, generators, inputs.strength
 
 
 def products(images: Tensor, dtype: torch.dtype, repeats: int) -> Iterator[tuple[str, float]]:

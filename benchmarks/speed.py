@@ -31,8 +31,7 @@ from oag_transform.evaluation.provenance import provenance
 from oag_transform.generator import energy, reference
 from oag_transform.generator.run import operands
 from oag_transform.generator.settings import Settings
-from oag_transform.generator.state import begin
-from oag_transform.images import to_model_units
+from oag_transform.generator.state import Inputs, begin
 
 CPU = torch.device("cpu")
 SIZES = ((32, 1), (32, 64), (64, 16), (96, 8), (128, 8), (224, 1), (224, 8), (224, 64), (512, 2), (1024, 1))
@@ -88,14 +87,14 @@ def products_in(s: Settings) -> int:
 def parts(s: Settings, dtype: torch.dtype, size: int, repeats: int) -> Iterator[tuple[str, float, int, int]]:
     """(what, seconds, products in it, how often in a run) of the parts of a run on one image that can be timed alone."""
     image = photographs(1, size)
-    generators = streams.generators(0, [0], CPU)
-    start = begin(to_model_units(image, s.scale), s, generators)
+    inputs = Inputs(image, s, torch.ones(1), 0, [0])
+    start, generators = begin(inputs)
     theta, pair = start.theta.cast(dtype), start.pair.to(dtype)
     gates = energy.gate(energy.responses(pair, theta), theta)
     normal = torch.empty(1, *pair.shape[-2:], pair.shape[1])
     n = s.network_steps - 1
     yield "estimate of the noise", seconds(lambda: noise_level.estimate(image), repeats), 0, 1
-    yield "random network", seconds(lambda: begin(start.reference, s, generators), repeats), 0, 1
+    yield "random network", seconds(lambda: begin(inputs), repeats), 0, 1
     yield "noise drawn", seconds(lambda: streams.fill_normal(normal, generators), repeats), 0, n + 1
     yield "responses of both images", seconds(lambda: energy.responses(pair, theta), repeats), 2, n
     yield "mode", seconds(lambda: energy.image_gradient(gates[:1], theta), repeats), 1, n + 1

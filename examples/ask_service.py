@@ -1,6 +1,6 @@
-"""Ask a running ``oag-transform serve`` what is on a photograph, and have it purified: ``python -m examples.ask_service FILE``.
+"""Classify an image with a running ``oag-transform serve``, and purify it: ``python -m examples.ask_service FILE``.
 
-The server: ``oag-transform serve --model efficientnet-lite0``.
+Start the server with ``oag-transform serve --model efficientnet-lite0``.
 """
 
 import json
@@ -11,14 +11,14 @@ import urllib.request
 from pathlib import Path
 
 
-def ask(url: str, photograph: Path) -> bytes:
-    """The body of the answer to a photograph.
+def ask(url: str, image: Path) -> bytes:
+    """POST an image file and return the body of the answer.
 
     Raises:
-        ValueError: the server refuses it; its own words.
+        ValueError: the server refused the image; the message is the server's.
     """
-    kind = mimetypes.guess_type(photograph.name)[0] or "application/octet-stream"
-    request = urllib.request.Request(url, photograph.read_bytes(), {"Content-Type": kind}, method="POST")
+    kind = mimetypes.guess_type(image.name)[0] or "application/octet-stream"
+    request = urllib.request.Request(url, image.read_bytes(), {"Content-Type": kind}, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.read()
@@ -27,14 +27,14 @@ def ask(url: str, photograph: Path) -> bytes:
             raise ValueError(json.load(error)["error"]) from error
 
 
-def main(photograph: Path, server: str = "http://127.0.0.1:8000") -> Path:
-    """Print the likeliest class of the bare and of the defended classifier; returns the file with the purified photograph."""
-    found = json.loads(ask(f"{server}/classify", photograph))
-    for who in ("bare", "defended"):
-        best = found[who][0]
-        print(f"{who}: {best['name']}, {best['probability']:.0%}")
-    purified = photograph.with_suffix(".purified.png")
-    purified.write_bytes(ask(f"{server}/purify", photograph))
+def main(image: Path, server: str = "http://127.0.0.1:8000") -> Path:
+    """Print the likeliest class, undefended and defended; returns the path of the purified image."""
+    predictions = json.loads(ask(f"{server}/classify", image))
+    for classifier in ("undefended", "defended"):
+        best = predictions[classifier][0]
+        print(f"{classifier}: {best['name']}, {best['probability']:.0%}")
+    purified = image.with_suffix(".purified.png")
+    purified.write_bytes(ask(f"{server}/purify", image))
     return purified
 
 

@@ -1,4 +1,4 @@
-"""Choose T_N for your own classifier and images, without any attack (section III-D of the paper; extra ``demo``).
+"""Choose T_N for a classifier and images without an attack (section III-D of the paper; extra ``demo``).
 
 python examples/choose_network_steps.py
 """
@@ -10,7 +10,7 @@ from oag_transform.evaluation.backbones import efficientnet_lite
 
 
 def main(count: int = 20, longest: int = 60, every: int = 5) -> NetworkSteps:
-    """Print the accuracy on purified Gaussian-noised images along the way, and the step from which it is flat."""
+    """Print the accuracy on purified Gaussian-noised images by network step; returns the chosen number of steps."""
     target = efficientnet_lite(0)
     model = foolbox.PyTorchModel(target, bounds=(0, 1), device="cpu")
     images, labels = foolbox.samples(model, dataset="imagenet", batchsize=count, shape=(224, 224))

@@ -1,9 +1,9 @@
-"""A pretrained classifier behind the transform, under attack: unaware of it, and then through it (extra ``demo``).
+"""A defended pretrained classifier under a gray-box and under an adaptive attack (extra ``demo``).
 
 python examples/defended_model.py
 
-The second attack is the one that counts for anybody who needs robustness: BPDA takes the purification for the identity in the
-backward pass, EOT averages over its randomness. Defenses of this kind don't withstand it.
+The gray-box attack knows the classifier only. The adaptive attack knows the defense too: BPDA takes its gradient for that of
+the identity, and EOT averages over its randomness. Defenses of this kind do not withstand adaptive attacks.
 """
 
 import foolbox
@@ -15,9 +15,9 @@ from oag_transform.evaluation.backbones import efficientnet_lite
 
 
 def main(count: int = 8, steps: int = 8, eot: int = 2, **settings: int) -> dict[str, float]:
-    """Accuracy of the defended classifier on clean images, under a gray-box attack, and under BPDA + EOT."""
+    """Clean accuracy, and accuracy under a gray-box attack and under an adaptive attack (BPDA + EOT)."""
     target = efficientnet_lite(0)
-    # your own: DefendedModel.from_torchvision("resnet50"), or DefendedModel(target, normalize=Normalize(mean, std))
+    # another classifier: DefendedModel.from_torchvision("resnet50"), or DefendedModel(target, normalize=Normalize(mean, std))
     defended = DefendedModel(target, OnlineAlternateGenerator(**settings))  # type: ignore[arg-type]
 
     plain = foolbox.PyTorchModel(target, bounds=(0, 1), device="cpu")
@@ -26,7 +26,7 @@ def main(count: int = 8, steps: int = 8, eot: int = 2, **settings: int) -> dict[
     attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=1 / 255, steps=steps, random_start=False)
     gray_box = attack(plain, images, labels, epsilons=6 / 255)[1]
 
-    # each gradient is averaged over ``eot`` purifications; gradients pass straight through each of them
+    # each gradient is an average over ``eot`` purifications, with the straight-through gradient
     eot_model = DefendedModel(target, defended.defense, samples=eot)
     adaptive = attack(foolbox.PyTorchModel(eot_model, bounds=(0, 1), device="cpu"), images, labels, epsilons=6 / 255)[1]
 
@@ -35,14 +35,14 @@ def main(count: int = 8, steps: int = 8, eot: int = 2, **settings: int) -> dict[
             return float((model(batch).argmax(1) == labels).float().mean())
 
     figures = {
-        "target, clean": accuracy(target, images),
-        "target, attacked": accuracy(target, gray_box),
+        "undefended, clean": accuracy(target, images),
+        "undefended, gray-box attack": accuracy(target, gray_box),
         "defended, clean": accuracy(defended, images),
-        "defended, attacked (gray box)": accuracy(defended, gray_box),
-        "defended, attacked through the defense (BPDA + EOT)": accuracy(defended, adaptive),
+        "defended, gray-box attack": accuracy(defended, gray_box),
+        "defended, adaptive attack (BPDA + EOT)": accuracy(defended, adaptive),
     }
     for name, value in figures.items():
-        print(f"{name:<54}{value:.2f}")
+        print(f"{name:<42}{value:.2f}")
     return figures
 
 

@@ -1,6 +1,6 @@
-"""Purify a folder of image files with PyTorch's own launcher, a share for each process.
+"""Purify a folder of image files with PyTorch's launcher: each process purifies its share.
 
-torchrun --nproc-per-node 2 examples/distributed_sampler.py PHOTOS OUT
+torchrun --nproc-per-node 2 examples/distributed_sampler.py IMAGES OUT
 """
 
 import sys
@@ -15,10 +15,10 @@ from oag_transform.streams import index_of
 
 
 def main(source: str, out: str, seed: int = 0) -> int:
-    """Returns how many images this process purified; their random streams follow their names, so it doesn't matter which."""
+    """Returns the number of images that this process purified. Random streams follow the files' names."""
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     paths = sorted(path for path in Path(source).iterdir() if path.is_file())
-    # with drop_last=False, the default, the last ones would be done twice where they don't come out even
+    # drop_last=False, the default, would purify some images twice if the shares were unequal
     sampler: DistributedSampler[int] = DistributedSampler(range(len(paths)), shuffle=False, drop_last=True)  # type: ignore[arg-type]
     rest = paths[len(sampler) * dist.get_world_size() :][dist.get_rank() :: dist.get_world_size()]
     purify = OnlineAlternateGenerator(seed=seed)

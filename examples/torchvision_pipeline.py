@@ -1,6 +1,6 @@
 """The transform as a step of a torchvision pipeline: resize, crop, purify, normalise.
 
-python examples/torchvision_pipeline.py PHOTO [PHOTO ...]
+python examples/torchvision_pipeline.py IMAGE [IMAGE ...]
 """
 
 import sys
@@ -14,7 +14,7 @@ from oag_transform import OnlineAlternateGenerator
 
 
 def make_pipeline(size: int = 224, **settings: int) -> v2.Compose:
-    """Purification sees the image as the classifier would, but before it is normalised."""
+    """The pipeline. Purification comes after resizing and cropping, and before normalisation."""
     return v2.Compose(
         [
             v2.Resize(size + size // 7),
@@ -28,7 +28,7 @@ def make_pipeline(size: int = 224, **settings: int) -> v2.Compose:
 
 
 def main(paths: list[str], **settings: int) -> Tensor:
-    """A normalised batch (N, 3, H, W) of purified photographs."""
+    """A normalised batch (N, 3, H, W) of purified images."""
     pipeline = make_pipeline(**settings)
     batch = torch.stack([pipeline(PIL.Image.open(path).convert("RGB")) for path in paths])
     print(f"purified and normalised: {tuple(batch.shape)}, {batch.mean():.3f} +- {batch.std():.3f}")

@@ -27,7 +27,7 @@ from oag_transform.evaluation.store import Store
 from oag_transform.evaluation.subject import Row, Subject
 from oag_transform.evaluation.targets import Target
 
-from .photographs import picture
+from .sample_images import synthetic_image
 
 SIDE = 25
 LINF, L2 = Bound("linf", 8 / 255), Bound("l2", 0.6)
@@ -51,7 +51,7 @@ def undefended(target: nn.Module | None = None) -> DefendedModel:
 
 def examples(count: int = 3) -> tuple[Tensor, Tensor]:
     """Pictures well inside of [0, 1], and the classes that the target gives them."""
-    images = 0.3 + 0.4 * picture(count, 3, SIDE, SIDE).float()
+    images = 0.3 + 0.4 * synthetic_image(count, 3, SIDE, SIDE).float()
     return images, Linear()(images).argmax(1)
 
 
@@ -163,7 +163,7 @@ def small(**changes: Any) -> OnlineAlternateGenerator:
 
 
 def test_unrolled_purifies_as_the_transform_does() -> None:
-    images = picture(2, 3, SIDE, SIDE)
+    images = synthetic_image(2, 3, SIDE, SIDE)
     torch.testing.assert_close(Unrolled(small())(images, index=[4, 9]), small()(images, index=[4, 9]))
 
 
@@ -172,7 +172,7 @@ def test_the_exact_gradient_is_what_finite_differences_say(strength: float | Non
     # without a threshold what is drawn is piecewise smooth, and a small difference crosses no border
     model = unrolled(DefendedModel(Linear().double(), small(threshold=0.0, strength=strength), shift=0))
     model.target.weight = model.target.weight.double()
-    image, label = 0.3 + 0.4 * picture(1, 3, SIDE, SIDE), torch.tensor([1])
+    image, label = 0.3 + 0.4 * synthetic_image(1, 3, SIDE, SIDE), torch.tensor([1])
     _, slope = adaptive.gradient(model, image, label, adaptive.cross_entropy, [[3]])
     direction = torch.randn(image.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -195,7 +195,7 @@ def test_an_expected_gradient_is_that_of_the_mean_over_noise() -> None:
 
 
 def test_expected_gradients_are_of_the_same_values_and_of_what_jumps_too() -> None:
-    images = picture(1, 3, SIDE, SIDE)
+    images = synthetic_image(1, 3, SIDE, SIDE)
     points = [images.clone().requires_grad_() for _ in range(2)]
     made = [Unrolled(small(), expected=expected)(point, index=4) for point, expected in zip(points, (False, True), strict=True)]
     assert made[0].equal(made[1])
@@ -216,7 +216,7 @@ def test_expected_gradients_are_of_the_same_values_and_of_what_jumps_too() -> No
     ids=lambda value: type(value).__name__,
 )
 def test_whether_a_defense_has_a_gradient(defense: nn.Module, expected: bool) -> None:
-    assert differentiable(defense, picture(1, 3, SIDE, SIDE).float()) is expected
+    assert differentiable(defense, synthetic_image(1, 3, SIDE, SIDE).float()) is expected
 
 
 def subject_of(images: Tensor, folder: Path, chunk: int = 2) -> Subject:
@@ -282,7 +282,7 @@ def test_unrolled_reaches_into_defenses_in_turn() -> None:
     purify = small(compute_dtype=torch.float32)  # unrolled has the images' own precision
     model = DefendedModel(Linear(), Compose(GaussianNoise(8, seed=0), purify), shift=0, samples=2)
     exact = unrolled(model)
-    images = picture(2, 3, SIDE, SIDE).float().requires_grad_()
+    images = synthetic_image(2, 3, SIDE, SIDE).float().requires_grad_()
     torch.testing.assert_close(exact(images, index=[3, 5]), model(images, index=[3, 5]), rtol=1e-3, atol=1e-3)
     (through,) = torch.autograd.grad(exact(images).sum(), images)
     (identity,) = torch.autograd.grad(model(images).sum(), images)

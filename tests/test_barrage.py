@@ -31,7 +31,7 @@ def test_there_are_ten_groups_and_none_changes_nothing() -> None:
 
 
 def test_an_image_gets_k_different_groups_in_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups are replaced by the digits of a number: what is left tells which came, and when."""
+    """Groups append digits to a number, which shows the selected groups and their order."""
     monkeypatch.setattr(barrage, "_GROUPS", tuple((lambda i, _, n=n: i / 16 + n / 16) for n in range(10)))
     orders = []
     for value in BaRT(4, seed=0)(torch.zeros(200, 3, 1, 1, dtype=torch.float64))[:, 0, 0, 0].tolist():
@@ -105,7 +105,7 @@ def test_fourier_keeps_the_mean_within_two_percent() -> None:
 
 @pytest.mark.parametrize("index", range(4))
 def test_colour_spaces_are_scikit_images(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All changes at half of their range; XYZ is kornia's own, of linear light or not, and so not compared."""
+    """All changes are at half of their range; XYZ differs between libraries and is not compared."""
     name, most, _, _ = barrage._COLOR_SPACES[index]
     if name == "xyz":
         pytest.skip("another convention")
@@ -155,7 +155,7 @@ def test_noise_is_estimated() -> None:
 
 
 def test_its_own_gradient_averages_over_draws() -> None:
-    """One step against the mean gradient of many draws moves the expected loss, as EOT asks for."""
+    """A step along the mean gradient of many draws changes the expected loss as predicted (EOT)."""
     image, direction = smooth(1, 3, 16, 16), rand(1, 3, 16, 16, seed=5) - 0.5
 
     def loss(x: Tensor, first: int) -> Tensor:

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,6 +106,7 @@ def test_any_defense_stands_in_views_by_its_key() -> None:
         by_key("tv"), key="tv-4-views", label="Total variation, 4 views", in_views=True
     )
     assert by_key("jpeg-4-views").published == 25  # the entry of the list
+    assert (by_key("jpeg-4-views:60").settings, by_key("tv:0.02").tuned) == ((60,), 0.02)
     with pytest.raises(ValueError, match="no defense 'tv-5-views'"):
         by_key("tv-5-views")
 
@@ -114,7 +116,7 @@ def test_several_defenses_in_one_model() -> None:
     assert mix.label == "JPEG, quality 60 + Gaussian noise, grey levels 12, 4 views"
     assert mix.in_views
     modules = mix.make(2, 3, NEEDS)
-    assert isinstance(modules, list)
+    assert isinstance(modules, nn.ModuleList)
     assert [repr(module) for module in modules] == [repr(JPEG(60)), repr(filters.GaussianNoise(12, seed=3))]
     with pytest.raises(ValueError, match="no defense 'jpg'"):
         by_key("jpg+noise")
@@ -157,3 +159,59 @@ def test_setting_and_label_are_described() -> None:
     assert by_key("jpeg").describe(75) == "JPEG, quality 75"
     assert by_key("randomization").describe(331 / 299) == "Randomization, ratio 1.107"
     assert dataclasses.replace(by_key("oag"), knob="T").describe(12) == f"{OAG}, T 12"
+
+
+class Darker(nn.Module):
+    def __init__(self, seed: int = 7) -> None:
+        super().__init__()
+        self.seed, self.indices = seed, list[Any]()
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        self.indices.append(index)
+        return images / 2
+
+
+def no_defense() -> int:
+    return 3
+
+
+def negative() -> Any:
+    return lambda images: 1 - images
+
+
+def test_a_defense_of_ones_own() -> None:
+    here = f"{__name__}:"
+    module: Any = by_key(here + "Darker").make(0, 4, NEEDS)
+    assert module.defense.seed == module.seed == 4
+    assert torch.equal(module(image(), index=[5]), image() / 2)
+    assert module.defense.indices == [[5]]
+    function: Any = by_key(here + "negative").make(0, 4, NEEDS)
+    assert torch.equal(function(image(), index=[5]), 1 - image())
+    assert repr(function) != repr(module)
+    assert by_key(here + "negative").describe(0) == here + "negative"
+    views = by_key(here + "negative-4-views")
+    assert views.in_views
+    assert views.label == f"{here}negative, 4 views"
+    mix = by_key(f"jpeg:60+{here}negative")
+    assert mix.label == f"JPEG, quality 60 + {here}negative, 4 views"
+    modules: Any = mix.make(2, 3, NEEDS)
+    assert [repr(each) for each in modules[:1]] == [repr(JPEG(60))]
+    assert torch.equal(modules[1](image()), 1 - image())
+    for name, message in {
+        here + "missing": "can't be imported: module .* has no attribute 'missing'",
+        "no_such_module:f": "no_such_module:f can't be imported: No module named",
+        ":f": ":f can't be imported",
+        here + "no_defense": "must return a callable on images, got int",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            by_key(name).make(0, 0, NEEDS)
+
+
+def test_a_changed_source_file_is_another_defense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for number in (1, 2):
+        (tmp_path / f"own{number}.py").write_text(f"def make():\n    return lambda images: images / {number}\n")
+        found.append(by_key(f"own{number}:make").make(0, 0, NEEDS))
+    assert found[0].source != found[1].source  # type: ignore[union-attr]
+    assert str(found[0].source) in repr(found[0])  # type: ignore[union-attr]

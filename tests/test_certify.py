@@ -30,7 +30,7 @@ KEY = "certify-0.1.json"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_photographs(tmp_path_factory.mktemp("photographs"))
+    return tiny.write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

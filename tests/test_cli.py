@@ -12,7 +12,7 @@ from docstring_parser import parse_from_object
 
 from oag_transform import DivergenceError
 from oag_transform.apps import cli, demo
-from tests.tiny import write_photographs
+from tests.tiny import write_images
 
 CONVERTED = [name for name in cli.COMMANDS if hasattr(cli._module(name), "COMMAND")]
 
@@ -145,7 +145,7 @@ def test_a_wrong_argument_is_one_line_that_names_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_photographs(tmp_path / "d")
+    write_images(tmp_path / "d")
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))  # decides how tyro draws its boxes
     assert cli.main(arguments.split()) == 2
     shown = capsys.readouterr().err

@@ -31,12 +31,12 @@ from oag_transform.evaluation.provenance import in_code
 from oag_transform.evaluation.store import Store
 from oag_transform.evaluation.subject import UNDEFENDED, Row, Subject, choose_subject
 from oag_transform.evaluation.targets import load_target
-from tests.tiny import CLASSES, Brightness, make_subject, write_photographs
+from tests.tiny import CLASSES, Brightness, make_subject, write_images
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photographs(tmp_path_factory.mktemp("photographs"))
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture
@@ -162,8 +162,12 @@ def test_a_row_knows_its_defense_setting_seconds_and_code(subject: Subject) -> N
     assert found.seconds is not None
     assert found.seconds > 0
     assert found.code == "DefendedModel(target, JPEG(quality=15))"
-    bare = measure(subject, UNDEFENDED, [Clean()])
-    assert (bare.seconds, bare.defense, bare.code) == (None, "", "DefendedModel(target, torch.nn.Identity(), shift=0)")
+    undefended = measure(subject, UNDEFENDED, [Clean()])
+    assert (undefended.seconds, undefended.defense, undefended.code) == (
+        None,
+        "",
+        "DefendedModel(target, torch.nn.Identity(), shift=0)",
+    )
 
 
 MADE = [each for each in DEFENSES if each.key not in ("pixeldefend", "bm3d", "zeropur", "anti-adversary")]  # without needs
@@ -173,9 +177,9 @@ MADE = [each for each in DEFENSES if each.key not in ("pixeldefend", "bm3d", "ze
 def test_the_code_of_a_row_makes_its_model_but_for_the_seed(defense: Any, subject: Subject) -> None:
     row = Row("", lambda seed: defense.make(defense.tuned, seed, Needs()), defense.in_views)
     model = row.model(subject)
-    ours = {"DefendedModel": DefendedModel, "OnlineAlternateGenerator": OnlineAlternateGenerator}
+    classes = {"DefendedModel": DefendedModel, "OnlineAlternateGenerator": OnlineAlternateGenerator}
     modules = (filters, denoisers, per_image, barrage, tensor_network, zero_shot)
-    names = {name: value for module in modules for name, value in vars(module).items()} | ours
+    names = {name: value for module in modules for name, value in vars(module).items()} | classes
     names["target"] = subject.target.model
     made = eval(in_code(model), names)
     assert (made.shift, made.samples) == (model.shift, model.samples)

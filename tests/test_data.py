@@ -145,7 +145,7 @@ def test_images_are_those_of_torchvisions_own_pipeline(tmp_path: Path) -> None:
     assert sizes == [(1, [0]), (1, [0])]
 
 
-def test_sixteen_bits_and_turned_photographs_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
+def test_16_bit_and_rotated_images_are_read_as_viewers_show_them(tmp_path: Path) -> None:
     (tmp_path / "ape").mkdir()
     wide = np.linspace(0, 65535, 24 * 24).reshape(24, 24).astype(np.uint16)
     PIL.Image.fromarray(wide).save(tmp_path / "ape" / "1.png")

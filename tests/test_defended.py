@@ -233,7 +233,7 @@ def test_logits_in_an_output_object_are_taken(shift: int) -> None:
     torch.testing.assert_close(found.softmax(-1), logits.softmax(-1))
 
 
-def test_a_bare_targets_checkpoint_loads() -> None:
+def test_a_checkpoint_of_the_undefended_target_loads() -> None:
     source, model = make_target(), DefendedModel(make_target(), defense())
     for parameter in model.parameters():
         parameter.data.zero_()
@@ -314,14 +314,14 @@ class WorksInPlace(nn.Module):
 @pytest.mark.parametrize("shift", [0, 3])
 @pytest.mark.parametrize("samples", [1, 2])
 def test_what_works_in_place_changes_neither_other_views_nor_the_callers_images(samples: int, shift: int) -> None:
-    images, bare = rand(2, 3, 20, 20), make_target()
+    images, target_alone = rand(2, 3, 20, 20), make_target()
     mean, std = [0.45] * 3, [0.22] * 3
     for defended_by in (defense(), nn.Identity()):
         settings: dict[str, Any] = {"samples": samples, "shift": shift}
-        expected = DefendedModel(bare, defended_by, normalize=Normalize(mean, std), **settings)
+        expected = DefendedModel(target_alone, defended_by, normalize=Normalize(mean, std), **settings)
         models = [
-            DefendedModel(bare, defended_by, normalize=Normalize(mean, std, inplace=True), **settings),
-            DefendedModel(WorksInPlace(bare), defended_by, **settings),
+            DefendedModel(target_alone, defended_by, normalize=Normalize(mean, std, inplace=True), **settings),
+            DefendedModel(WorksInPlace(target_alone), defended_by, **settings),
         ]
         for model in models:
             given = images.clone()
@@ -349,9 +349,9 @@ def test_a_defense_that_works_in_place_leaves_the_callers_images(gradient: Any) 
 
 @pytest.mark.parametrize("shift", [0, 3])
 def test_a_target_may_begin_with_an_operation_in_place(shift: int) -> None:
-    bare, images = make_target(), rand(2, 3, 20, 20)
+    target_alone, images = make_target(), rand(2, 3, 20, 20)
     slopes: list[Tensor] = []
-    for target in (nn.Sequential(nn.ReLU(inplace=True), bare), nn.Sequential(nn.ReLU(), bare)):
+    for target in (nn.Sequential(nn.ReLU(inplace=True), target_alone), nn.Sequential(nn.ReLU(), target_alone)):
         point = images.clone().requires_grad_()
         slopes += torch.autograd.grad(DefendedModel(target, defense(), shift=shift)(point).square().sum(), point)
     assert torch.equal(*slopes)
@@ -471,16 +471,16 @@ def test_the_gradient_of_several_defenses_has_a_part_for_each(kind: Any) -> None
 
 
 def test_unrolled_of_several_defenses_has_the_best_gradient_of_each() -> None:
-    """Ours unrolled, one's own, and the identity's where there is none: no part of the model is hidden from an attacker."""
+    """The exact gradient of OAG, the own gradient of a defense, and the identity's for one without: none is hidden."""
     target, images = make_target().double(), rand(1, 3, 20, 20).double()
-    ours, waves, rounds = defense(threshold=1.0), Waves(0.3), Lambda(lambda x: ((8 * x).round() / 8).detach())
-    model = DefendedModel(target, [ours, waves, rounds], shift=0)
+    oag, waves, rounds = defense(threshold=1.0), Waves(0.3), Lambda(lambda x: ((8 * x).round() / 8).detach())
+    model = DefendedModel(target, [oag, waves, rounds], shift=0)
     exact = unrolled(model)
     torch.testing.assert_close(exact(images), model(images))
     point, other = images.clone().requires_grad_(), images.clone().requires_grad_()
     (slope,) = torch.autograd.grad(exact(point).square().sum(), point)
     parts = [
-        unrolled(DefendedModel(target, ours, shift=0)).purify(other, index=[0]),
+        unrolled(DefendedModel(target, oag, shift=0)).purify(other, index=[0]),
         waves(other, index=[1]),
         other + (rounds(images) - images).detach(),
     ]
@@ -498,7 +498,7 @@ def test_several_defenses_are_submodules() -> None:
     for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         assert torch.equal(other(images), model(images))
     assert model.double()(images.double()).dtype == torch.float64
-    model.load_state_dict(make_target().state_dict(), strict=False)  # of the bare target
+    model.load_state_dict(make_target().state_dict(), strict=False)  # of the undefended target
     assert model(rand(0, 3, 20, 20).double()).shape == (0, 5)
 
 

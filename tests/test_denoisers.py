@@ -210,7 +210,7 @@ def test_pixel_deflection_deflects_and_then_denoises() -> None:
 
 
 def non_local_means(image: Array, h: float, patch: int, distance: int) -> Array:
-    """(C, H, W): each pixel the mean of those near it, by how alike the patches around the two are.
+    """(C, H, W): each pixel is the mean of nearby pixels, weighted by the similarity of the patches around the two.
 
     As in scikit-image's fast mode, the first row and column of a patch don't count.
     """

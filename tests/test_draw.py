@@ -1,4 +1,4 @@
-"""Figures drawn again from a result's JSON and the photographs beside it, and nothing else."""
+"""Figures drawn again from a result's JSON and the images beside it only."""
 
 import logging
 from pathlib import Path

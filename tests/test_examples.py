@@ -1,4 +1,4 @@
-"""The examples run, quickly and roughly."""
+"""The examples run, with few images and steps."""
 
 import os
 import subprocess
@@ -14,24 +14,24 @@ from torchvision.transforms.v2.functional import to_pil_image
 from examples import choose_network_steps, defended_model, torchvision_pipeline
 from oag_transform import OnlineAlternateGenerator
 from oag_transform.streams import index_of
-from tests.photographs import photographs
+from tests.sample_images import sample_images
 
 
 def test_torchvision_pipeline(tmp_path: Path) -> None:
     paths = [str(tmp_path / f"{i}.png") for i in range(2)]
-    for path, image in zip(paths, photographs(), strict=True):
+    for path, image in zip(paths, sample_images(), strict=True):
         to_pil_image(image).save(path)
     batch = torchvision_pipeline.main(paths)
     assert batch.shape == (2, 3, 224, 224)
     mean, std = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     pixels = batch * std + mean
     assert -1e-5 < pixels.min() < pixels.max() < 1 + 1e-5
-    cropped = functional.center_crop(functional.resize(photographs(), [256]), [224, 224])
-    assert (pixels - cropped).abs().mean() < 0.05  # the photographs
+    cropped = functional.center_crop(functional.resize(sample_images(), [256]), [224, 224])
+    assert (pixels - cropped).abs().mean() < 0.05  # the same images
 
 
 def test_defended_model() -> None:
-    """Four photographs, four steps: what the example is there to show."""
+    """Four images, four steps: both attacks lower accuracy, the adaptive attack more."""
     clean, attacked, defended, gray_box, adaptive = defended_model.main(count=4, steps=4, eot=1).values()
     assert clean >= 0.75
     assert attacked <= 0.25
@@ -50,7 +50,7 @@ def test_choose_network_steps() -> None:
 
 @pytest.mark.usefixtures("choice_of_processes")
 def test_distributed_sampler(tmp_path: Path) -> None:
-    """Two processes and three images: each image once, and as one process makes it."""
+    """Two processes and three images: each image is purified once, with the result of a single process."""
     (tmp_path / "in").mkdir()
     for i, image in enumerate(torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(0))):
         to_pil_image(image).save(tmp_path / "in" / f"{i}.png")

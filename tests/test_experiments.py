@@ -19,7 +19,7 @@ from oag_transform.evaluation.plan import Plan, as_published
 from oag_transform.evaluation.result import Cell, Cost, Iterations, Lines, Residuals, RowResult, Tradeoff
 from oag_transform.evaluation.subject import choose_subject
 from oag_transform.evaluation.targets import load_target
-from tests.tiny import CLASSES, brightness, left_half, make_subject, write_photographs
+from tests.tiny import CLASSES, brightness, left_half, make_subject, write_images
 
 STEPS = 3
 bright, left = brightness().eval(), left_half().eval()
@@ -27,7 +27,7 @@ bright, left = brightness().eval(), left_half().eval()
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photographs(tmp_path_factory.mktemp("photographs"))
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def make_plan(folder: Path, cache: Path, *, attacks: tuple[Attack, ...] = (fgsm(3),), families: Any = ()) -> Plan:
@@ -198,11 +198,11 @@ def test_the_papers_setting_is_ours_with_what_the_paper_says_and_files_of_its_ow
 
 def test_our_family_at_the_papers_setting_is_the_plans(folder: Path, tmp_path: Path) -> None:
     plan = dataclasses.replace(make_plan(folder, tmp_path), paper=True)
-    ours, mean = map(as_published, chosen(["oag", "mean"]))
+    oag, mean = map(as_published, chosen(["oag", "mean"]))
     assert mean == chosen(["mean"])[0]
-    assert (ours.key, ours.tuned, ours.published, ours.slow, max(ours.settings)) == ("oag", 300, 300, False, 300)
-    assert repr(ours.make(STEPS, 0, Needs())) == repr(plan.oag("").model(plan.subject).defense)
-    assert "T_N 300" in ours.describe(ours.tuned)
+    assert (oag.key, oag.tuned, oag.published, oag.slow, max(oag.settings)) == ("oag", 300, 300, False, 300)
+    assert repr(oag.make(STEPS, 0, Needs())) == repr(plan.oag("").model(plan.subject).defense)
+    assert "T_N 300" in oag.describe(oag.tuned)
 
 
 def test_fig3_has_a_line_for_each_row_that_was_measured(folder: Path, tmp_path: Path) -> None:
@@ -253,12 +253,12 @@ def test_fig4_at_the_papers_setting_goes_further(folder: Path, tmp_path: Path, m
 
 
 def test_one_run_gives_every_setting_of_ours(folder: Path, tmp_path: Path) -> None:
-    ours = dataclasses.replace(chosen(["oag"])[0], settings=(4, 2, 1))
-    plan = make_plan(folder, tmp_path, families=(ours,))
+    oag = dataclasses.replace(chosen(["oag"])[0], settings=(4, 2, 1))
+    plan = make_plan(folder, tmp_path, families=(oag,))
     rows = figures.tradeoff(plan).rows
     changed = fgsm(3)(bright, plan.subject.images.float() / 255, plan.subject.labels, classes=2)
     for row, steps in zip(rows, (4, 2, 1), strict=True):
-        assert (row.name, row.setting) == (ours.describe(steps), steps)
+        assert (row.name, row.setting) == (oag.describe(steps), steps)
         purified = OnlineAlternateGenerator(network_steps=steps, seed=0)(changed)
         assert right_of(row)[1] == bits(bright(purified).argmax(1) == plan.subject.labels)
 

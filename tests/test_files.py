@@ -64,7 +64,7 @@ GREY = np.rint(255 * RAMP).astype(np.uint8)
 
 
 def tiff(values: np.ndarray, bits: int, photometric: int = 1, sample_format: int = 1) -> bytes:
-    """An uncompressed TIFF of one channel by hand, values (H, W) packed in ``bits`` bits: Pillow writes few of these."""
+    """An uncompressed TIFF of one channel with values (H, W) packed in ``bits`` bits, of which Pillow writes few."""
     rows = [
         int("".join(f"{int(value) % 2**bits:0{bits}b}" for value in row), 2).to_bytes(bits * len(row) // 8, "big")
         for row in values
@@ -133,7 +133,7 @@ def test_other_ranges_are_refused_with_a_remedy(tmp_path: Path, values: np.ndarr
         read(path)
 
 
-def test_a_photograph_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+def test_an_image_is_turned_by_its_exif(tmp_path: Path) -> None:
     image = PIL.Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
     exif = image.getexif()
     exif[0x0112] = 6  # the top is at the right: turn it clockwise
@@ -179,7 +179,7 @@ def test_what_is_no_image_is_told_in_one_line(tmp_path: Path, monkeypatch: pytes
 
 
 def jpeg_with(tag: int, kind: int, count: int, value: bytes) -> bytes:
-    """A JPEG whose EXIF says to turn it clockwise, and has one more tag."""
+    """A JPEG whose EXIF has a clockwise rotation and one more tag."""
     buffer = io.BytesIO()
     picture().save(buffer, "JPEG", quality=95)
     tags = sorted([(0x0112, 3, 1, b"\6\0\0\0"), (tag, kind, count, value.ljust(4, b"\0"))])
@@ -226,7 +226,7 @@ def test_the_first_image_is_used_where_the_next_is_damaged(name: str) -> None:
     image.save(buffer, name, save_all=True, append_images=[image.rotate(180), image])
     content, first = bytearray(buffer.getvalue()), image.convert("RGB")
     np.testing.assert_array_equal(np.asarray(read_rgb(bytes(content))), np.asarray(first))
-    assert decode(bytes(content)).notes == ("the first of its 3 frames only",)
+    assert decode(bytes(content)).notes == ("only the first of its 3 frames is used",)
     alone = io.BytesIO()
     image.save(alone, name)
     start = len(alone.getvalue()) + 60  # behind the first frame, and what an animation says of it
@@ -261,7 +261,7 @@ def test_a_png_is_used_without_the_parts_that_keep_pillow_from_opening_it() -> N
             PIL.Image.open(io.BytesIO(damaged))
         decoded = decode(damaged)
         np.testing.assert_array_equal(np.asarray(decoded.image), np.rot90(np.asarray(picture()), -1))
-        assert decoded.notes == ("its metadata is damaged or too long, and left out",)
+        assert decoded.notes == ("its metadata is damaged or too long, and omitted",)
         assert round(decoded.image.info["dpi"][0]) == 300
         assert files.size(damaged) == (28, 20)
     with pytest.raises(UnreadableImageError, match="is not an image"):
@@ -306,7 +306,7 @@ def test_a_program_is_not_run(tmp_path: Path) -> None:
 
 
 def look_at_mutations(count: int, seed: int) -> Counter[str]:
-    """Decode damaged files and write what comes of it; counts of what it was."""
+    """Decode damaged files and write the results; counts the outcomes."""
     seen: Counter[str] = Counter()
     for was, content in mutations(count, seed):
         seen[look_at(was, content)] += 1
@@ -333,14 +333,14 @@ def look_at(was: str, content: bytes) -> str:
 
 
 def printed(capfd: pytest.CaptureFixture[str]) -> list[str]:
-    """Lines of both streams but for libtiff's own, which come from C and name Pillow's stand-in for the file."""
+    """Lines of both streams, without those of libtiff, which name Pillow's placeholder for the file."""
     out, err = capfd.readouterr()
     return [line for line in (out + err).splitlines() if not line.startswith("tempfile.tif: ")]
 
 
 @pytest.fixture
 def _small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of damaged headers that state millions of pixels none is an image, and no test needs gigabytes."""
+    """Damaged headers that state millions of pixels are rejected, so that the test needs little memory."""
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", LARGEST)
 
 
@@ -360,7 +360,7 @@ def test_thousands_of_damaged_files_too(seed: int, capfd: pytest.CaptureFixture[
     assert not printed(capfd)
 
 
-def test_a_large_photograph_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_image_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "a.png", np.zeros((40, 40, 3), np.uint8))
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)  # where Pillow warns, and refuses at twice as many
     with warnings.catch_warnings():

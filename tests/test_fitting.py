@@ -18,9 +18,9 @@ from oag_transform.evaluation.fitting import AdversarialExamples, clean_accuracy
 from oag_transform.evaluation.targets import load_target, save_target
 from oag_transform.files import read_rgb
 from tests.test_data import write_image
-from tests.tiny import write_photographs
+from tests.tiny import write_images
 
-from .photographs import picture
+from .sample_images import synthetic_image
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ class Pixels(nn.Module):
 @given(eps=st.floats(0.1, 255), steps=st.integers(1, 4), seed=st.integers(0, 100))
 @settings(max_examples=25, deadline=None)
 def test_adversarial_examples_stay_in_the_ball_and_in_range(eps: float, steps: int, seed: int) -> None:
-    images = picture(4, 3, 5, 5, seed=seed).float()
+    images = synthetic_image(4, 3, 5, 5, seed=seed).float()
     found = AdversarialExamples(eps, steps)(Pixels(), images, torch.tensor([0, 1, 0, 1]), torch.Generator().manual_seed(seed))
     assert found.min() >= 0
     assert found.max() <= 1
@@ -148,7 +148,7 @@ def test_adversarial_examples_stay_in_the_ball_and_in_range(eps: float, steps: i
 
 def test_pgd_finds_the_worst_image_and_fgsm_steps_from_its_random_start() -> None:
     model, eps = Pixels(), 10 / 255
-    images = 0.3 + 0.4 * picture(4, 3, 5, 5).float()
+    images = 0.3 + 0.4 * synthetic_image(4, 3, 5, 5).float()
     labels = torch.tensor([0, 1, 0, 1])
     direction = (model.weight[0] - model.weight[1]).detach() * (1 - 2 * labels[:, None])
     worst = images - eps * direction.sign().reshape(images.shape)
@@ -169,7 +169,9 @@ def test_making_examples_leaves_the_model_as_it_was() -> None:
     model[0].bias.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items() if "num_batches" not in name}
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    AdversarialExamples(8, 3)(model, picture(4, 3, 5, 5).float(), torch.tensor([0, 1, 0, 1]), torch.Generator().manual_seed(0))
+    AdversarialExamples(8, 3)(
+        model, synthetic_image(4, 3, 5, 5).float(), torch.tensor([0, 1, 0, 1]), torch.Generator().manual_seed(0)
+    )
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
@@ -238,7 +240,7 @@ def bright() -> nn.Module:
 
 
 def test_accuracy_as_they_are_and_under_attack(tmp_path: Path) -> None:
-    listing = image_folder(write_photographs(tmp_path))  # 3.8 grey levels from the threshold
+    listing = image_folder(write_images(tmp_path))  # 3.8 grey levels from the threshold
     preprocessing = Preprocessing(40, 40)
     assert clean_accuracy(bright(), listing, preprocessing).right == "111111"
     assert robust_accuracy(bright(), listing, preprocessing, 3, steps=10).right == "111111"
@@ -252,7 +254,7 @@ def test_accuracy_as_they_are_and_under_attack(tmp_path: Path) -> None:
 def test_the_command_trains_adversarially_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_photographs(tmp_path / "data")
+    folder = write_images(tmp_path / "data")
     asked: dict[str, Any] = {}
 
     def fit(*_: Any, **given: Any) -> tuple[nn.Module, Preprocessing]:
@@ -266,8 +268,8 @@ def test_the_command_trains_adversarially_and_reports(
     assert asked["adversarial"] == AdversarialExamples(3, 2)
     assert (asked["size"], asked["epochs"], asked["compute_dtype"]) == (40, 2, torch.bfloat16)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("fitted to 6 images, of which it gets 100.0% right")
-    assert lines[1] == "held out, as they are: 100.0% [61, 100] of 6 images"
+    assert lines[0].endswith("fitted to 6 images, with 100.0% training accuracy")
+    assert lines[1] == "held out, clean: 100.0% [61, 100] of 6 images"
     assert lines[2] == "held out, under APGD-CE, L-infinity 3/255, 50 steps, 1 start: 100.0% [61, 100] of 6 images"
     assert torch.load(tmp_path / "t.pt", weights_only=True)["adversarial_eps"] == 3
     assert main([*run, "--epochs", "1"]) == 0
@@ -291,7 +293,7 @@ def test_what_the_command_can_not_do_is_named(
     more: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = write_photographs(tmp_path / "data")
+    folder = write_images(tmp_path / "data")
     for name in ("a", "b"):
         (tmp_path / "others" / name).mkdir(parents=True)
         write_image(tmp_path / "others" / name / "0.png", size=(20, 20))

@@ -64,7 +64,7 @@ def purify(*arguments: str | Path) -> int:
 
 
 def exif() -> PIL.Image.Exif:
-    """A camera's, of a photograph 33 x 28 that is to be turned by a quarter."""
+    """EXIF of a camera, for an image of 33 x 28 to be turned by 90 degrees."""
     found = PIL.Image.Exif()
     found[0x0112] = 6
     found[0x010F] = "Camera"
@@ -239,7 +239,7 @@ def test_folders_keep_their_tree_and_globs_are_files(tmp_path: Path, capsys: pyt
     (photos / "sub" / "README").write_text("")
     assert purify(photos, "--out", tmp_path / "1") == 0
     assert sorted(tree(tmp_path / "1")) == ["a.png", "sub/a.png", "sub/deep/B.PNG"]
-    assert "left out 2 file(s) in folders that are no images by their suffix: 1 .csv, 1 README" in capsys.readouterr().err
+    assert "skipped 2 file(s) in folders without the suffix of an image: 1 .csv, 1 README" in capsys.readouterr().err
     assert purify(photos / "sub" / "**" / "*.[pP][nN][gG]", "--out", tmp_path / "2") == 0
     assert sorted(tree(tmp_path / "2")) == ["B.PNG", "a.png"]
 
@@ -326,7 +326,7 @@ def test_linked_folders_are_folders_and_loops_end(tmp_path: Path, capsys: pytest
     assert purify(tmp_path / "in", "--out", tmp_path / "o") == 0
     assert sorted(tree(tmp_path / "o")) == ["a.png", "linked/b.png", "one/c.png"]
     assert capsys.readouterr().err.splitlines() == [
-        f"{tmp_path}/in/{link}: left out, a link to a folder that it lies in" for link in ("linked/back", "one/itself")
+        f"{tmp_path}/in/{link}: skipped, a link to a folder that contains it" for link in ("linked/back", "one/itself")
     ]
 
 
@@ -403,12 +403,12 @@ def test_what_cannot_be_kept_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     picture().save(folder / "sub.bmp")
     assert purify(folder, "--out", tmp_path / "o") == 0
     assert sorted(capsys.readouterr().err.splitlines()) == [
-        f"{folder}/apng.png: the first of its 2 frames only",
+        f"{folder}/apng.png: only the first of its 2 frames is used",
         f"{folder}/cmyk.jpg: its colour profile is dropped, which isn't one for RGB",
-        f"{folder}/film.gif: the first of its 2 frames only",
+        f"{folder}/film.gif: only the first of its 2 frames is used",
         f"{folder}/la.png: its transparency is dropped",
         f"{folder}/p.png: its transparency is dropped",
-        f"{folder}/pages.tif: the first of its 3 frames only",
+        f"{folder}/pages.tif: only the first of its 3 frames is used",
         f"{folder}/rgba.png: its transparency is dropped",
     ]
     modes = {name: read(tmp_path / "o" / name).mode for name in ("rgba.png", "la.png", "p.png", "film.png", "cmyk.jpg")}
@@ -557,7 +557,7 @@ def test_one_that_diverges_does_not_take_its_batch_along(
         (["a.png", "a.gif", "--out", "o"], "a.png and a.gif would both be written to o/a.png"),
         (["a.png", "--out", "."], "a.png would be overwritten, and it is one of the images"),
         (["a.png", "--out", "sub/..", "--overwrite"], "would be overwritten, and it is one of the images"),
-        (["a.png", "a.gif", "--out", "o"], "to o/a.png; rename one of them, or purify them one after the other to two folders"),
+        (["a.png", "a.gif", "--out", "o"], "to o/a.png; rename one of them, or purify them separately to two folders"),
         (["a.png", "a.jpg", "--out", "o", "--format", "png"], "to o/a.png; use --format keep, or purify them"),
         (["a.png", "sub/a.png", "--out", "o"], "to o/a.png; give the folder that holds both, or purify them"),
         (["sub/a.png", "a.png", "--out", "sub", "--overwrite"], "would both be written"),

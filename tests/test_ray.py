@@ -32,7 +32,7 @@ from oag_transform.apps.cluster_store import ClusterStore  # noqa: E402
 from oag_transform.evaluation import result as results  # noqa: E402
 from oag_transform.streams import index_of  # noqa: E402
 from tests.test_purify import FAST, POSIX, odd_exif, purify, read, save, tree  # noqa: E402
-from tests.tiny import write_photographs  # noqa: E402
+from tests.tiny import write_images  # noqa: E402
 
 pytestmark = [pytest.mark.ray, POSIX]
 SEED = ["--seed", "1"]
@@ -164,12 +164,12 @@ def test_parquet_of_hugging_face_to_files_and_names_that_cannot_be(
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == "9 purified, 0 there already, 6 failed"
     assert f"the name {names[0]!r} is there more than once" in said.err
-    assert said.err.count("is no path within a folder") == 3
+    assert said.err.count("is not a path within a folder") == 3
 
 
 def test_webdataset_keeps_labels_and_gives_the_same_images(expected: dict[str, bytes], folder: Path, tmp_path: Path) -> None:
     for number in range(2):
-        members = {}
+        members: dict[str, bytes] = {}
         for label, name in list(enumerate(sorted(expected)))[number::2]:
             key = name.rpartition(".")[0]
             members |= {name: (folder / name).read_bytes(), f"{key}.cls": b"%d" % label, f"{key}.txt": b"flower"}
@@ -243,18 +243,18 @@ def test_a_bad_sample_or_shard_of_webdataset_is_a_failure_and_the_others_are_mad
     assert {name: found[name] for name in png[1:3]} == {name: expected[name] for name in png[1:3]}
     reasons = dict(failures(tmp_path / "o")[1:])
     assert reasons["none"] == "none: it has no image, only txt"
-    assert reasons["cat.png"] == "cat.png: its cls is no integer: b'cat'"
-    assert reasons["1.tar"].startswith("1.tar: it can't be read to its end, and what follows is missing: ")
+    assert reasons["cat.png"] == "cat.png: its cls is not an integer: b'cat'"
+    assert reasons["1.tar"].startswith("1.tar: it can't be read to its end, and the rest is missing: ")
 
 
 def test_the_parts_of_samples(tmp_path: Path) -> None:
     members = {"d.1/a.b.JPG": b"i", "d.1/a.json": b"{}", "d.1/a.bin": b"\xff", "b.txt": b"\xff", "b.png": b"p", "b.PNG": b"q"}
     with (write_tar(tmp_path / "0.tar", {"_": b"no suffix", **members})).open("rb") as stream:
-        (table,) = shards.WebDatasetSource._read_stream(None, stream, "x/0.tar")
+        (table,) = shards.WebDatasetSource([str(tmp_path / "0.tar")])._read_stream(stream, "x/0.tar")
     assert table.to_pylist() == [
         {"name": "d.1/a", "image": None, "read_error": "it has no image, only b.JPG, json, bin"}
         | {"b.jpg": b"i", "json": "{}", "bin": b"\xff", "txt": None, "png": None},
-        {"name": "b.png", "image": b"p", "read_error": "its txt is no UTF-8: b'\\xff'"}
+        {"name": "b.png", "image": b"p", "read_error": "its txt is not UTF-8: b'\\xff'"}
         | {"b.jpg": None, "json": None, "bin": None, "txt": None, "png": b"q"},
     ]
 
@@ -349,7 +349,7 @@ def test_an_image_that_takes_its_worker_along_is_a_failure_and_the_others_go_on(
         save(tmp_path / "in" / f"{i}.png")
     monkeypatch.setattr(cluster_purify, "PartWorker", Deadly)
     assert purify(tmp_path / "in", "--out", tmp_path / "o", "--rows", "5", "--batch-size", "5", *RAY) == 1
-    assert capsys.readouterr().err == f"{tmp_path}/in/2.png: {cluster_purify.TOOK_WORKER}\n"
+    assert capsys.readouterr().err == f"{tmp_path}/in/2.png: {cluster_purify.ENDED_WORKER}\n"
     assert sorted(results_of(tmp_path / "o")) == ["0.png", "1.png", "3.png", "4.png"]
 
 
@@ -479,11 +479,11 @@ def test_files_of_any_name_are_read_and_written(tmp_path: Path, caplog: pytest.L
     assert "pipe.png: it is a pipe, a socket or a device" in caplog.text
     (tmp_path / "in" / "B.PNG").unlink()  # after it was listed
     rows = [*images.take_all(), {"name": "../out.png", "image": b"x", "read_error": None}]
-    assert [row["read_error"] for row in rows if row["name"] == "B.PNG"] == ["[Errno 2] No such file or directory"]
+    assert [row["read_error"] for row in rows if row["name"] == "B.PNG"] == ["No such file or directory"]
     assert dataset.write_images(ray.data.from_arrow(pa.Table.from_pylist(rows)), tmp_path / "o") == len(names) - 1
     assert sorted(tree(tmp_path / "o")) == sorted({*names} - {"B.PNG"})
-    assert "B.PNG: left out, it has no image" in caplog.text
-    assert "../out.png: left out, '../out.png' is no path within a folder" in caplog.text
+    assert "B.PNG: skipped, No such file or directory" in caplog.text
+    assert "../out.png: skipped, '../out.png' is not a path within a folder" in caplog.text
     with pytest.raises(ValueError, match="no image in"):
         dataset.read_images(tmp_path / "nothing")
 
@@ -492,11 +492,11 @@ def test_files_of_any_name_are_read_and_written(tmp_path: Path, caplog: pytest.L
 
 
 def test_an_evaluation_is_the_same_in_every_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photographs = write_photographs(tmp_path / "photographs")
+    images = write_images(tmp_path / "images")
     found = []
     for name, engine in (("local", []), ("ray", ["--engine", "ray"])):
         out = tmp_path / name
-        arguments = ["--model", "tests.tiny:brightness", "--other", "tests.tiny:left_half", "--data", str(photographs)]
+        arguments = ["--model", "tests.tiny:brightness", "--other", "tests.tiny:left_half", "--data", str(images)]
         sizes = ["--resize", "40", "--crop", "40", "--count", "6", "--slow-count", "2", "--batch-size", "2"]
         chosen = ["--attacks", "fgsm", "igsm", "--defenses", "oag", "jpeg"]
         assert main(["evaluate", "table1", "table2", "table3", *arguments, *sizes, *chosen, "--out", str(out), *engine]) == 0

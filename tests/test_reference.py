@@ -10,16 +10,16 @@ from oag_transform import OnlineAlternateGenerator, streams
 from oag_transform.generator import reference
 from oag_transform.generator.settings import Settings
 from oag_transform.images import to_model_units
-from tests.photographs import picture
+from tests.sample_images import synthetic_image
 
 CASES: dict[str, dict[str, Any]] = {
     "default": {},
     "full strength": {"strength": 1.0},
     "half strength": {"strength": 0.5, "threshold": 3.0},
     "exact": {"langevin": "exact", "network_steps": 4},
-    "halved pace": {"fc_lr": 3.0, "kernel_size": 9, "stride": 3, "threshold": 7.5, "scale": 6.5},
+    "halved rate": {"fc_lr": 3.0, "kernel_size": 9, "stride": 3, "threshold": 7.5, "scale": 6.5},
     "default of large images": {"kernel_size": 9, "stride": 3, "threshold": 7.5, "scale": 6.5},
-    "held rate": {"conv_lr": 1.0},
+    "limited rate": {"conv_lr": 1.0},
     "fixed rates": {"adaptive_lr": False, "conv_lr": 0.003},
     "uniform": {"init": "uniform", "threshold": 0.0, "fc_lr": 0.01},
     "stride 1": {"stride": 1, "kernel_size": 7},
@@ -45,7 +45,7 @@ PAPER: dict[str, dict[str, Any]] = {
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_loop_is_the_reference(purify: OnlineAlternateGenerator, channels: int) -> None:
-    image = picture(channels, 26, 31)
+    image = synthetic_image(channels, 26, 31)
     expected = reference.purify(image, purify.settings_for(26, 31), seed=3, index=5)
     torch.testing.assert_close(purify(image, index=5), expected, rtol=0, atol=1e-9)
 
@@ -54,20 +54,20 @@ def normal(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_it_makes_a_picture() -> None:
+def test_the_result_resembles_its_input() -> None:
     """So that a failure shared by both loops shows."""
-    image = picture(3, 60, 60)
+    image = synthetic_image(3, 60, 60)
     made = reference.purify(image, OnlineAlternateGenerator().settings_for(60, 60), seed=0, index=0)
     assert (made - image).square().mean() < 0.25 * (image - image.mean((1, 2), keepdim=True)).square().mean()
 
 
-@pytest.mark.parametrize("case", ["default", "full strength", "exact", "halved pace", "held rate", "uniform", "stride 2"])
+@pytest.mark.parametrize("case", ["default", "full strength", "exact", "halved rate", "limited rate", "uniform", "stride 2"])
 def test_the_reference_is_differentiable(case: str) -> None:
     """Its derivative along a random direction, by central differences over a step that no mask changes in."""
     settings = OnlineAlternateGenerator(**{"filters": 6, "network_steps": 4, "image_steps": 12} | CASES[case]).settings_for(
         18, 21
     )
-    image, direction, weights = picture(3, 18, 21), normal(3, 18, 21, seed=1), normal(3, 18, 21, seed=2)
+    image, direction, weights = synthetic_image(3, 18, 21), normal(3, 18, 21, seed=1), normal(3, 18, 21, seed=2)
     image = image.clamp(0.2, 0.8)
 
     def f(x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def test_the_reference_is_differentiable(case: str) -> None:
 
 
 def test_rounds_are_what_the_trace_shows() -> None:
-    image, purify = picture(3, 20, 22), OnlineAlternateGenerator(filters=6, network_steps=4, seed=0, strength=1.0)
+    image, purify = synthetic_image(3, 20, 22), OnlineAlternateGenerator(filters=6, network_steps=4, seed=0, strength=1.0)
     (generator,) = streams.generators(0, [2], torch.device("cpu"))
     settings = purify.settings_for(20, 22)
     rounds = list(reference.alternate(to_model_units(image, settings.scale), settings, generator, 1.0))
@@ -96,4 +96,4 @@ def test_rounds_are_what_the_trace_shows() -> None:
 def test_operands_of_another_precision_are_refused() -> None:
     settings = Settings(compute_dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"compute_dtype must be None.*got torch\.bfloat16"):
-        reference.purify(picture(3, 20, 20), settings, seed=0, index=0)
+        reference.purify(synthetic_image(3, 20, 20), settings, seed=0, index=0)

@@ -81,7 +81,7 @@ def report(folder: Path, *found: Result) -> Page:
     return Page(path)
 
 
-def photographs(folder: Path) -> tuple[str, str, str]:
+def write_triple(folder: Path) -> tuple[str, str, str]:
     names = ("original.png", "attacked.png", "purified.png")
     for i, name in enumerate(names):
         save_image(torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(i)), folder / name)
@@ -125,7 +125,7 @@ def test_what_to_take_stands_above_the_table(tmp_path: Path) -> None:
 
 
 def test_it_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
-    names = photographs(tmp_path)
+    names = write_triple(tmp_path)
     (tmp_path / "cost.svg").write_bytes(SVG)
     pair = Pair("cat", *names, ("cat", "dog", "cat"), (0.9, 0.1, 0.8))
     page = report(tmp_path, replace(RESULT, figures=(Cost("cost.svg", "What it costs.", (), 0),), pairs=(pair,)))
@@ -154,7 +154,7 @@ def test_it_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
 
 
 def test_pairs_have_a_slider_each_and_say_what_the_target_sees(tmp_path: Path) -> None:
-    names = photographs(tmp_path)
+    names = write_triple(tmp_path)
     pairs = tuple(Pair(f"cat {i}", *names, (f"cat {i}", "dog", "cat 1"), (0.9, 0.125, 0.75)) for i in range(2))
     page = report(tmp_path, replace(RESULT, columns=(), rows=(), pairs=pairs))
     assert len(page.all("input", type="range")) == len(page.all("input", type="checkbox")) == 2
@@ -175,7 +175,7 @@ def test_text_stays_text(tmp_path: Path) -> None:
         (RowResult(HOSTILE, (Cell("1"),)), RowResult("b", (None,), None, HOSTILE)),
         {HOSTILE: HOSTILE, "target": HOSTILE, "command": HOSTILE},
         (Cost(HOSTILE + ".png", HOSTILE, (), 0),),
-        (Pair(HOSTILE, *photographs(tmp_path), (HOSTILE,) * 3, (0.1, 0.2, 0.3)),),
+        (Pair(HOSTILE, *write_triple(tmp_path), (HOSTILE,) * 3, (0.1, 0.2, 0.3)),),
     )
     page = report(tmp_path, result)
     assert len(page.all("script")) == 1

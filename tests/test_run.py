@@ -15,9 +15,9 @@ from oag_transform import DivergenceError, OnlineAlternateGenerator
 from oag_transform.generator import run
 from oag_transform.generator.energy import slow_down
 from oag_transform.generator.run import _multiplies_bfloat16 as multiplies_bfloat16
-from oag_transform.generator.run import alternate, choose_loop
+from oag_transform.generator.run import prepare, trajectory
 from oag_transform.images import IMAGENET_MEAN, to_pixels
-from tests.photographs import photographs, picture
+from tests.sample_images import sample_images, synthetic_image
 
 either = pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16], ids=str)  # what a CPU may choose
 
@@ -42,7 +42,7 @@ def test_for_noise_sets_what_follows_from_it(std: float, scale: float, threshold
 
 @either
 def test_for_noise_takes_most_of_the_noise_away(compute_dtype: torch.dtype) -> None:
-    clean = photographs()[:1]
+    clean = sample_images()[:1]
     noisy = (clean + 0.25 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
     denoised = OnlineAlternateGenerator.for_noise(0.25, seed=0, compute_dtype=compute_dtype)(noisy)
     assert (denoised - clean).square().mean() < 0.3 * (noisy - clean).square().mean()
@@ -55,7 +55,7 @@ def small(**overrides: object) -> OnlineAlternateGenerator:
 
 @either
 def test_more_network_steps_come_closer_to_the_reference(compute_dtype: torch.dtype) -> None:
-    image = picture(3, 60, 60).float()
+    image = synthetic_image(3, 60, 60).float()
     purify = small(network_steps=20, kernel_size=9, stride=3, threshold=7.5, compute_dtype=compute_dtype)
     residuals = [moment.residual.item() for moment in purify.trace(image, every=4)]
     assert residuals == sorted(residuals, reverse=True)
@@ -64,7 +64,7 @@ def test_more_network_steps_come_closer_to_the_reference(compute_dtype: torch.dt
 
 @either
 def test_diverging_image_is_redone_at_smaller_rates(compute_dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
-    image = picture(3, 40, 40).float()
+    image = synthetic_image(3, 40, 40).float()
     rates = small().settings
 
     def at(factor: float) -> OnlineAlternateGenerator:
@@ -87,7 +87,9 @@ def _diverges(image: Tensor, purify: OnlineAlternateGenerator) -> bool:
 
 
 def test_hopeless_rates_raise_and_name_the_image_or_return_the_input() -> None:
-    images = torch.stack([picture(3, 30, 30).float(), torch.tensor(IMAGENET_MEAN)[:, None, None].expand(3, 30, 30) / 255])
+    images = torch.stack(
+        [synthetic_image(3, 30, 30).float(), torch.tensor(IMAGENET_MEAN)[:, None, None].expand(3, 30, 30) / 255]
+    )
     hopeless = {"conv_lr": 1e6, "fc_lr": 1e6, "chunk_size": 2}
     with pytest.raises(DivergenceError, match=r"image\(s\) \[0, 1\]"):
         small(**hopeless)(images)
@@ -102,7 +104,7 @@ def test_hopeless_rates_raise_and_name_the_image_or_return_the_input() -> None:
 
 def test_one_diverging_image_leaves_the_others_alone() -> None:
     """A striped image at a rate that only a quiet one stands: the quiet one is what it is alone, the striped one is named."""
-    quiet = 0.47 + 0.01 * picture(3, 30, 30).float()
+    quiet = 0.47 + 0.01 * synthetic_image(3, 30, 30).float()
     striped = (torch.arange(30) % 6 < 3).float().expand(3, 30, 30)
     high: dict[str, object] = {"fc_lr": 0.3, "conv_lr": 0.01, "adaptive_lr": False, "strength": 1.0, "threshold": 0.0}
     high |= {"chunk_size": 2, "compute_dtype": torch.float32}  # in bfloat16 the quiet one diverges, too
@@ -124,9 +126,9 @@ def test_a_snapshot_is_a_snapshot(backend: str, monkeypatch: pytest.MonkeyPatch)
     if backend == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("on CUDA")
     purify = small(network_steps=3, backend=backend)
-    pixels = picture(1, 3, 20, 20).float()
+    pixels = synthetic_image(1, 3, 20, 20).float()
     s = purify.settings_for(20, 20)
-    states = list(alternate(pixels, s, choose_loop(s, pixels.device, pixels.dtype), 0, [0], every=1))
+    states = list(trajectory(prepare(pixels, s, 0, [0]), every=1))
     assert [state.step for state in states] == [1, 2, 3]
     for one, other in itertools.pairwise(states):
         assert not torch.equal(one.images, other.images)
@@ -138,26 +140,26 @@ def test_a_snapshot_is_a_snapshot(backend: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_trace_ends_with_what_forward_returns() -> None:
-    images = picture(2, 3, 30, 33).float()
+    images = synthetic_image(2, 3, 30, 33).float()
     transform = small()
     trace = list(transform.trace(images, every=5, index=4))
     assert [moment.step for moment in trace] == [5, 10, 12]
     assert torch.equal(trace[-1].images, transform(images, index=4))
     residual = 255 * (trace[-1].images - images).square().mean((1, 2, 3)).sqrt()
-    torch.testing.assert_close(trace[-1].residual, residual, rtol=0.05, atol=0)  # pixels are held to [0, 1], the residual isn't
+    torch.testing.assert_close(trace[-1].residual, residual, rtol=0.05, atol=0)  # pixels are clipped, the residual isn't
     assert trace[0].energy.shape == trace[0].reference_energy.shape == (2,)
     # Eq. 5 lowers the energy of the reference relative to the synthesised image's
     assert (trace[-1].reference_energy < trace[-1].energy).all()
 
 
 def test_trace_leaves_the_callers_modes_alone() -> None:
-    for _ in small(network_steps=2).trace(picture(3, 20, 20)):
+    for _ in small(network_steps=2).trace(synthetic_image(3, 20, 20)):
         assert torch.is_grad_enabled()
         assert not torch.is_autocast_enabled("cpu")
 
 
 def test_bfloat16_operands_make_the_same_image_but_for_their_rounding() -> None:
-    image = picture(3, 60, 66).float()
+    image = synthetic_image(3, 60, 66).float()
     full, half = (list(small(compute_dtype=dtype).trace(image, every=6)) for dtype in (torch.float32, torch.bfloat16))
     assert half[-1].images.dtype == torch.float32
     for a, b in zip(full, half, strict=True):
@@ -168,7 +170,7 @@ def test_bfloat16_operands_make_the_same_image_but_for_their_rounding() -> None:
 @pytest.mark.parametrize("fast", [True, False])
 def test_bfloat16_is_taken_where_the_cpu_multiplies_it_and_repr_says_so(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_multiplies_bfloat16", lambda: fast)
-    image = picture(3, 30, 33).float()
+    image = synthetic_image(3, 30, 33).float()
     chosen, other = (torch.bfloat16, torch.float32) if fast else (torch.float32, torch.bfloat16)
     purified = small()(image)
     assert torch.equal(purified, small(compute_dtype=chosen)(image))
@@ -208,15 +210,15 @@ def test_an_older_pytorch_is_asked_for_amx(amx: bool, monkeypatch: pytest.Monkey
     assert multiplies_bfloat16() is amx
 
 
-def test_slow_down_halves_the_pace_of_those_whose_residual_rose() -> None:
-    pace, best = torch.ones(3), torch.full((3,), torch.inf)
-    for residual, expected_pace, expected_best in [
+def test_slow_down_halves_the_rates_of_those_whose_residual_rose() -> None:
+    lr_factor, best = torch.ones(3), torch.full((3,), torch.inf)
+    for residual, expected_factor, expected_best in [
         ([4.0, 4.0, 4.0], [1, 1, 1], [4, 4, 4]),
         ([3.0, 4.1, 4.3], [1, 1, 0.5], [3, 4, 4.3]),  # 2.5% up is noise, 7.5% isn't
         ([3.2, 4.1, 4.4], [0.5, 1, 0.5], [3.2, 4, 4.3]),
     ]:
-        pace, best = slow_down(pace, best, torch.tensor(residual))
-        torch.testing.assert_close(pace, torch.tensor(expected_pace, dtype=torch.float32))
+        lr_factor, best = slow_down(lr_factor, best, torch.tensor(residual))
+        torch.testing.assert_close(lr_factor, torch.tensor(expected_factor, dtype=torch.float32))
         torch.testing.assert_close(best, torch.tensor(expected_best, dtype=torch.float32))
 
 

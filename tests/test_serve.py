@@ -144,15 +144,15 @@ def test_top_guesses_are_the_classifiers_own_and_those_behind_the_defense(server
     picture = image(0.49)
     answer = server.post("/classify", encoded(picture))
     assert answer.status == 200
-    assert set(answer.json) == {"model", "bare", "defended"}
+    assert set(answer.json) == {"model", "undefended", "defended"}
     mean = np.asarray(picture).mean() / 255
     bright = 1 / (1 + np.exp(60 * (0.5 - mean)))  # the softmax of -30 x and 30 x
-    assert [guess["name"] for guess in answer.json["bare"]] == list(CLASSES)
-    assert answer.json["bare"][0]["probability"] == pytest.approx(1 - bright, abs=1e-5)
-    assert answer.json["bare"][1] == {"label": 1, "name": "b_bright", "probability": pytest.approx(bright, abs=1e-5)}
-    assert answer.json["defended"] != answer.json["bare"]
+    assert [guess["name"] for guess in answer.json["undefended"]] == list(CLASSES)
+    assert answer.json["undefended"][0]["probability"] == pytest.approx(1 - bright, abs=1e-5)
+    assert answer.json["undefended"][1] == {"label": 1, "name": "b_bright", "probability": pytest.approx(bright, abs=1e-5)}
+    assert answer.json["defended"] != answer.json["undefended"]
     assert sum(guess["probability"] for guess in answer.json["defended"]) == pytest.approx(1)
-    assert server.post("/classify", encoded(image(0.6))).json["bare"][0]["name"] == "b_bright"
+    assert server.post("/classify", encoded(image(0.6))).json["undefended"][0]["name"] == "b_bright"
 
 
 def test_the_purified_image_comes_on_request_and_is_what_was_classified(server: Server) -> None:
@@ -166,11 +166,11 @@ def test_the_purified_image_comes_on_request_and_is_what_was_classified(server: 
     assert answer["defended"][0]["probability"] == pytest.approx(max(bright, 1 - bright), abs=0.05)
 
 
-def test_a_large_photograph_is_resized_and_cropped_as_the_classifier_wants_it(server: Server) -> None:
+def test_a_large_image_is_resized_and_cropped_for_the_classifier(server: Server) -> None:
     wide = PIL.Image.new("RGB", (300, 100), "black")
     wide.paste(PIL.Image.new("RGB", (100, 100), "white"), (100, 0))  # the centre is what is left
     for kind, name in (("JPEG", "image/jpeg"), ("PNG", "image/png"), ("WEBP", "image/webp")):
-        assert server.post("/classify", encoded(wide, kind), name).json["bare"][0]["name"] == "b_bright"
+        assert server.post("/classify", encoded(wide, kind), name).json["undefended"][0]["name"] == "b_bright"
 
 
 def test_an_image_is_purified_at_its_own_size(server: Server) -> None:
@@ -613,7 +613,7 @@ def test_the_example_client(server: Server, tmp_path: Path, capsys: pytest.Captu
     file = tmp_path / "bright.png"
     file.write_bytes(png(0.7, 50))
     purified = ask_service.main(file, f"http://127.0.0.1:{server.port}")
-    assert capsys.readouterr().out.startswith("bare: b_bright, 100%\ndefended: ")
+    assert capsys.readouterr().out.startswith("undefended: b_bright, 100%\ndefended: ")
     with PIL.Image.open(purified) as image_file:
         assert image_file.size == (50, 50)
     file.write_bytes(b"no image")
@@ -705,7 +705,7 @@ def test_the_command_serves_until_it_is_ended(command: Callable[..., subprocess.
     line = process.stdout.readline()
     assert line.startswith("tests.tiny:brightness, defended, at http://127.0.0.1:"), process.communicate()
     server = Server(int(line.partition("127.0.0.1:")[2].partition("/")[0]), make_engine())
-    assert server.post("/classify", png(0.7)).json["bare"][0]["name"] == "b_bright"
+    assert server.post("/classify", png(0.7)).json["undefended"][0]["name"] == "b_bright"
     process.send_signal(signal.SIGTERM)
     assert process.communicate() == ("", "")
     assert process.returncode == -signal.SIGTERM

@@ -13,7 +13,7 @@ from oag_transform import DefendedModel, OnlineAlternateGenerator
 from oag_transform.defended import shifted
 from oag_transform.generator.settings import AT_SMALL, LARGE, PAPER, SIZED, SMALL, Settings, default_for, shift_for
 
-from .photographs import picture
+from .sample_images import synthetic_image
 
 sides = st.integers(2, 700)
 
@@ -43,7 +43,7 @@ def test_only_the_short_side_counts(height: int, width: int) -> None:
 
 
 def test_it_is_smooth() -> None:
-    """From one side to the next a number moves by a twentieth of its whole way at most; kernels change once, views seldom."""
+    """Between successive sides, numbers change by at most 5% of their range; kernels change once, and shifts only grow."""
     every = [default_for(side, side) for side in range(SMALL, LARGE + 1)]
     for name in ("threshold", "scale"):
         values = [found[name] for found in every]
@@ -59,7 +59,7 @@ def test_it_is_smooth() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 2), (2, 9), (3, 3), (5, 4), (6, 7), (8, 40), (31, 33)])
 def test_it_works_from_two_pixels_on(shape: tuple[int, int]) -> None:
-    image = picture(3, *shape).float()
+    image = synthetic_image(3, *shape).float()
     made = OnlineAlternateGenerator(seed=0, network_steps=3)(image)
     assert made.shape == image.shape
     assert 0 <= made.min() <= made.max() <= 1
@@ -94,7 +94,7 @@ def purify_like(side: int) -> Settings:
 
 def test_an_image_is_purified_by_what_its_size_gets() -> None:
     for side in (20, 50, 120):
-        image = picture(3, side, side + 7)
+        image = synthetic_image(3, side, side + 7)
         own = default_for(side, side + 7)
         assert torch.equal(OnlineAlternateGenerator(seed=1)(image), OnlineAlternateGenerator(seed=1, **own)(image))
 
@@ -117,7 +117,7 @@ def test_kernels_smaller_than_the_stride_of_a_size_are_refused_before_any_work()
     wide = OnlineAlternateGenerator(stride=7)
     assert wide.settings_for(224, 224).stride == 7
     with pytest.raises(ValueError, match=r"kernel_size must be at least stride.*got kernel_size=6 and stride=7"):
-        wide(picture(3, 40, 40))
+        wide(synthetic_image(3, 40, 40))
 
 
 @pytest.mark.parametrize(("shape", "given_shift", "expected"), [((32, 40), None, 1), ((224, 240), None, 5), ((32, 32), 3, 3)])
@@ -129,7 +129,7 @@ def test_the_views_follow_the_size(shape: tuple[int, int], given_shift: int | No
             seen.append(images)
             return images.flatten(1)[:, :3]
 
-    images = picture(3, *shape)[None]
+    images = synthetic_image(3, *shape)[None]
     model = DefendedModel(Looks(), nn.Identity(), shift=given_shift)
     model(images)
     assert len(seen) == 4

@@ -16,14 +16,14 @@ from oag_transform.evaluation.adversarial import common, l2, linf, match
 from oag_transform.evaluation.data import Listing, image_folder, open_images
 from oag_transform.evaluation.result import read
 from oag_transform.images import resize
-from tests.tiny import CLASSES, write_photographs
+from tests.tiny import CLASSES, write_images
 
 NAMES = tuple(f"{name}/{number}.png" for name in CLASSES for number in range(3))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photographs(tmp_path_factory.mktemp("photographs"))
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -58,7 +58,7 @@ class DefendedModel(nn.Module):
             adds nothing to it; with ``"straight_through"`` it is the identity, too.
 
     Returns (forward):
-        (N, classes): the target's own logits for ``samples=1, shift=0`` and one defense; for more, the logarithm of the averaged
+        (N, classes): the target's own logits for ``samples=1, shift=0`` and one defense; for more, the log of the averaged
         probabilities (they are logits too: their softmax is the average).
 
     Example:

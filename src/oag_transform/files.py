@@ -1,4 +1,4 @@
-"""Image files: the one place that calls Pillow's readers. It gives an image as a viewer shows it, or one error of one line."""
+"""Reading image files: the only caller of Pillow's readers. A file gives an image as viewers show it, or one error."""
 
 import io
 import logging
@@ -12,7 +12,8 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # or what it logs of a file would be printed, without the name
+# Pillow's messages would be printed otherwise, without the file's name
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 ORIENTATION = PIL.ExifTags.Base.Orientation
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
@@ -21,20 +22,20 @@ PNG = b"\x89PNG\r\n\x1a\n"
 KEPT = (b"eXIf", b"pHYs", b"tRNS")  # orientation, resolution, transparency
 GREY = ("1", "L", "LA", "La")  # modes
 STALE = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-"""What Pillow keeps in ``info`` that says how the file's pixels are turned."""
+"""Entries of Pillow's ``info`` that state the orientation of the file's pixels."""
 
 
 class UnreadableImageError(ValueError):
-    """An image file that can't be used. The message is one line: the name of the file, then the reason."""
+    """An unusable image file. The message is one line: the name of the file, then the reason."""
 
 
 class Decoded(NamedTuple):
     """The first image of a file.
 
     Attributes:
-        image: mode RGB or L, 8 bits a channel, turned as the file says; ``info`` has its ``dpi`` and ``icc_profile``.
-        exif: the EXIF block with its sub-blocks, read; empty where there is none or it is broken.
-        notes: one line for each thing that ``image`` leaves out, such as transparency, further frames, broken metadata.
+        image: mode RGB or L, 8 bits per channel, upright; ``info`` has its ``dpi`` and ``icc_profile``.
+        exif: the EXIF block with its sub-blocks; empty if it is missing or broken.
+        notes: one line for each omission from ``image``, such as transparency, further frames and broken metadata.
     """
 
     image: PIL.Image.Image
@@ -43,7 +44,7 @@ class Decoded(NamedTuple):
 
 
 def read_rgb(source: Path | bytes) -> PIL.Image.Image:
-    """The image in a file in mode RGB, see :func:`decode`; greyscale has equal channels.
+    """The image in a file in mode RGB, see :func:`decode`; greyscale images get equal channels.
 
     Raises:
         UnreadableImageError: see :func:`decode`.
@@ -61,21 +62,21 @@ def read(source: Path | bytes) -> PIL.Image.Image:
 
 
 def decode(source: Path | bytes, *, name: str | None = None, formats: tuple[str, ...] | None = None) -> Decoded:
-    """The first image in a file as a viewer shows it: turned as its EXIF says, mode RGB or L, 8 bits a channel.
+    """The first image in a file as viewers show it: upright by its EXIF, mode RGB or L, 8 bits per channel.
 
-    Greyscale of more bits is scaled with rounding, so that the file's white becomes 255. Two kinds of file don't name their
-    white: 32-bit integers are taken as 8 bits if none is above 255 and as 16 bits otherwise, floating point as [0, 1].
-    Broken metadata or broken further frames don't stop an image that is whole: the notes tell of them. An image that is cut
-    short or damaged is an error, as is an EPS file, which is a program.
+    Greyscale of more bits is scaled and rounded, so that the file's white becomes 255. Two kinds of file do not state their
+    white: 32-bit integers count as 8 bits if none exceeds 255 and as 16 bits otherwise, floating point as [0, 1]. Broken
+    metadata or broken further frames are reported in the notes, and the intact image is returned. A truncated or damaged image
+    is an error, and so is an EPS file, which is a program.
 
     Args:
-        source: the path of the file, or its content.
-        name: what messages call it; None: the path, or "the file".
+        source: path or content of the file.
+        name: name in messages; None: the path, or "the file".
         formats: Pillow's names of the formats to try, such as ``("JPEG", "PNG")``; None: all but EPS.
 
     Raises:
-        UnreadableImageError: whatever keeps the file from being used. It is missing, empty, cut short, damaged or no image; or
-            greyscale outside of these ranges; or too large, above Pillow's limit of some 179 megapixels or for the memory.
+        UnreadableImageError: the file is missing, empty, truncated, damaged or not an image; or greyscale outside these
+            ranges; or too large for Pillow's limit of about 179 megapixels or for the memory.
     """
     named = _name(source, name)
     notes: list[str] = []
@@ -83,31 +84,31 @@ def decode(source: Path | bytes, *, name: str | None = None, formats: tuple[str,
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             with _open(source, formats, notes) as file:
-                white, inverted = _white(file)  # before the pixels: tags of TIFF are of the frame at hand
+                white, inverted = _white(file)  # before the pixels: tags of TIFF belong to the present frame
                 _load(file, notes)
-                # the one copy of what may be 179 megapixels; an open file's own pixels may be mapped from the disk
+                # the only copy, of up to 179 megapixels; an open file's pixels may be mapped from the disk
                 image = file.copy() if _is_deep(file) else file.convert("L" if file.mode in GREY else "RGB")
                 exif, orientation = _exif(file, notes)
                 notes += _frames(file)
-                # Pillow's doubts about metadata; others are of size, and images of 100 megapixels are real
-                doubts = [str(warning.message) for warning in warned if warning.category is UserWarning]
-                notes += [f"its metadata is damaged ({one_line(doubt)})" for doubt in doubts[:1]]
-                if not (file.mode == "P" and file.palette is None) and file.has_transparency_data:  # which asserts a palette
+                # Pillow's warnings about metadata; those about size are ignored, as images of 100 megapixels exist
+                problems = [str(warning.message) for warning in warned if warning.category is UserWarning]
+                notes += [f"its metadata is damaged ({one_line(problem)})" for problem in problems[:1]]
+                if not (file.mode == "P" and file.palette is None) and file.has_transparency_data:  # it asserts a palette
                     notes.append("its transparency is dropped")
             if _is_deep(image):
                 image = _eight_bits(named, image, white, inverted)
             return Decoded(_turned(image, orientation), exif, tuple(notes))
     except UnreadableImageError:
         raise
-    except Exception as error:  # damaged files make decoders raise nearly anything, MemoryError too
+    except Exception as error:  # damaged files make decoders raise almost any exception
         raise _unreadable(named, source, formats, error) from error
 
 
 def size(source: Path | bytes, *, name: str | None = None, formats: tuple[str, ...] | None = None) -> tuple[int, int]:
-    """Width and height by the header of a file; no pixel is decoded, and the image may yet be turned. See :func:`decode`.
+    """Width and height in the header of a file, before its orientation is applied; no pixel is decoded. See :func:`decode`.
 
     Raises:
-        UnreadableImageError: no header of an image, or one that states more pixels than Pillow's limit.
+        UnreadableImageError: the file has no header of an image, or the header states more pixels than Pillow's limit.
     """
     try:
         with warnings.catch_warnings():
@@ -119,12 +120,12 @@ def size(source: Path | bytes, *, name: str | None = None, formats: tuple[str, .
 
 
 def one_line(text: str) -> str:
-    r"""Text, such as a file's name, that breaks no line and no terminal: what isn't printable is escaped, as ``"\\n"``."""
+    r"""Text, such as a file's name, in one line: characters that are not printable are escaped, as ``"\\n"``."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line; with its kind, where the text isn't meant to be read without."""
+    """An error in one line, with its type unless the text is meant for users."""
     text = one_line((str(error).splitlines() or [""])[0])
     return (
         text
@@ -140,23 +141,23 @@ def _name(source: Path | bytes, name: str | None) -> str:
 def _open(source: Path | bytes, formats: tuple[str, ...] | None, notes: list[str]) -> PIL.Image.Image:
     if formats is None:
         PIL.Image.init()
-        formats = tuple(name for name in PIL.Image.ID if name != "EPS")  # Pillow would have Ghostscript run it
+        formats = tuple(name for name in PIL.Image.ID if name != "EPS")  # Pillow would run it in Ghostscript
     try:
         return PIL.Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
     except Exception as error:  # as in decode
-        bare = _bare_png(source)
-        if bare is None:
+        reduced = _reduced_png(source)
+        if reduced is None:
             raise
         try:
-            file = PIL.Image.open(io.BytesIO(bare), formats=formats)
-        except Exception:  # the first error tells more
+            file = PIL.Image.open(io.BytesIO(reduced), formats=formats)
+        except Exception:  # the first error is more informative
             raise error from None
-        notes.append("its metadata is damaged or too long, and left out")
+        notes.append("its metadata is damaged or too long, and omitted")
         return file
 
 
-def _bare_png(source: Path | bytes) -> bytes | None:
-    """A PNG without what keeps Pillow from opening it, chunks of long text or with a wrong checksum; None: not a PNG."""
+def _reduced_png(source: Path | bytes) -> bytes | None:
+    """A PNG without chunks that Pillow rejects, of long text or with a wrong checksum; None: not a PNG."""
     if isinstance(source, Path):
         if not source.is_file():
             return None
@@ -171,7 +172,7 @@ def _bare_png(source: Path | bytes) -> bytes | None:
     while at < len(content):
         end = at + 12 + int.from_bytes(content[at : at + 4], "big")
         kind, checksum = content[at + 4 : at + 8], int.from_bytes(content[end - 4 : end], "big")
-        # by the standard, the kinds with a capital can't be left out
+        # in the standard, kinds with a capital are mandatory
         if kind[:1].isupper() or (kind in KEPT and zlib.crc32(content[at + 4 : end - 4]) == checksum):
             kept.append(content[at:end])
         at = end
@@ -179,7 +180,7 @@ def _bare_png(source: Path | bytes) -> bytes | None:
 
 
 def _load(file: PIL.Image.Image, notes: list[str]) -> None:
-    """Decode the pixels; damage to what follows them in the file is a note."""
+    """Decode the pixels; damage behind them in the file becomes a note."""
     finish = getattr(file, "load_end", lambda: None)
 
     def load_end() -> None:
@@ -193,7 +194,7 @@ def _load(file: PIL.Image.Image, notes: list[str]) -> None:
 
 
 def _exif(file: PIL.Image.Image, notes: list[str]) -> tuple[PIL.Image.Exif, int]:
-    """The EXIF block, and the orientation in it or in XMP; 1 where there is none that can be read."""
+    """The EXIF block, and the orientation in it or in XMP; 1 if none can be read."""
     orientation = 1
     try:
         exif = file.getexif()
@@ -201,7 +202,7 @@ def _exif(file: PIL.Image.Image, notes: list[str]) -> tuple[PIL.Image.Exif, int]
         orientation = found if isinstance(found, int) and 2 <= found <= 8 else 1
         for block in (PIL.ExifTags.IFD.Exif, PIL.ExifTags.IFD.GPSInfo):
             if block in exif and PIL.ExifTags.IFD.Interop in exif.get_ifd(block):
-                exif.get_ifd(PIL.ExifTags.IFD.Interop)  # read as long as the file is open
+                exif.get_ifd(PIL.ExifTags.IFD.Interop)  # must be read while the file is open
         return exif, orientation
     except Exception as error:  # as in decode
         notes.append(f"its EXIF can't be read ({reason(error)})")
@@ -212,8 +213,8 @@ def _frames(file: PIL.Image.Image) -> list[str]:
     try:
         frames = getattr(file, "n_frames", 1)
     except Exception as error:  # as in decode
-        return [f"the first of its frames only, the next is damaged ({reason(error)})"]
-    return [f"the first of its {frames} frames only"] if frames > 1 else []
+        return [f"only the first of its frames is used, the next is damaged ({reason(error)})"]
+    return [f"only the first of its {frames} frames is used"] if frames > 1 else []
 
 
 def _turned(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
@@ -221,7 +222,7 @@ def _turned(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
         image.info.pop(key, None)
     if orientation == 1:
         return image
-    image.getexif()[ORIENTATION] = orientation  # alone: of other tags, exif_transpose would write those that it can't
+    image.getexif()[ORIENTATION] = orientation  # alone: exif_transpose would fail on some other tags
     return PIL.ImageOps.exif_transpose(image)
 
 
@@ -230,8 +231,8 @@ def _is_deep(image: PIL.Image.Image) -> bool:
 
 
 def _white(file: PIL.Image.Image) -> tuple[int | None, bool]:
-    """The value of white in greyscale of more than 8 bits, None where the file doesn't say; and whether it means black."""
-    if file.format != "TIFF":  # others scale what they read to 16 bits
+    """The value of white in greyscale of more than 8 bits, None if the file does not state it; and whether it is inverted."""
+    if file.format != "TIFF":  # other readers scale to 16 bits
         return (None if file.mode == "I" and file.format not in ("PNG", "PPM") else 65535), False
     tags = file.tag_v2  # type: ignore[attr-defined]
     bits = tags.get(BITS, (1,))[0] - (tags.get(SAMPLE_FORMAT, (1,))[0] == SIGNED)

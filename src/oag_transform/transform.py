@@ -17,8 +17,8 @@ from torchvision import tv_tensors
 
 from . import _checks, streams
 from .generator import energy
-from .generator.run import Loop, alternate, choose_loop, diverged, operands, purify
-from .generator.settings import PAPER, RENAMED, SIZED, BySize, Settings, argument, for_noise, meanings, one_of
+from .generator.run import choose_loop, diverged, operands, prepare, synthesise, trajectory
+from .generator.settings import PAPER, SIZED, BySize, Settings, argument, for_noise, meanings, one_of
 from .generator.state import State
 from .generator.tiles import tiles
 from .images import ImageLike, like, to_batch, to_pixels, work_type
@@ -159,10 +159,6 @@ class OnlineAlternateGenerator(nn.Module):
     @_with_arguments(Arguments)
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        for old, new in RENAMED.items():
-            if old in arguments:
-                warnings.warn(f"{old} is called {new} now; {old} goes with the next release", DeprecationWarning, stacklevel=2)
-                arguments[new] = arguments.pop(old)
         self.settings = Arguments(**arguments)
 
     @classmethod
@@ -240,30 +236,31 @@ class OnlineAlternateGenerator(nn.Module):
         """
         return self.settings.at(height, width)
 
-    def _image(self, images: ImageLike, indices: list[int], settings: Settings, loop: Loop) -> ImageLike:
+    def _image(self, images: ImageLike, indices: list[int], settings: Settings) -> ImageLike:
         def purified(plain: Any) -> Any:
             with _plain_mode(work_type(images)[0]):
-                return like(self._purify(to_batch(plain), indices, settings, loop), plain)
+                return like(self._batch(to_batch(plain), indices, settings), plain)
 
         if not isinstance(images, Tensor) or not images.is_floating_point() or self.settings.gradient == "none":
             return purified(images)
         result = straight_through(images.as_subclass(Tensor), purified)
         return tv_tensors.wrap(result, like=images) if isinstance(images, tv_tensors.TVTensor) else result
 
-    def _checked(self, images: ImageLike, index: Any) -> tuple[list[int], Settings, Loop]:
-        """All that can be wrong with a call is found here, before any work."""
+    def _checked(self, images: ImageLike, index: Any) -> tuple[list[int], Settings]:
+        """The random streams and the settings of images. Everything that can be wrong with a call is found here."""
         _checks.images(images, minimum_size=self.settings.minimum_size)
         settings = self.settings.at(*_sides(images))
-        return _checks.indices(index, _count(images)), settings, choose_loop(settings, *work_type(images))
+        choose_loop(settings, *work_type(images))  # raises where the backend can't work on them
+        return _checks.indices(index, _count(images)), settings
 
-    def _purify(self, batch: Tensor, indices: list[int], s: Settings, loop: Loop) -> Tensor:
+    def _batch(self, batch: Tensor, indices: list[int], s: Settings) -> Tensor:
         seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
         purified = torch.empty_like(batch)
         height, width = batch.shape[-2:]
         steps = len(batch) * s.network_steps * len(tiles(height, width, s.tile_size, s.stride))
         with _progress_bar(steps, self.settings.progress) as advance:
             for rows in self.chunks(batch):
-                part, failed = purify(batch[rows], s, loop, seed, [indices[row] for row in rows], advance)
+                part, failed = synthesise(prepare(batch[rows], s, seed, [indices[row] for row in rows]), advance)
                 if failed.any():
                     part = self._handle_failure(part, failed, batch[rows], rows)
                 if len(part) == len(batch):
@@ -291,15 +288,15 @@ class OnlineAlternateGenerator(nn.Module):
         every = _checks.integer("every", every, at_least=1)
         return self._trace(*self._checked(images, index), images, every)
 
-    def _trace(self, indices: list[int], s: Settings, loop: Loop, images: ImageLike, every: int) -> Iterator[TraceStep]:
+    def _trace(self, indices: list[int], s: Settings, images: ImageLike, every: int) -> Iterator[TraceStep]:
         batch = to_batch(images)
         seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
         with _plain_mode(batch.device):
-            chunks = [(batch[rows], [indices[row] for row in rows]) for rows in self.chunks(batch)]
-            runs = [alternate(pixels, s, loop, seed, streams_of, every=every) for pixels, streams_of in chunks]
-        while runs:
+            chunks = [prepare(batch[rows], s, seed, [indices[row] for row in rows]) for rows in self.chunks(batch)]
+            trajectories = [trajectory(inputs, every) for inputs in chunks]
+        while trajectories:
             with _plain_mode(batch.device):
-                states = [next(run) for run in runs]
+                states = [next(states) for states in trajectories]
                 moment = _trace_step(states, images, s)
             yield moment  # outside of the modes above, which would leak into the caller
             if moment.step == s.network_steps:

@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(called, module, asked.arguments)
     except ModuleNotFoundError as error:
         return _fail(called, f"needs {error.name}: pip install 'oag-transform[{extra}]'", 2)
+    except BrokenPipeError:  # the reader of the output has what it wants, as in ``--help | head -1``
+        process.close_standard_output()
+        return 0
     except (OSError, ValueError) as error:
         return _fail(called, _one_line(error), 2)
     except RuntimeError as error:

@@ -75,7 +75,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     mifgsm_eps: int = 4
     """Bound of MI-FGSM in grey levels; the paper has 4 on Flower-17 and 2 on ImageNet."""
     defenses: Annotated[tuple[str, ...] | None, default("all that can be made here")] = None
-    """Some of the list above only."""
+    """Some of the list above only, or your own."""
     tuned: Annotated[Path | None, default("those of the list")] = None
     """TUNE.JSON with the settings that the experiment tune has chosen."""
     pixelcnn: Annotated[Path | None, default("none")] = None
@@ -199,7 +199,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         apart = None if batch_norm is None else open_images(batch_norm, split=self.split, devkit=self.devkit)
         attacks = self._attacks()
         dtype = None if self.compute_dtype is None else getattr(torch, self.compute_dtype)
-        needs = Needs(self._pixelcnn(), dtype)
+        needs = Needs(pixelcnn=self._pixelcnn(), compute_dtype=dtype)
         paper = self.setting == "paper"
         every = tuple(as_published(family) if paper else family for family in self._tuned())
         targets = [self.load(listing.classes, device, listing.side)]
@@ -207,6 +207,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             model, _, weights = name.partition("=")
             other = dataclasses.replace(self, model=model, weights=weights or None)
             targets.append(other.load(listing.classes, device, listing.side))
+        if not self.other:  # a defense that uses the gradient of one target is none of another's
+            needs = dataclasses.replace(needs, target=targets[0].model)
         families = self._families(every, needs)
         show = sys.stderr.isatty() or self.progress
         store = self._store()(self.out / "cache", chunk=self.batch_size, progress=show)
@@ -291,7 +293,11 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         """The defenses that are asked for; where none is, those that can be made here."""
         if self.defenses is not None:
             by_key = {family.key: family for family in every}
-            return tuple(by_key.get(defense.key, defense) for defense in chosen(self.defenses))  # some keys are in no list
+            named = tuple(by_key.get(defense.key, defense) for defense in chosen(self.defenses))  # some keys are in no list
+            for family in named:
+                if ":" in family.key:  # a defense of one's own, or a setting: what is wrong with it is said before any work
+                    family.make(family.published, self.seed, needs)
+            return named
         found = []
         for family in every:
             try:
@@ -316,7 +322,12 @@ def _lists() -> str:
         "gray-box attacks": [(attack.key, f"{attack.label}, {'' if attack.targeted else 'un'}targeted") for attack in GRAY_BOX],
         "adaptive attacks": list(ADAPTIVE_ATTACKS.items()),
         "defenses": [(defense.key, defense.label) for defense in DEFENSES]
-        + [(f"KEY{IN_VIEWS}", "any of them in four views"), ("KEY+KEY:SETTING", "several in one model, in four views")],
+        + [
+            (f"KEY{IN_VIEWS}", "any of them in four views"),
+            ("KEY:SETTING", "at this setting only"),
+            ("KEY+KEY:SETTING", "several in one model, in four views"),
+            ("module:function", "your own: what the function returns, a module or callable on [0, 1] images"),
+        ],
         "denoisers": [(each.key, each.label + ("" if each.by_default else ", only if asked for")) for each in DENOISERS],
     }
     width = max(len(key) for entries in lists.values() for key, _ in entries)

@@ -1,4 +1,4 @@
-"""``oag-transform serve``: a defended classifier over HTTP, and a page to see what the defense does to an attack."""
+"""``oag-transform serve``: a defended classifier over HTTP, with a page to try attacks on it."""
 
 import socket
 import sys
@@ -20,41 +20,41 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 @dataclass(frozen=True, kw_only=True)
 class Serve(DeviceOptions, ClassifierOptions):
-    """Serve a defended classifier over HTTP, and a page to try it.
+    """Serve a defended classifier over HTTP, with a page to try it.
 
-    POST an image as the body to /classify, /classify?purified=true or /purify; open / in a browser to try gray-box attacks.
-    /health and /metrics tell how the service fares. Nothing that is sent is kept. There is no authentication and no TLS:
-    whoever reaches the port may use it.
+    POST an image as the body to /classify, /classify?purified=true or /purify. Open / in a browser to try gray-box attacks.
+    /health and /metrics are for monitoring. No request is stored. There is no authentication and no TLS: anyone who reaches
+    the port can use the service.
     """
 
     labels: Annotated[Path | None, default("those that come with the model")] = None
     """File with the names of the classes, one a line."""
     host: str = LOOPBACK[0]
-    """Address to listen at; the default is for this machine alone."""
+    """Address to listen at. The default accepts connections from this machine only."""
     port: int = 8000
-    """0: any that is free."""
+    """Port to listen at; 0: any free port."""
     network_steps: Annotated[int | None, default("the transform's")] = None
     """T_N of the defense."""
-    strength: Annotated[float | None, default("what the noise of each image calls for")] = None
-    """Of the defense: above 0, at most 1."""
+    strength: Annotated[float | None, default("by the noise of each image")] = None
+    """Strength of the defense, above 0 and at most 1."""
     samples: int = 1
-    """Purifications to average over."""
-    seed: Annotated[int | None, default("fresh entropy, as is safer")] = None
-    """Gives the same answer to the same image."""
+    """Number of purifications whose class probabilities are averaged."""
+    seed: Annotated[int | None, default("fresh entropy, which is safer")] = None
+    """Random seed. The same image then gets the same answer."""
     max_megabytes: float = 10
-    """Of an upload, in MiB."""
+    """Largest upload, in MiB."""
     max_megapixels: float = 25
-    """Of an uploaded image."""
+    """Largest uploaded image."""
     max_purify_megapixels: float = 1
-    """Of an image for /purify."""
+    """Largest image for /purify."""
     queue: int = 64
-    """Images in the server at one time."""
+    """Largest number of images in the server at one time."""
     timeout: float = 60
-    """Seconds from request to answer."""
+    """Longest time from request to answer, in seconds."""
     batch_wait: float = 0.01
-    """Seconds to wait for images of equal size, which go together, up to --batch-size."""
+    """Longest wait for images of equal size that fill a batch, in seconds."""
     workers: int = 1
-    """Threads of work, sharing the processors."""
+    """Number of worker threads, which share the processors."""
 
     def __post_init__(self) -> None:
         from .. import _checks  # imports torch
@@ -83,11 +83,11 @@ class Serve(DeviceOptions, ClassifierOptions):
         )
 
     def run(self) -> int:
-        """Serve until a signal says otherwise; returns 0.
+        """Serve until a signal ends it; returns 0.
 
         Raises:
             ValueError: an argument is wrong; nothing was served.
-            OSError: the port can't be had.
+            OSError: the port can't be opened.
         """
         import uvicorn  # of the extra
 
@@ -101,7 +101,9 @@ class Serve(DeviceOptions, ClassifierOptions):
             print(f"{engine.target.name}, defended, at http://{shown}:{port}/ (Ctrl-C ends it)", flush=True)
             if self.host not in LOOPBACK:
                 print(
-                    "whoever reaches this port may use it: there is no authentication and no TLS", file=sys.stderr, flush=True
+                    "anyone who reaches this port can use the service: there is no authentication and no TLS",
+                    file=sys.stderr,
+                    flush=True,
                 )
             config = uvicorn.Config(
                 application.make(engine, self.service()),
@@ -114,7 +116,7 @@ class Serve(DeviceOptions, ClassifierOptions):
         return 0
 
     def engine(self) -> "Engine":
-        """What answers requests; whatever else can be wrong with the arguments is found here, before a port is opened."""
+        """The engine. It reports all further errors in the arguments before a port is opened."""
         import torch
 
         from ..transform import OnlineAlternateGenerator

@@ -1,1 +1,1 @@
-"""Defenses of other papers, and controls, that OAG is compared with."""
+"""Baselines of OAG: the defenses of other papers, and controls."""

@@ -1,4 +1,4 @@
-"""What baselines share: checked batches, random streams, one image after the other, and a way through NumPy."""
+"""Functions that baselines share: checked batches, random streams, processing one image at a time, and in NumPy."""
 
 import contextlib
 import importlib
@@ -15,10 +15,10 @@ CPU = torch.device("cpu")
 
 
 def checked(images: Any, index: Any) -> tuple[Tensor, list[int]]:
-    """Images as they came, in float64 if they are and else in float32, gradient and all; and the stream of each.
+    """The images in float64 if they are float64 and in float32 otherwise, with their gradient; and the stream of each.
 
     Raises:
-        TypeError, ValueError: not floating-point images (N, C, H, W) in [0, 1], C = 1 or 3, or a bad ``index``.
+        TypeError, ValueError: anything but floating-point images (N, C, H, W) in [0, 1] with C = 1 or 3, or a bad ``index``.
     """
     _checks.batch(images)
     plain = images.as_subclass(Tensor)
@@ -41,13 +41,13 @@ def uniform(low: float, high: float, generator: Generator) -> float:
 
 
 def one_by_one(batch: Tensor, defend: Callable[[Tensor, Generator], Tensor], drawn: Sequence[Generator]) -> Tensor:
-    """``defend(image, generator)`` of each image (1, C, H, W), so that no result depends on the batch; the same shape."""
+    """``defend(image, generator)`` of each image (1, C, H, W): results are independent of the batch, with its shape."""
     results = [defend(image[None], generator) for image, generator in zip(batch, drawn, strict=True)]
-    return torch.cat([batch[:0], *results])  # what is empty keeps its shape and gradient
+    return torch.cat([batch[:0], *results])  # an empty batch keeps its shape and gradient
 
 
 def in_numpy(batch: Tensor, function: Callable[[NDArray[Any], int], NDArray[Any]]) -> Tensor:
-    """``function(image, row)`` of each image (C, H, W), clipped to [0, 1]; without a gradient."""
+    """``function(image, row)`` of each image (C, H, W), clipped to [0, 1], without a gradient."""
     results = torch.empty_like(batch, device=CPU)
     for row, image in enumerate(batch.detach().cpu().numpy()):
         results[row] = torch.from_numpy(function(image, row))

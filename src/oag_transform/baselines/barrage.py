@@ -20,23 +20,23 @@ from ._batches import CPU, checked, generators, in_numpy, integer, kornia, one_b
 from .denoisers import NonLocalMeans, Wavelets
 from .filters import JPEG, MeanFilter, MedianFilter
 
-_SIDE = 256  # pixels, to which the paper's distances in pixels belong
+_SIDE = 256  # pixels: the paper's distances are for this side
 
 
 class BaRT(nn.Module):
     """Barrage of random transforms (Raff et al. 2019): k of ten groups of transforms in random order.
 
-    Each image gets k different groups in an order of its own, and each transform parameters of its own; a group of several
-    transforms takes one of them. Groups: 1 colour precision, 2 JPEG, 3 swirl, 4 noise, 5 Fourier coefficients, 6 zoom, 7 colour
-    spaces, 8 contrast, 9 mixing with grey, 10 denoising. Images of one channel have no groups 7 and 9. Ranges are the paper's
-    (appendix), as read in a public port (DefenseBarrageNetwork); distances in pixels, made for 256 of them, go with the shorter
-    side. Different: no seam carving, no random mask of Fourier coefficients (it has no effect in the port), 50 iterations of
-    total variation, mean and median over squares, not discs, and a bilateral filter in place of a mean of similar pixels.
+    Groups, their order and the parameters of the transforms are drawn for each image. A group of several transforms takes one
+    of them. Groups: 1 colour precision, 2 JPEG, 3 swirl, 4 noise, 5 Fourier coefficients, 6 zoom, 7 colour spaces, 8 contrast,
+    9 mixing with grey, 10 denoising. Images of one channel have no groups 7 and 9. Ranges are the paper's (appendix), as
+    implemented in a public port (DefenseBarrageNetwork). Distances, given for 256 pixels, scale with the shorter side.
+    Differences: no seam carving, no random mask of Fourier coefficients (it has no effect in the port), 50 iterations of total
+    variation, mean and median over squares instead of discs, and a bilateral filter instead of a mean of similar pixels.
 
     The paper fine-tunes the classifier on its transforms. A target that is not fine-tuned loses much of its clean accuracy.
 
-    It has a gradient of its own, of the transforms that were drawn: what an attack by expectation over transformation averages.
-    Rounding, JPEG, histograms, wavelets and non-local means pass gradients on unchanged (BPDA).
+    It has a gradient of its own, that of the drawn transforms, which EOT averages. Rounding, JPEG, histograms, wavelets and
+    non-local means have the straight-through gradient (BPDA).
 
     Args:
         k: number of transforms, 0 to 10; the paper's choice for ImageNet is 5.
@@ -84,12 +84,12 @@ def _swirl(image: Tensor, draw: Generator) -> Tensor:
 
 
 def _noise(image: Tensor, draw: Generator) -> Tensor:
-    """The noises of scikit-image's ``random_noise`` at its defaults, drawn on the CPU as everything here."""
+    """The noises of scikit-image's ``random_noise`` at its defaults, drawn on the CPU like all random numbers here."""
     kind = integer(0, 6, draw)
     if kind in (0, 1):  # Gaussian, and speckle
         noise = 0.1 * torch.randn(image.shape, generator=draw, dtype=image.dtype).to(image.device)
         return image + noise * (image if kind else 1)
-    if kind == 2:  # Poisson, of as many photons as there are values, to the next power of two
+    if kind == 2:  # Poisson: the number of photons is that of distinct values, rounded up to a power of two
         values = 2 ** math.ceil(math.log2(max(len(image.unique()), 2)))
         return straight_through(image, lambda x: torch.poisson((values * x).to(CPU), generator=draw).to(x) / values)
     changed = torch.rand(image.shape, generator=draw).to(image.device) < 0.05
@@ -129,7 +129,7 @@ def _color_space(image: Tensor, draw: Generator) -> Tensor:
     change, least, greatest = (
         image.new_tensor(values)[:, None, None] for values in ([uniform(-each, each, draw) for each in most], low, high)
     )
-    # of black the roots in these conversions have no finite gradient
+    # the roots in these conversions have no finite gradient at black
     moved = getattr(color, f"rgb_to_{name}")(image.clamp(1e-4, 1)) + change
     return getattr(color, f"{name}_to_rgb")(torch.minimum(torch.maximum(moved, least), greatest))
 
@@ -154,7 +154,7 @@ def _contrast(image: Tensor, draw: Generator) -> Tensor:
 
 
 def _grey_mix(image: Tensor, draw: Generator) -> Tensor:
-    """How much of which channels goes into each: all, partly all, two of them, or one partly."""
+    """Replace all channels by grey, mix all partly, replace two, or mix one partly."""
     kind, own = integer(0, 4, draw), torch.eye(3, dtype=torch.float64)
     odd = integer(0, 3, draw)
     ratios = torch.tensor([uniform(0, 1, draw) + 1e-9 for _ in range(3)], dtype=torch.float64)
@@ -210,7 +210,7 @@ def _pixels(image: Tensor, of_256: float) -> float:
 
 
 def _of_each_channel(image: Tensor, draw: Generator, drawn: Callable[[], float]) -> Tensor:
-    """A number for all channels, or, in half of the cases, one for each: (C, 1, 1)."""
+    """One number for all channels or, with probability 1/2, one for each: (C, 1, 1)."""
     count = image.shape[1]
     values = [drawn() for _ in range(count)] if integer(0, 2, draw) else [drawn()] * count
     return image.new_tensor(values)[:, None, None]

@@ -1,13 +1,14 @@
-"""The list of defenses that are compared: the paper's and others, each with its settings, and OAG.
+"""The list of compared defenses: OAG and the baselines, each with its settings.
 
 Published settings are those of a defense's own paper, or the usual ones. Tuned settings are those of ``evaluate tune`` on 60
-images of one half of Flower-17's training images, with a target fitted to the other half: the strongest whose mean accuracy on
-clean and on Gaussian-noised (std 0.1) images is within five points of the defense's best. Slow defenses were not tuned so, nor
-were the later ones, whose tuned setting is the published one: bit depth and non-local means as in feature squeezing, wavelets
-and BM3D, which no paper has as a defense of its own, for noise of 10 grey levels, about that of pixel deflection. Nothing was
-chosen on attacked images, but for JPEG with the views of a DefendedModel, which stands at what was found strong in
-docs/quality.md. Finer classes ask for other settings: run it on images like yours. Defenses since the paper (BaRT and below)
-were not tuned either. Two of them use the gradient of the target and are made for it: they are not portable.
+images of one half of Flower-17's training images, with a target fitted to the other half: the strongest setting whose mean
+accuracy on clean and on Gaussian-noised (std 0.1) images is within five points of the defense's best. Slow defenses were not
+tuned. Neither were bit depth, non-local means, wavelets and BM3D; their tuned setting is the published one. Bit depth and
+non-local means follow feature squeezing. Wavelets and BM3D, which no paper proposes as a defense, are set for noise of 10 grey
+levels, about that of pixel deflection. No setting was chosen on attacked images, except those of JPEG in the views of a
+DefendedModel, which attacked tuning images showed strong (docs/quality.md). Data sets with finer classes need other settings:
+tune on similar images. Defenses published after the paper (BaRT and below) were not tuned. Two of them use the gradient of the
+target and are not portable.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # a command line is parsed with this list, before anybody waits for torch
+if TYPE_CHECKING:  # command lines are parsed with this list, without importing torch
     from torch import nn
 
 OAG = "Online alternate generator"
@@ -28,11 +29,11 @@ IN_VIEWS = "-4-views"  # ends the key of a defense that stands in them
 
 @dataclass(frozen=True)
 class Needs:
-    """What some defenses are made with.
+    """Further inputs of some defenses.
 
     Attributes:
-        pixelcnn: what ``oag-transform fit-pixelcnn`` trained, which PixelDefend needs.
-        target: the classifier that is defended, images in [0, 1] -> logits, for defenses that use its gradient.
+        pixelcnn: the model of ``oag-transform fit-pixelcnn``, which PixelDefend needs.
+        target: the defended classifier, images in [0, 1] -> logits, for defenses that use its gradient.
         compute_dtype: of OAG, see :class:`~oag_transform.OnlineAlternateGenerator`.
     """
 
@@ -43,27 +44,27 @@ class Needs:
 
 @dataclass(frozen=True)
 class Defense:
-    """A family of defenses, one for each setting.
+    """A family of defenses with one free setting.
 
     Attributes:
         key: its name on a command line.
-        label: its name in tables, as in the paper's where it is there.
-        knob: what the setting is called.
-        make: (setting, seed, needs) -> transform of [0, 1] batches, called with ``index=`` of its images, or a list of several.
-            Raises what the defense raises for a bad setting, and ValueError or ModuleNotFoundError where what it needs is
-            missing.
+        label: its name in tables; the paper's name, if it has one.
+        knob: name of the setting; empty where there is none.
+        make: (setting, seed, needs) -> transform of batches in [0, 1], called with the ``index`` of its images, or a ModuleList
+            of several. It raises the errors of the defense for a bad setting, and ValueError or ModuleNotFoundError if a need
+            is missing.
         published: the setting of its own paper, or the usual one.
-        tuned: the setting that stands in tables beside it; see the module.
-        settings: from weak to strong, for ``tune`` and ``tradeoff``.
-        slow: takes many seconds an image, and is measured on fewer images.
-        in_views: seen in the four views of a :class:`~oag_transform.DefendedModel`.
-        differentiable: has a gradient of its own, which ``DefendedModel(..., gradient="own")`` sees.
+        tuned: the second setting in tables; see the module.
+        settings: all settings of ``tune`` and ``tradeoff``, from weak to strong.
+        slow: takes many seconds per image, and is evaluated on fewer images.
+        in_views: evaluated in the four views of a :class:`~oag_transform.DefendedModel`.
+        differentiable: has a gradient of its own, for ``DefendedModel(..., gradient="own")``.
     """
 
     key: str
     label: str
     knob: str
-    make: "Callable[[float, int, Needs], nn.Module | list[nn.Module]]"
+    make: "Callable[[float, int, Needs], nn.Module]"
     published: float
     tuned: float
     settings: tuple[float, ...]
@@ -72,57 +73,75 @@ class Defense:
     differentiable: bool = False
 
     def describe(self, setting: float) -> str:
-        """Label and setting, such as ``"JPEG, quality 75"``."""
-        return f"{self.label}, {self.knob} {setting:.4g}"
+        """Label and setting, such as ``"JPEG, quality 75"``; the label alone where there is no setting."""
+        return self.label if not self.knob else f"{self.label}, {self.knob} {setting:.4g}"
 
 
 def by_key(key: str) -> Defense:
     """The defense of this key.
 
-    ``KEY-4-views`` is any defense of the list in four views. ``KEY+KEY:SETTING`` is several defenses in one model, in four
-    views, each at its published or at the given setting.
+    ``KEY-4-views`` is any defense of the list in four views. ``KEY:SETTING`` has the given setting only. ``KEY+KEY:SETTING`` is
+    several defenses in one model, in four views, each at its published or at the given setting. ``module:function`` is a
+    defense of one's own, see :class:`~oag_transform.baselines.own.OwnDefense`; it is imported when it is made.
 
     Raises:
         ValueError: there is none; the message lists the keys.
     """
     if "+" in key:
         return _together(key)
+    name, given, text = key.partition(":")
     known = {defense.key: defense for defense in DEFENSES}
-    if key in known:
-        return known[key]
-    if key.endswith(IN_VIEWS) and key.removesuffix(IN_VIEWS) in known:
-        return _in_views(known[key.removesuffix(IN_VIEWS)])
-    raise ValueError(f"no defense {key!r}; expected some of {', '.join(defense.key for defense in DEFENSES)}")
+    if name not in known and name.endswith(IN_VIEWS) and name.removesuffix(IN_VIEWS) in known:
+        known[name] = _in_views(known[name.removesuffix(IN_VIEWS)])
+    if name not in known and text.removesuffix(IN_VIEWS).isidentifier():
+        own = _own(key.removesuffix(IN_VIEWS))
+        return _in_views(own) if key.endswith(IN_VIEWS) else own
+    if name not in known:
+        raise ValueError(f"no defense {name!r}; expected some of {', '.join(known)}")
+    if not given:
+        return known[name]
+    try:
+        setting = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        raise ValueError(f"expected KEY:SETTING with a number for the setting, got {key!r}") from None
+    return dataclasses.replace(known[name], key=key, published=setting, tuned=setting, settings=(setting,))
 
 
 def _together(key: str) -> Defense:
     """Several defenses in one :class:`~oag_transform.DefendedModel`; see :func:`by_key`."""
-    parts = []
-    for part in key.split("+"):
-        name, given, setting = part.partition(":")
-        family = by_key(name)
-        try:
-            parts.append((family, _number(setting) if given else family.published))
-        except ValueError:
-            raise ValueError(f"expected KEY:SETTING with a number for the setting, got {part!r}") from None
+    families = [by_key(part) for part in key.split("+")]
+
+    def make(_: float, seed: int, needs: Needs) -> "nn.Module":
+        return importlib.import_module("torch.nn").ModuleList(
+            [family.make(family.published, seed, needs) for family in families]
+        )
+
     return Defense(
         key=key,
-        label=f"{' + '.join(family.describe(setting) for family, setting in parts)}, {VIEWS}",
+        label=f"{' + '.join(family.describe(family.published) for family in families)}, {VIEWS}",
         knob="defenses",
-        make=lambda _, seed, needs: [family.make(setting, seed, needs) for family, setting in parts],
-        published=len(parts),
-        tuned=len(parts),
-        settings=(len(parts),),
+        make=make,
+        published=len(families),
+        tuned=len(families),
+        settings=(len(families),),
         in_views=True,
     )
 
 
-def _number(text: str) -> float:
-    return int(text) if text.isdecimal() else float(text)
+def _own(key: str) -> Defense:
+    return Defense(
+        key=key,
+        label=key,
+        knob="",
+        make=lambda _, seed, __: _class(".own", "OwnDefense")(key, seed),
+        published=0,
+        tuned=0,
+        settings=(0,),
+    )
 
 
 def chosen(keys: Iterable[str]) -> tuple[Defense, ...]:
-    """The defenses of these keys, in their order; see :func:`by_key`."""
+    """The defenses with these keys, in the order of the keys; see :func:`by_key`."""
     return tuple(by_key(key) for key in keys)
 
 
@@ -157,12 +176,12 @@ def _oag(steps: float, seed: int, needs: Needs, **settings: Any) -> "nn.Module":
 
 def _oag_as_published(steps: float, seed: int, needs: Needs) -> "nn.Module":
     make = _class("..transform", "OnlineAlternateGenerator").paper
-    # exact Langevin steps take ten times as long, for the same images within 0.3 dB
+    # exact Langevin steps give the same images within 0.3 dB, in ten times the time
     return make(network_steps=steps, langevin="closed_form", seed=seed, compute_dtype=needs.compute_dtype)
 
 
 def _in_views(defense: Defense, **changes: Any) -> Defense:
-    """A defense in the four views of a DefendedModel; ``changes`` are what else is different."""
+    """A defense in the four views of a DefendedModel; ``changes`` are further fields that differ."""
     named: dict[str, Any] = {"key": f"{defense.key}{IN_VIEWS}", "label": f"{defense.label}, {VIEWS}"}
     return dataclasses.replace(defense, **named, in_views=True, **changes)
 
@@ -185,10 +204,10 @@ _NOISY_JPEG = Defense(
     tuned=25,
     settings=_JPEG.settings,
 )
-_FOLLOWING = dataclasses.replace(
+_ADAPTED_JPEG = dataclasses.replace(
     _NOISY_JPEG,
     key="jpeg-noise-follow",
-    label="JPEG and noise, as the noise asks",
+    label="JPEG and noise, by the image's noise",
     make=lambda quality, seed, _: _filter("NoisyJPEG")(quality, 8, follow_noise=True, seed=seed),
 )
 _NOISE = Defense(
@@ -241,11 +260,11 @@ DEFENSES: tuple[Defense, ...] = (
     ),
     _JPEG,
     _NOISY_JPEG,
-    # what the views of a DefendedModel are worth to others
+    # baselines in the same views as OAG
     _in_views(_NOISE),
     _in_views(_JPEG, published=25, tuned=15),
     _in_views(_NOISY_JPEG, published=25, tuned=15),
-    _in_views(_FOLLOWING, published=25, tuned=15),
+    _in_views(_ADAPTED_JPEG, published=25, tuned=15),
     Defense(
         key="tv",
         label="Total variation",
@@ -415,7 +434,7 @@ DEFENSES: tuple[Defense, ...] = (
         settings=(300,),
         slow=True,
     ),
-    # what it is worth to follow the noise of each image
+    # OAG without the strength that follows the noise of each image
     _in_views(_OAG_FULL, settings=(24, 12, 9, 6)),
     _OAG,
     _in_views(_OAG, settings=(24, 12, 9, 6)),

@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 
 class Compose(nn.Module):
-    """One defense after the other, such as noise first and then what removes it; ``index`` goes to those that take one."""
+    """Defenses in sequence, such as noise and then a denoiser. Each gets ``index``."""
 
     def __init__(self, *defenses: nn.Module) -> None:
         super().__init__()
         self.defenses = nn.ModuleList(defenses)
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """What the last defense makes of images (N, C, H, W) in [0, 1]."""
+        """The result of the last defense for images (N, C, H, W) in [0, 1]."""
         for defense in self.defenses:
             images = defense(images, index=index)
         return images

@@ -1,4 +1,4 @@
-"""Portable defenses that denoise: total variation, wavelets, and means or transforms of patches that look alike.
+"""Portable defenses that denoise: total variation, wavelets, and methods based on similar patches.
 
 The contract is that of :mod:`oag_transform.baselines.filters`. Only :class:`TVM` has a gradient; all others work on the CPU.
 """
@@ -25,9 +25,9 @@ _BM3D_LEAST_SIDE = 16  # pixels; the library crashes on an image of one block
 class TotalVariation(nn.Module):
     """Total-variation denoising of each channel, by scikit-image's ``denoise_tv_chambolle`` (Rudin, Osher & Fatemi 1992).
 
-    Minimises ``1/2 |u - image|^2 + weight |grad u|``; on images of 224 pixels 200 iterations come within a grey level (RMS) of
-    that for a weight of 0.1. The library's own early stop is off, since it can leave several. The result, which stopping at all
-    can leave outside of the range, is clipped to [0, 1].
+    It minimises ``1/2 |u - image|^2 + weight |grad u|``. With a weight of 0.1, 200 iterations come within one grey level (RMS)
+    of the minimum on images of 224 pixels. The library's early stop is off, since it can be several levels away. The result
+    is clipped to [0, 1].
 
     Args:
         weight: of the total variation, for values in [0, 1].
@@ -56,12 +56,11 @@ class TotalVariation(nn.Module):
 class TVM(nn.Module):
     """Total variance minimization (Guo et al. 2018, section 4.3; [21] in the paper).
 
-    Drops values at random, each channel of each pixel by itself, and reconstructs the image from the others: the minimum of
-    ``1/2 |kept (u - image)|^2 + weight |grad u|``. Defaults and objective are those of the published code
-    (adversarial_image_defenses; it gives 1 / weight to the data term: the same minimum), while the text of the paper leaves
-    the norm unsquared. That code stops after a few split-Bregman steps; this goes on close to the minimum. A channel all of
-    whose values are dropped becomes black. The result, which stopping at all can leave outside of the range, is clipped to
-    [0, 1].
+    It drops values at random, independently for each channel and pixel, and reconstructs the image from the others as the
+    minimum of ``1/2 |kept (u - image)|^2 + weight |grad u|``. Defaults and objective are those of the published code
+    (adversarial_image_defenses, whose weight of 1 / weight on the data term gives the same minimum). The text of the paper
+    leaves the norm unsquared. That code stops after a few split-Bregman steps; this implementation comes close to the minimum.
+    A channel all of whose values are dropped becomes black. The result is clipped to [0, 1].
 
     It has a gradient of its own, through all iterations.
 
@@ -96,16 +95,16 @@ class TVM(nn.Module):
 class NonLocalMeans(nn.Module):
     """Non-local means (Buades et al. 2005; a squeezer of Xu et al. 2018), by scikit-image's ``denoise_nl_means``, fast mode.
 
-    A pixel becomes the mean of those around it, weighted by exp(-d / h^2), d the mean squared difference of the patches
-    around the two; the library leaves out of d the first row and column of the patches, and all weights below exp(-5).
-    Feature squeezing has ``NonLocalMeans(4, patch_size=3, patch_distance=5)`` on ImageNet (11-3-4, there by OpenCV, in
-    brightness and hue).
+    A pixel becomes the mean of the pixels around it, weighted by exp(-d / h^2), where d is the mean squared difference of the
+    patches around the two pixels. The library omits the first row and column of the patches from d, and all weights below
+    exp(-5). Feature squeezing uses ``NonLocalMeans(4, patch_size=3, patch_distance=5)`` on ImageNet (11-3-4, there by OpenCV,
+    in brightness and hue).
 
     Args:
-        h: how different patches may be, in grey levels (0 to 255).
+        h: scale of the difference of patches, in grey levels (0 to 255).
         patch_size: side of a patch in pixels, odd.
-        patch_distance: how far away a pixel may be, in pixels along each axis.
-        sigma: standard deviation of noise that is known to be there, in grey levels: 2 sigma^2 comes off each d above it.
+        patch_distance: largest distance of a pixel along each axis, in pixels.
+        sigma: standard deviation of known noise, in grey levels: 2 sigma^2 is subtracted from each d that exceeds it.
     """
 
     def __init__(self, h: float = 4.0, *, patch_size: int = 5, patch_distance: int = 6, sigma: float = 0.0) -> None:
@@ -135,7 +134,7 @@ class NonLocalMeans(nn.Module):
 class Wavelets(nn.Module):
     """Wavelet denoising by BayesShrink (Chang et al. 2000), by scikit-image: a control for defenses that denoise.
 
-    Haar wavelets with soft thresholds, in YCbCr if there are 3 channels, clipped to [0, 1] where they ring.
+    Haar wavelets with soft thresholds, in YCbCr if there are 3 channels. The result is clipped to [0, 1].
 
     Args:
         sigma: standard deviation of the noise that the thresholds assume in each channel, in grey levels (0 to 255).
@@ -168,14 +167,14 @@ def _shrink(image: NDArray[Any], sigma: Any, *, rescale: bool) -> NDArray[Any]:
 class BM3D(nn.Module):
     """BM3D (Dabov et al. 2007; Makinen et al. 2020), by its authors' package ``bm3d``: a control for defenses that denoise.
 
-    The licence of that package allows non-commercial use only; it comes with ``pip install 'oag-transform[bm3d]'``. Colours
-    are denoised as by its ``bm3d_rgb``, in stretched opponent colours, where a channel that is flat stays unstretched. Sides
-    below 16 pixels are filled up by reflection, and an image whose brightness varies by less than a grey level is left as it
-    is: the library can't work on these. Results are clipped to [0, 1]. They repeat to rounding, not bit for bit: the library
-    adds up on threads of its own.
+    The licence of that package allows non-commercial use only. Install it with ``pip install 'oag-transform[bm3d]'``. Colours
+    are denoised as in its ``bm3d_rgb``, in stretched opponent colours; a flat channel remains unstretched. Sides below 16
+    pixels are padded by reflection, and an image whose brightness varies by less than a grey level remains unchanged, because
+    the library fails on these. Results are clipped to [0, 1]. They are reproducible up to rounding, not bit for bit, because
+    the library adds numbers in several threads.
 
     Args:
-        sigma: standard deviation of the noise that it removes, in grey levels (0 to 255).
+        sigma: standard deviation of the noise to remove, in grey levels (0 to 255).
 
     Raises:
         ModuleNotFoundError: the package is not installed.
@@ -217,7 +216,7 @@ _OPPONENT = np.array([[1 / 3, 1 / 3, 1 / 3], [1 / 2, 0, -1 / 2], [1 / 4, -1 / 2,
 
 def _bm3d() -> ModuleType:
     try:
-        return importlib.import_module("bm3d")  # late: few have it, its licence forbids commercial use
+        return importlib.import_module("bm3d")  # imported late: an extra, whose licence forbids commercial use
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "BM3D needs the package bm3d, whose licence allows non-commercial use only: pip install 'oag-transform[bm3d]'"
@@ -227,13 +226,13 @@ def _bm3d() -> ModuleType:
 class PixelDeflection(nn.Module):
     """Pixel deflection and wavelet denoising (Prakash et al. 2018, Algorithm 1; [26] in the paper).
 
-    Pixels are chosen uniformly over the image, as in the published code (pixel-deflection, ``disable_map``): the class
-    activation map of the paper needs access to a network. Then scikit-image's ``denoise_wavelet``, by BayesShrink with soft
-    thresholds, in YCbCr if there are 3 channels, clipped to [0, 1] where wavelets ring, as the library did at the time.
+    Pixels are chosen uniformly over the image, as in the published code (pixel-deflection, ``disable_map``), because the class
+    activation map of the paper needs access to a network. Then scikit-image's ``denoise_wavelet`` denoises by BayesShrink with
+    soft thresholds, in YCbCr if there are 3 channels. The result is clipped to [0, 1], as in the library at the time.
 
     Args:
         deflections: number of values that are replaced; see :func:`deflect`.
-        window: how far a value may come from, in pixels along each axis.
+        window: largest distance of a replacement along each axis, in pixels.
         sigma: standard deviation of the noise that the thresholds assume. As in the library at the time (up to 0.15), it is
             relative to the range of the image in each channel of YCbCr; for 1 channel, to [0, 1].
         seed: see :mod:`.filters`.
@@ -255,7 +254,7 @@ class PixelDeflection(nn.Module):
             deflected = deflect(image, self.deflections, self.window, places[row])
             if len(image) == 1:
                 return _shrink(deflected, self.sigma, rescale=False)
-            ranges = np.ptp(rgb2ycbcr(deflected, channel_axis=0), axis=(1, 2))  # which today's scikit-image divides sigma by
+            ranges = np.ptp(rgb2ycbcr(deflected, channel_axis=0), axis=(1, 2))  # by which today's scikit-image divides sigma
             return _shrink(deflected, list(self.sigma * ranges), rescale=False)
 
         return in_numpy(batch, purify).to(images.dtype)
@@ -268,9 +267,9 @@ class PixelDeflection(nn.Module):
 def deflect(image: NDArray[Any], deflections: int, window: int, generator: Generator) -> NDArray[Any]:
     """Replace random values of an image (C, H, W) by values of the same channel at most ``window`` pixels away on each axis.
 
-    Both places are uniform: the first over the image, with replacement, the second over the part of the window that is
-    inside of the image. As in the published code, channels take turns, each with places of its own; as in the paper, all
-    values come from the original image (the code lets a value travel on).
+    Both places are uniform: the first over the image, with replacement, and the second over the part of the window inside the
+    image. As in the published code, channels alternate, each with its own places. As in the paper, all values come from the
+    original image; in the code a replaced value can be copied again.
 
     Args:
         image: (C, H, W); not modified.

@@ -1,11 +1,11 @@
-"""Portable defenses of other papers that need no training: those of Table I (section IV) and a few controls.
+"""Portable baselines that need no training: those of Table I (section IV), and a few controls.
 
 Each is a module that maps images (N, C, H, W), floating point in [0, 1], C = 1 or 3, to images of the same shape, dtype and
-device (:class:`Randomization` to larger ones). Those that say so have a gradient of their own, the derivative of what they
-compute, for ``DefendedModel(..., gradient="own")``; the result of the others has none. ``index`` names the random streams of
-the images: an integer is that of the first image, image i uses stream ``index + i`` of ``seed``; a sequence has one for each.
+device (:class:`Randomization` to larger ones). Some have a gradient of their own, the derivative of their computation, for
+``DefendedModel(..., gradient="own")``, as their docstrings state. The others have none. ``index`` selects the random streams of
+the images. If it is an integer, image i uses stream ``index + i`` of ``seed``; a sequence has the stream of each image.
 ``seed=None`` draws a fresh seed in each call. All raise ValueError for bad hyper-parameters, and ValueError or TypeError for
-other images than these. Baselines that denoise are in :mod:`oag_transform.baselines.denoisers`.
+other inputs. Denoising baselines are in :mod:`oag_transform.baselines.denoisers`.
 """
 
 import io
@@ -47,7 +47,7 @@ class MeanFilter(nn.Module):
 class MedianFilter(nn.Module):
     """Median over a square window of each channel (feature squeezing, Xu et al. 2018), borders by replication.
 
-    It has a gradient of its own: each value passes it on to the one that is the median of its window.
+    It has a gradient of its own: that of each result goes to the value that is the median of the window.
 
     Args:
         size: side of the window in pixels, odd.
@@ -78,7 +78,7 @@ class BitDepth(nn.Module):
     Values are rounded to multiples of 1 / (2^bits - 1), as in the published code (EvadeML-Zoo), where ImageNet gets 5 bits.
 
     Args:
-        bits: 1 to 8. With 8, images that are multiples of 1/255 stay as they are.
+        bits: 1 to 8. With 8, multiples of 1/255 remain unchanged.
     """
 
     def __init__(self, bits: int = 5) -> None:
@@ -128,9 +128,9 @@ def _compressed(image: NDArray[Any], quality: int) -> NDArray[Any]:
 
 
 class GaussianNoise(nn.Module):
-    """White Gaussian noise, clipped to [0, 1] as any image is: a control for defenses that add noise (not in the paper).
+    """White Gaussian noise, clipped to [0, 1]: a control for defenses that add noise (not in the paper).
 
-    It has a gradient of its own: the identity, and zero where a value is clipped.
+    It has a gradient of its own: the identity, and zero where values are clipped.
 
     Args:
         std: standard deviation in grey levels (0 to 255), before the result is clipped to [0, 1].
@@ -161,9 +161,9 @@ class NoisyJPEG(nn.Module):
     Args:
         quality: of :class:`JPEG`.
         std: of :class:`GaussianNoise`, in grey levels.
-        follow_noise: go as far as the noise of each image asks for, as OAG does by default: ``quality`` and ``std``
-            are for full :func:`~oag_transform.noise_level.matching_strength`; ``std`` goes as its square root, and the quality
-            rises linearly to 90, or ``quality`` if that is higher, at the least strength.
+        follow_noise: let the strength follow the noise of each image, as OAG does by default. ``quality`` and ``std`` then
+            apply at full :func:`~oag_transform.noise_level.matching_strength`. ``std`` scales with its square root. The quality
+            rises linearly to 90, or to ``quality`` if that is higher, at the least strength.
         seed: see the module.
     """
 
@@ -194,14 +194,14 @@ class Randomization(nn.Module):
     """Random enlargement and random padding (Xie et al. 2018, section 3; [23] in the paper).
 
     The longer side is resized (nearest neighbour, as in the published code) to a random length from its own, inclusive, to
-    round(ratio * side), exclusive, the other side by the same factor. The result is padded to round(ratio * side) on each
-    side, at a random offset. The published code pads what it has normalised to [-1, 1] with zeros, which is ``fill=0.5``.
+    round(ratio * side), exclusive, and the other side by the same factor. The result is padded to round(ratio * side) on each
+    side, at a random offset. The published code pads images normalised to [-1, 1] with zeros, which equals ``fill=0.5``.
 
-    It has a gradient of its own, that of the enlargement that was drawn.
+    It has a gradient of its own, that of the drawn enlargement.
 
     Args:
         ratio: largest side over the input's, >= 1. 299 pixels become 331, as in the paper. Where rounding leaves no larger
-            side, images stay as they are.
+            side, images keep their size.
         fill: value of the padding, in [0, 1].
         seed: see the module.
 

@@ -1,7 +1,7 @@
-"""Baselines that are trained, as OAG is, on each image alone: Deep Image Prior (Table VI) and an auto-encoder (IV-H).
+"""Baselines that train a network on each image, as OAG does: Deep Image Prior (Table VI) and an auto-encoder (IV-H).
 
-Both fit a randomly initialised network to the image with Adam on the mean squared error, and stop before it has
-learned the noise. Images are worked on one by one. All random numbers of an image come from its own stream.
+Both fit a randomly initialised network to the image with Adam on the mean squared error, and stop before it fits the noise.
+Images are processed one by one. All random numbers of an image come from its own stream.
 """
 
 import math
@@ -26,10 +26,10 @@ class DeepImagePrior(nn.Module):
     learned before noise, so that stopping after ``steps`` removes noise. The result is an exponential average of the
     outputs, which starts with the first one, as in the authors' denoising.
 
-    The defaults were chosen by PSNR to the clean image on images with Gaussian noise, for seconds an image on a CPU.
+    The defaults were chosen by PSNR to the clean image on images with Gaussian noise, for seconds per image on a CPU.
     The authors' networks are ``channels=(128,) * 5, skip_channels=(4,) * 5, input_channels=32, steps=3000`` (denoising)
     and ``channels=(8, 16, 32, 64, 128), skip_channels=(0, 0, 0, 4, 4), input_channels=3, steps=2400`` (JPEG artefacts),
-    both with ``input_noise=1 / 30, average=0.99``; their fall back to an earlier step after a jump of the loss is left out.
+    both with ``input_noise=1 / 30, average=0.99``; their return to an earlier step after a jump of the loss is omitted.
 
     Args:
         steps: updates of the network. More of them keep more detail, adversarial noise included.
@@ -77,8 +77,8 @@ class DeepImagePrior(nn.Module):
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """Images (N, C, H, W), floating point in [0, 1], C = 1 or 3 -> the same shape, dtype and device, in [0, 1].
 
-        ``index`` names the random streams of the seed: image i uses stream ``index + i``, or its own of a sequence.
-        float64 is computed in float64, all else in float32. No gradient.
+        ``index`` selects the random streams of the seed: image i uses stream ``index + i``, or entry i of a sequence.
+        float64 is computed in float64, all else in float32. The result has no gradient.
 
         Raises:
             TypeError, ValueError: not such images, or a bad ``index``.
@@ -112,13 +112,13 @@ class DeepImagePrior(nn.Module):
 class OnlineAutoencoder(nn.Module):
     """The auto-encoder of section IV-H: convolution, FC layer to one scalar, tanh, FC layer to a tensor, deconvolution.
 
-    The image is input and supervision of one update a step (the comparison to the two-step update of OAG), and after ``steps``
-    of them the auto-encoder's output is the substitute. The convolution is the one of OAG. Weights start as those of
-    PyTorch's layers do, U(+-1/sqrt(fan_in)).
+    The image is the input and the target of one update per step, in contrast to the two-step update of OAG. After ``steps``
+    updates, the output of the auto-encoder replaces the image. The convolution is that of OAG. Weights are initialised as in
+    PyTorch's layers, U(+-1/sqrt(fan_in)).
 
-    The paper names neither the non-linearity nor the optimiser. A ReLU of one scalar can die, and a leaky ReLU has no
-    bound: the scalar, a sum over all positions, exploded in trials. So it's a tanh here, with Adam; its rate and ``steps``
-    were chosen by PSNR to the clean image on images with Gaussian noise.
+    The paper names neither the non-linearity nor the optimiser. A ReLU of one scalar can die. A leaky ReLU is unbounded, and
+    the scalar, a sum over all positions, diverged in trials. This implementation uses tanh and Adam. The learning rate and
+    ``steps`` were chosen by PSNR to the clean image on images with Gaussian noise.
 
     Args:
         steps: T_N, updates of the auto-encoder. More of them keep more detail, adversarial noise included.
@@ -161,8 +161,8 @@ class OnlineAutoencoder(nn.Module):
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """Images (N, C, H, W), floating point in [0, 1], C = 1 or 3 -> the same shape, dtype and device, in [0, 1].
 
-        ``index`` names the random streams of the seed: image i uses stream ``index + i``, or its own of a sequence.
-        float64 is computed in float64, all else in float32. No gradient.
+        ``index`` selects the random streams of the seed: image i uses stream ``index + i``, or entry i of a sequence.
+        float64 is computed in float64, all else in float32. The result has no gradient.
 
         Raises:
             TypeError, ValueError: not such images, or a bad ``index``.
@@ -203,7 +203,7 @@ def skip_network(inputs: int, outputs: int, channels: Sequence[int], skip_channe
 
 
 def initialise(network: nn.Module, generator: Generator, dtype: torch.dtype) -> None:
-    """Give a network on the meta device weights on the generator's device, drawn as PyTorch's layers do by default."""
+    """Initialise a network from the meta device on the generator's device, as PyTorch's layers do by default."""
     network.to(dtype).to_empty(device=generator.device)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d):
@@ -239,7 +239,7 @@ def _block(inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> nn.M
 
 
 def _norm(channels: int) -> nn.Module:
-    return nn.BatchNorm2d(channels, track_running_stats=False)  # always by this image's own statistics
+    return nn.BatchNorm2d(channels, track_running_stats=False)  # always the statistics of this image
 
 
 class Weights(NamedTuple):
@@ -258,13 +258,13 @@ class Weights(NamedTuple):
 def initial_weights(
     generator: Generator, shape: Sequence[int], *, kernel_size: int, stride: int, filters: int, dtype: torch.dtype
 ) -> Weights:
-    """Random weights for an image of ``shape`` (1, channels, H, W), U(+-1/sqrt(fan_in)), that ask for gradients."""
+    """Random weights for an image of ``shape`` (1, channels, H, W), U(+-1/sqrt(fan_in)), that require gradients."""
     channels, height, width = shape[1:]
     tensor = (1, filters, math.ceil(height / stride), math.ceil(width / stride))
     kernel = (filters, channels, kernel_size, kernel_size)
 
     def uniform(shape: Sequence[int], fan_in: int) -> Tensor:
-        # the layout that the convolutions of cells are fastest in
+        # the fastest layout for convolutions of cells
         layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
         empty = torch.empty(tuple(shape), dtype=dtype, device=generator.device)
         drawn = empty.uniform_(-1, 1, generator=generator).div_(math.sqrt(fan_in))
@@ -302,5 +302,5 @@ def _fitted(images: Tensor, fit: Callable[[Tensor, Generator], Tensor], *, seed:
     _checks.batch(images)
     indices = _checks.indices(index, len(images))
     with with_gradients(images.device):
-        batch = to_batch(images).clone()  # a clone can be trained on, even that of an inference tensor
+        batch = to_batch(images).clone()  # a clone is trainable, even of an inference tensor
         return one_by_one(batch, fit, generators(seed, indices, batch.device)).to(images.dtype)

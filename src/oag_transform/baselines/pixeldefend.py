@@ -1,4 +1,4 @@
-"""PixelDefend (Song et al., 2018), with a small PixelCNN (van den Oord et al., 2016) to train on one's own images.
+"""PixelDefend (Song et al., 2018), with a small PixelCNN (van den Oord et al., 2016) to train on a user's images.
 
 All context enters this PixelCNN in its first layer, a causal window of r rows above and r pixels to the left. Pixel (i, j)
 then needs only pixels of smaller t = j + (r + 1) i, and all those of one t are decoded at once: W + (r + 1)(H - 1) steps for
@@ -52,7 +52,7 @@ class Mixture(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What a PixelCNN takes from windows: (..., inputs), (..., hidden), and (..., C) base colours that all is relative to."""
+    """Features of windows: (..., inputs), (..., hidden), and (..., C) base colours, to which colours are relative."""
 
     inputs: Tensor
     hidden: Tensor
@@ -64,7 +64,7 @@ class PixelCNN(nn.Module):
 
     A masked convolution over the r x (2r + 1) pixels above and the r to the left, then 1 x 1 layers; each value has a
     discretised mixture of logistics (PixelCNN++, Salimans et al., 2017, Eq. 2), and G also sees R, and B both, of its pixel.
-    Colours go in relative to the mean of the left and the upper pixel, with an indicator of what lies inside of the image.
+    Input colours are relative to the mean of the left and the upper pixel, with an indicator of positions inside the image.
 
     Args:
         channels: 3 (RGB) or 1.
@@ -126,7 +126,7 @@ class PixelCNN(nn.Module):
         return levels.to(weight.dtype)
 
     def pad(self, levels: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, (H + r)(W + 2r), C + 1): the colours, and a mark of what is inside; zeros outside."""
+        """(N, C, H, W) -> (N, (H + r)(W + 2r), C + 1): the colours and an indicator of the inside; zeros outside."""
         marked = torch.cat([levels, torch.ones_like(levels[:, :1])], 1)
         return F.pad(marked, (self.radius, self.radius, self.radius, 0)).permute(0, 2, 3, 1).flatten(1, 2).contiguous()
 
@@ -137,7 +137,7 @@ class PixelCNN(nn.Module):
         return addresses[:, : 2 * r + 1].flatten()[: r * (2 * r + 1) + r + 1]
 
     def features(self, windows: Tensor) -> Features:
-        """Of windows (..., K + 1, C + 1) of padded images, all but the pixel itself."""
+        """Features of windows (..., K + 1, C + 1) of padded images, without the pixel itself."""
         r = self.radius
         inside = windows[..., :-1, -1:]
         colours = (windows[..., :-1, :-1] - 127.5) * inside
@@ -151,7 +151,7 @@ class PixelCNN(nn.Module):
         return Features(inputs, hidden, base + 127.5)
 
     def mixture(self, features: Features, earlier: Tensor) -> Mixture:
-        """Distribution of the next channel of pixels whose ``earlier`` channels (..., c) are known."""
+        """Distribution of the next channel of pixels, given their ``earlier`` channels (..., c)."""
         c = earlier.shape[-1]
         seen = _GAIN * (earlier - features.base[..., :c])
         raw = self.mixtures[c](F.silu(self.heads[c](torch.cat([features.hidden, seen], -1))))
@@ -193,8 +193,8 @@ def fit_pixelcnn(
 ) -> PixelCNN:
     """Train a :class:`PixelCNN` on images by maximum likelihood, on their device.
 
-    Adam on random pixels, whose rate rises over 50 steps and falls to zero along a cosine; about two minutes of one CPU core by
-    default. Logs the bits per dimension of training ten times.
+    Adam on random pixels. The learning rate rises over 50 steps and falls to zero along a cosine. The default takes about two
+    minutes on one CPU core. Logs the bits per dimension of training ten times.
 
     Args:
         images: (N, C, H, W), uint8 or floating point in [0, 1] (rounded to 8 bits), C = 1 or 3, N at least 1.
@@ -259,12 +259,12 @@ def save_pixelcnn(model: PixelCNN, path: str | os.PathLike[str]) -> None:
 
 
 def load_pixelcnn(path: str | os.PathLike[str]) -> PixelCNN:
-    """Read a model that :func:`save_pixelcnn` wrote, onto the CPU; runs no code of the file.
+    """Read a model that :func:`save_pixelcnn` wrote, onto the CPU. No code in the file is executed.
 
     Raises:
-        ValueError: the file is something else.
+        ValueError: another kind of file.
     """
-    with open(path, "rb") as file:  # a missing file is told by its own error
+    with open(path, "rb") as file:  # a missing file raises its own error
         known = zipfile.is_zipfile(file)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True) if known else None
@@ -281,7 +281,7 @@ class PixelDefend(nn.Module):
     """Purify images by greedy decoding of a PixelCNN (Song et al., 2018, Algorithm 1).
 
     In raster order, each value x becomes the most probable one of [x - epsilon, x + epsilon] within [0, 255], given those
-    already purified. Deterministic, and computed in float64: a choice that rounding tips would change all that follow it.
+    already purified. It is deterministic, and computed in float64: a choice changed by rounding would change all later ones.
 
     Args:
         model: trained on images like the ones to purify (see :func:`fit_pixelcnn`). It is copied.
@@ -318,7 +318,7 @@ class PixelDefend(nn.Module):
         return (torch.cat(parts) / 255).to(images.dtype)
 
     def extra_repr(self) -> str:
-        """The bound; the model speaks for itself."""
+        """The bound; the model has a repr of its own."""
         return f"epsilon={self.epsilon}"
 
 
@@ -352,7 +352,7 @@ def _to_uint8(images: Tensor) -> Tensor:
 
 
 def _linear(inputs: int, outputs: int, gain: float, generator: Generator) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)  # the ordinary initialisation draws from global random state
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)  # the default initialisation draws from global random state
     with torch.no_grad():
         layer.weight.normal_(0, gain * math.sqrt(2 / inputs), generator=generator)
         layer.bias.zero_()

@@ -1,7 +1,7 @@
-"""The list of denoisers before a classifier that is smoothed: OAG and its controls, each set by the noise's known strength.
+"""The list of denoisers for randomized smoothing: OAG and its controls, each set by the known noise.
 
-How they were set is in docs/certificates.md: on noisy images, without an attack, and none on the images of its tables.
-Light to import, as :mod:`oag_transform.baselines.catalogue` is.
+docs/certificates.md describes the choice of their settings: on noisy images, without attacks, and on none of the images of its
+tables. This module imports no torch, like :mod:`oag_transform.baselines.catalogue`.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .catalogue import NONE, OAG, OAG_KEY
 
-if TYPE_CHECKING:  # a command line is parsed with this list, before anybody waits for torch
+if TYPE_CHECKING:  # command lines are parsed with this list, without importing torch
     from torch import nn
 
 
@@ -23,8 +23,8 @@ class Denoiser:
         key: its name on a command line.
         label: its name in tables.
         make: (std on the [0, 1] scale, seed, dtype of the convolutions of OAG or None) -> transform of [0, 1] batches. Raises
-            ModuleNotFoundError where what it needs is missing.
-        by_default: it is compared where none is asked for by name.
+            ModuleNotFoundError if a package is missing.
+        by_default: whether it is compared if no denoiser is named.
     """
 
     key: str
@@ -34,10 +34,10 @@ class Denoiser:
 
 
 def denoisers(keys: Iterable[str] | None = None) -> tuple[Denoiser, ...]:
-    """Those of these keys, in the order of :data:`DENOISERS`; None for those that are compared by default.
+    """The denoisers with these keys, in the order of :data:`DENOISERS`; None for the default ones.
 
     Raises:
-        ValueError: there is none of a key; the message lists them.
+        ValueError: unknown key; the message lists the known ones.
     """
     if keys is None:
         return tuple(denoiser for denoiser in DENOISERS if denoiser.by_default)
@@ -68,5 +68,5 @@ DENOISERS: tuple[Denoiser, ...] = (
     Denoiser("tv", "Total variation", lambda std, *_: _denoiser("TotalVariation", 0.8 * std, iterations=50)),
     Denoiser("nlm", "Non-local means", lambda std, *_: _denoiser("NonLocalMeans", 0.6 * 255 * std, sigma=255 * std)),
     Denoiser("wavelets", "Wavelets", lambda std, *_: _denoiser("Wavelets", 255 * std)),
-    Denoiser("bm3d", "BM3D", lambda std, *_: _denoiser("BM3D", 255 * std), by_default=False),  # seconds a draw
+    Denoiser("bm3d", "BM3D", lambda std, *_: _denoiser("BM3D", 255 * std), by_default=False),  # takes seconds per draw
 )

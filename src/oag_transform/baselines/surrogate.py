@@ -1,4 +1,4 @@
-"""The gradient of a baseline, exact or of a differentiable surrogate: for attacks that go through it."""
+"""Gradients of baselines, exact or of a differentiable surrogate, for adaptive attacks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,13 +21,13 @@ OWN = (MeanFilter, MedianFilter, GaussianNoise, Randomization, TVM, BaRT, ZeroSh
 
 
 def differentiable(defense: nn.Module) -> nn.Module | None:
-    """The same defense, value for value, with a gradient for ``DefendedModel(..., gradient="own")``; None where there is none.
+    """The defense with equal values and a gradient for ``DefendedModel(..., gradient="own")``; None if it has none.
 
-    Exact: those of :data:`OWN` (as their classes say) and total variation. A surrogate: the differentiable codec of kornia for
-    JPEG (Reich et al. 2024; Shin & Song 2017), non-local means without the library's rounding of its weights, the identity for
-    bit depth. A :class:`~oag_transform.baselines.compose.Compose` has one where all of its parts do. For wavelets, pixel
-    deflection, BM3D, PixelDefend, Noise2Fast, TNP, DIP and the auto-encoder there is the straight-through gradient (BPDA) of a
-    :class:`~oag_transform.DefendedModel`; OAG is :func:`~oag_transform.evaluation.attacks.unrolled.unrolled`.
+    The gradient is exact for :data:`OWN` (see each class) and for total variation. It is that of a surrogate for JPEG (kornia's
+    differentiable codec: Reich et al. 2024; Shin & Song 2017), non-local means (without the library's rounding of weights) and
+    bit depth (the identity). A :class:`~oag_transform.baselines.compose.Compose` has a gradient if all of its parts have one.
+    Wavelets, pixel deflection, BM3D, PixelDefend, Noise2Fast, TNP, DIP and the auto-encoder have the straight-through gradient
+    (BPDA) of a :class:`~oag_transform.DefendedModel`. For OAG, see :func:`~oag_transform.evaluation.attacks.unrolled.unrolled`.
 
     Raises:
         ModuleNotFoundError: kornia is missing, for JPEG.
@@ -52,11 +52,11 @@ def differentiable(defense: nn.Module) -> nn.Module | None:
 
 
 class Surrogate(nn.Module):
-    """The values of a defense with the gradient of a smooth function, zero where the function leaves [0, 1].
+    """The values of a defense with the gradient of a smooth function, zero where that function is clipped to [0, 1].
 
     Args:
         defense: maps images (N, C, H, W) in [0, 1] to images of the same shape.
-        smooth: approximates it on such images, with a gradient.
+        smooth: differentiable approximation of the defense.
     """
 
     def __init__(self, defense: nn.Module, smooth: Callable[[Tensor], Tensor]) -> None:
@@ -65,7 +65,7 @@ class Surrogate(nn.Module):
         self.smooth = smooth
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """What the defense makes of images, with the gradient of ``smooth``."""
+        """The result of the defense, with the gradient of ``smooth``."""
         with torch.no_grad():
             values = self.defense(images.detach(), index=index)
         if not (torch.is_grad_enabled() and images.requires_grad):
@@ -76,6 +76,6 @@ class Surrogate(nn.Module):
 
 def _jpeg(images: Tensor, codec: Callable[..., Tensor], quality: int) -> Tensor:
     if len(images) == 0:
-        return images  # the codec takes none
+        return images  # the codec rejects empty batches
     result = codec(images.expand(-1, 3, -1, -1), images.new_tensor([quality]))
     return result.mean(1, keepdim=True) if images.shape[1] == 1 else result  # grey stays grey

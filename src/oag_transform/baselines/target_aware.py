@@ -1,8 +1,8 @@
-"""Defenses that use the gradient of the target: they are not portable, each works for the classifier that it was made with.
+"""Defenses that use the gradient of the target. They are not portable: each is made for one classifier.
 
-One of them is a known bad example. The contract is that of :mod:`oag_transform.baselines.filters`; nothing is random, and an
-image's result depends on its batch by rounding only. Both move the image by steps of the sign of a gradient. A sign has the
-derivative zero, so that the derivative of the whole is the identity where nothing is clipped: their own gradient.
+The anti-adversary layer is a known negative example. The contract is that of :mod:`oag_transform.baselines.filters`. Nothing is
+random, and a result depends on its batch by rounding only. Both defenses take steps along the sign of a gradient. The sign has
+derivative zero, so their own gradient is the identity, and zero where values are clipped.
 """
 
 from typing import Any
@@ -17,13 +17,13 @@ from ._batches import checked, kornia, with_gradients
 
 
 class AntiAdversary(nn.Module):
-    """The anti-adversary layer (Alfarra et al., AAAI 2022): steps that make the target surer of what it says.
+    """The anti-adversary layer (Alfarra et al., AAAI 2022): steps that raise the target's confidence in its prediction.
 
-    The known bad example: an adversarial image that is misclassified is misclassified with more confidence, and attacks
-    computed on the bare target, or through the identity, find as much as without the layer (Croce et al., ICML 2022).
+    A known negative example. A misclassified adversarial image is misclassified with more confidence. Attacks computed on the
+    undefended target, or with the straight-through gradient, succeed as often as without the layer (Croce et al., ICML 2022).
 
-    Defaults are those of the authors' code for CIFAR-10 before a classifier without normalisation. The code leaves values
-    outside of [0, 1]; here the result is clipped, as any image is.
+    Defaults are those of the authors' code for CIFAR-10 with a classifier without normalisation. That code leaves values
+    outside [0, 1]; here the result is clipped.
 
     Args:
         target: classifier of images in [0, 1], (N, C, H, W) -> logits (N, classes), normalisation included.
@@ -38,7 +38,7 @@ class AntiAdversary(nn.Module):
         self.steps = _checks.integer("steps", steps)
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Images that the target is surer of; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
+        """Images with higher confidence of the target; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
         batch, _ = checked(images, index)
         return straight_through(batch, self._moved).to(images.dtype) if len(batch) else images
 
@@ -58,19 +58,19 @@ class AntiAdversary(nn.Module):
 
 
 class ZeroPur(nn.Module):
-    """ZeroPur (Liu et al., arXiv 2406.03143): away from where a blur moves the target's features.
+    """ZeroPur (Liu et al., arXiv 2406.03143): a shift of the image guided by the target's features of its blurred copy.
 
-    Guided shift: steps with momentum bring the embedding of the image, which the target's last linear layer sees, closer
-    in angle to that of its blurred copy. Adaptive projection: from the input again, steps move intermediate features the
-    way that the guided shift found, by their inner product, against a perceptual distance to the input. As in the authors' code
-    (erhul/ZeroPur), whose settings are the defaults, these are features of the target's last two stages, found here as the last
-    two resolutions, and the distance is that of such features normalised over channels (the code takes more stages for it).
-    Steps are signs of gradients, within ``epsilon`` of the input.
+    Guided shift: steps with momentum decrease the angle between the embeddings of the image and of its blurred copy. The
+    embedding is the input of the target's last linear layer. Adaptive projection: starting from the input again, steps increase
+    the inner product of the change of intermediate features with that of the guided shift, against a perceptual distance to the
+    input. As in the authors' code (erhul/ZeroPur), whose settings are the defaults, these are the features of the target's last
+    two stages, here the last two resolutions. The distance is that of these features, normalised over channels; the code uses
+    more stages for it. Steps follow the sign of the gradient, and are clipped to ``epsilon`` around the input.
 
     Args:
-        target: classifier of images in [0, 1], (N, C, H, W) -> logits (N, classes), normalisation included. It has a last
+        target: classifier of images in [0, 1], (N, C, H, W) -> logits (N, classes), normalisation included. It needs a
             linear layer and features of more than one pixel.
-        epsilon: how far a value may move, in grey levels (0 to 255).
+        epsilon: largest change of a value, in grey levels (0 to 255).
         sigma: standard deviation of the Gaussian blur in pixels.
         shift_steps: steps of the guided shift.
         projection_steps: steps of the adaptive projection.
@@ -146,7 +146,7 @@ class ZeroPur(nn.Module):
         return self._filters.gaussian_blur2d(images, (size, size), (self.sigma, self.sigma), border_type="replicate")
 
     def _features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What the last linear layer sees, and the features at the last two resolutions."""
+        """The input of the last linear layer, and the features at the last two resolutions."""
         maps: dict[torch.Size, Tensor] = {}
         embedding = images
 
@@ -155,7 +155,7 @@ class ZeroPur(nn.Module):
             if isinstance(module, nn.Linear):
                 embedding = inputs[0].flatten(1)
             elif isinstance(output, Tensor) and output.ndim == 4 and output.shape[-2:].numel() > 1:
-                maps[output.shape[-2:]] = output  # that of the last module at this resolution
+                maps[output.shape[-2:]] = output  # the last module at this resolution counts
 
         hooks = [module.register_forward_hook(see) for module in self.target.modules()]
         try:
@@ -177,7 +177,7 @@ def perceptual_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
         ((F.normalize(a, dim=1, eps=1e-10) - F.normalize(b, dim=1, eps=1e-10)) / a.shape[-2:].numel() ** 0.5).flatten(1)
         for a, b in zip(features, others, strict=True)
     ]
-    # the root has no slope at 0, where the first step starts
+    # the root has no finite slope at 0, where the first step starts
     return (torch.cat(differences, 1).square().sum(1) + 1e-12).sqrt()
 
 

@@ -16,23 +16,23 @@ from ._batches import CPU, checked, generators, one_by_one, with_gradients
 
 
 class TensorNetworkPurification(nn.Module):
-    """TNP (section 4): a quantized tensor train of low rank, fitted from coarse to fine, takes the image's place.
+    """TNP (section 4): a quantized tensor train of low rank, fitted to the image from coarse to fine, replaces it.
 
-    An image of side 2^D is a tensor train of a core for each bit of its coordinates, coarsest first, and one for the channels.
-    Average pooling makes perturbations smaller and closer to Gaussian (4.1), so the train is fitted to pooled images first, by
-    squared error. Each next scale starts with what the coarser one found, enlarged bilinearly and truncated to the rank. At the
-    full scale the objective is adversarial: the error is the worst of all auxiliary perturbations delta within eta,
-    max (x + delta - y)^2 = (|x - y| + eta)^2, and y is pulled towards the coarser result by the squared error of its pooling.
+    An image of side 2^D is a tensor train with a core per bit of its coordinates, coarsest first, and one for the channels.
+    Average pooling makes perturbations smaller and closer to Gaussian (4.1), so the train is first fitted to pooled images, by
+    squared error. Each finer scale starts from the coarser result, enlarged bilinearly and truncated to the rank. At full scale
+    the objective is adversarial. The error is the maximum over all auxiliary perturbations delta within eta,
+    max (x + delta - y)^2 = (|x - y| + eta)^2, and a squared error pulls the pooled y towards the coarser result.
 
-    This is written from the paper's description; no code of the authors was found, and its objective may differ in form. eta is
-    the paper's. The rank was chosen for a clean accuracy like the paper's on CIFAR-10, steps and rate for their time. Trains
-    start as truncated singular value decompositions, so that nothing is random. Sides that are no power of two are filled up by
-    repeating the border.
+    This implementation follows the paper's description. No code of the authors was found, and their objective may differ in
+    form. eta is the paper's. The rank was chosen for a clean accuracy like the paper's on CIFAR-10, steps and learning rate for
+    speed. Trains start as truncated singular value decompositions, so nothing is random. Sides that are not a power of two are
+    padded by repeating the border.
 
     It has no gradient.
 
     Args:
-        rank: of the tensor train of an image of 32 pixels; it grows in proportion to the side. A lower one keeps less detail.
+        rank: of the tensor train for an image of 32 pixels; it grows in proportion to the side. A lower rank keeps less detail.
         eta: largest auxiliary perturbation, for values in [0, 1]; 0 for plain squared error.
         scales: number of coarser scales.
         steps: updates of the cores by Adam at each scale.
@@ -86,11 +86,11 @@ class TensorNetworkPurification(nn.Module):
 
 
 def tensor_train(image: Tensor, rank: int) -> list[Tensor]:
-    """Cores (r, 4, r') for each bit of the coordinates, and (r, C) for the channels, by truncated SVDs (Oseledets 2011).
+    """Cores (r, 4, r') of each bit of the coordinates, and (r, C) of the channels, by truncated SVDs (Oseledets 2011).
 
     Args:
         image: (1, C, 2^D, 2^D).
-        rank: the most that a rank may be.
+        rank: largest rank.
     """
     bits, channels = image.shape[-1].bit_length() - 1, image.shape[1]
     order = [axis for bit in range(bits) for axis in (1 + bit, 1 + bits + bit)]  # row and column bits in turn

@@ -1,7 +1,7 @@
-"""Filters in PyTorch with a gradient, which attacks on the baselines need.
+"""Differentiable filters in PyTorch, for attacks on the baselines.
 
-Total-variation denoising, non-local means and the swirl give what scikit-image's filters give, to rounding where nothing else
-is said; the baselines themselves use that library.
+Total-variation denoising, non-local means and the swirl equal the filters of scikit-image up to rounding, except where noted.
+The baselines themselves use scikit-image.
 """
 
 import functools
@@ -36,12 +36,12 @@ def chambolle(images: Tensor, weight: float, iterations: int) -> Tensor:
 def minimize_tv(images: Tensor, kept: Tensor, weight: float, iterations: int) -> Tensor:
     """Images u (..., H, W) that minimise ``1/2 |kept (u - images)|^2 + weight sum |grad u|``, grad by forward differences.
 
-    Total variation is isotropic, and of each channel by itself. By the over-relaxed primal-dual method of Chambolle & Pock
-    (2011; Condat 2013), from the mean of what is kept: nothing depends on the other values.
+    Total variation is isotropic, and separate for each channel. The method is the over-relaxed primal-dual one of Chambolle &
+    Pock (2011; Condat 2013). It starts from the mean of the kept values, and the result is independent of the other values.
 
     Args:
         images: (..., H, W), floating point.
-        kept: bool of the same shape, where the values of ``images`` count.
+        kept: bool of the same shape, true for the values of ``images`` that count.
         weight: > 0.
         iterations: number of steps.
     """
@@ -69,9 +69,9 @@ def length(field: Tensor) -> Tensor:
 
 
 def repeated(step: Callable[..., Any], state: tuple[Tensor, ...], times: int, source: Tensor) -> tuple[Tensor, ...]:
-    """``state = step(*state)`` a number of times; with a gradient, memory grows with the root of that number.
+    """Apply ``state = step(*state)`` ``times`` times. With a gradient, memory grows with the root of ``times``.
 
-    ``source`` is the tensor that the gradient is for, which ``step`` may use.
+    ``source`` is the tensor whose gradient is needed; ``step`` may use it.
     """
 
     def advance(count: int, *now: Tensor) -> tuple[Tensor, ...]:
@@ -86,7 +86,7 @@ def repeated(step: Callable[..., Any], state: tuple[Tensor, ...], times: int, so
 
 
 def checkpointed(function: Callable[..., Any], source: Tensor, *inputs: Tensor) -> Any:
-    """``function(*inputs)``, computed again in a backward pass where ``source``, which it may use, has a gradient."""
+    """``function(*inputs)``, recomputed in the backward pass if ``source``, which it may use, needs a gradient."""
     if not (torch.is_grad_enabled() and source.requires_grad):
         return function(*inputs)
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -98,25 +98,25 @@ def gradient(images: Tensor) -> Tensor:
 
 
 def divergence(dual: Tensor) -> Tensor:
-    """Minus the transpose of :func:`gradient`, (2, ..., H, W) -> (..., H, W), for fields that are zero where it always is."""
+    """Minus the transpose of :func:`gradient`, (2, ..., H, W) -> (..., H, W), for fields that are zero at the end of axes."""
     down, right = dual
     return down + right - F.pad(down[..., :-1, :], (0, 0, 1, 0)) - F.pad(right[..., :-1], (1, 0))
 
 
 def non_local_means(images: Tensor, h: float, patch_size: int, patch_distance: int, sigma: float) -> Tensor:
-    """Non-local means: scikit-image's ``denoise_nl_means`` in fast mode, but for the digits of its exponential.
+    """Non-local means: scikit-image's ``denoise_nl_means`` in fast mode, except for the precision of its exponential.
 
     Args:
         images: (N, C, H, W).
-        h: how different patches may be, on the scale of the images.
+        h: scale of the difference of patches, on the scale of the images.
         patch_size: side of a patch in pixels, odd.
-        patch_distance: how far away a pixel may be, in pixels along each axis.
-        sigma: standard deviation of the noise that is known to be there, on the scale of the images.
+        patch_distance: largest distance of a pixel along each axis, in pixels.
+        sigma: standard deviation of known noise, on the scale of the images.
     """
     height, width = images.shape[-2:]
     half, reach = patch_size // 2, range(-patch_distance, patch_distance + 1)
     margin = half + patch_distance
-    # what PyTorch's reflection can't do: margins wider than the image
+    # PyTorch's reflection rejects margins wider than the image
     rows, columns = (torch.from_numpy(np.pad(np.arange(side), margin, mode="reflect")) for side in (height, width))
     padded = images[..., rows.to(images.device), :][..., columns.to(images.device)]
     scale = 1 / (images.shape[-3] * patch_size**2 * h**2)
@@ -142,13 +142,13 @@ def non_local_means(images: Tensor, h: float, patch_size: int, patch_distance: i
 
 
 def swirl(images: Tensor, center: tuple[float, float], strength: float, radius: float) -> Tensor:
-    """A whirl: scikit-image's ``swirl``, with (x, y) = ``center`` in pixels; the image is reflected at its borders.
+    """Scikit-image's ``swirl`` around (x, y) = ``center`` in pixels; the image is reflected at its borders.
 
     Args:
         images: (N, C, H, W).
         center: of the whirl.
         strength: angle at the centre in radians.
-        radius: in pixels; beyond it next to nothing turns.
+        radius: in pixels; the swirl has almost no effect beyond it.
     """
     height, width = images.shape[-2:]
     axes = [torch.arange(side, dtype=images.dtype, device=images.device) for side in (height, width)]

@@ -1,9 +1,9 @@
 """Zero-shot denoisers: a small network is trained on the noisy image alone, to predict one half of its pixels from the other.
 
-The contract is that of :mod:`oag_transform.baselines.filters`; images are worked on one by one. They, with
-:class:`~oag_transform.baselines.per_image.DeepImagePrior`, are what a user without weights can denoise with. Noise2Fast was
-chosen beside ZS-N2N because it needs no noise level, has published code and stops by a rule of its own; Self2Self takes
-thousands of times as long, and Blind2Unblind is trained on a data set.
+The contract is that of :mod:`oag_transform.baselines.filters`; images are processed one by one. Together with
+:class:`~oag_transform.baselines.per_image.DeepImagePrior`, these denoisers need no pretrained weights. Noise2Fast was chosen
+beside ZS-N2N because it needs no noise level, has published code and has a stopping rule. Self2Self takes thousands of times as
+long, and Blind2Unblind is trained on a data set.
 """
 
 import itertools
@@ -20,14 +20,13 @@ from .per_image import initialise
 
 
 class ZeroShotNoise2Noise(nn.Module):
-    """ZS-N2N (Mansour & Heckel, CVPR 2023, section 3): the image minus what a network of two hidden layers takes for its noise.
+    """ZS-N2N (Mansour & Heckel, CVPR 2023, section 3): the image minus its noise, predicted by a network of two hidden layers.
 
-    Two half-size images, means of the two diagonals of each 2 x 2 block, show the same picture with noise of their own. The
-    network is trained to turn each into the other (residual loss), and to do to the halves what it does to the whole
-    (consistency loss).
-    Defaults are those of the authors' code; the rate is halved after three quarters of the steps.
+    Two half-size images, the means of the two diagonals of each 2 x 2 block, show the same content with independent noise. The
+    network is trained to predict each from the other (residual loss), and to act on the halves as on the whole (consistency
+    loss). Defaults are those of the authors' code; the learning rate is halved after three quarters of the steps.
 
-    It has a gradient of its own, that of the trained network, held fixed: how the training depends on the image is left out.
+    It has a gradient of its own, that of the trained network. The dependence of the training on the image is ignored.
 
     Args:
         steps: updates of the network by Adam.
@@ -87,7 +86,7 @@ class ZeroShotNoise2Noise(nn.Module):
 
 
 def diagonals(image: Tensor) -> Tensor:
-    """Means of the falling and of the rising diagonal of 2 x 2 blocks: (1, C, H, W), H and W even, -> (2, C, H/2, W/2)."""
+    """Means of the two diagonals of 2 x 2 blocks: (1, C, H, W) with even H and W -> (2, C, H/2, W/2)."""
     blocks = F.pixel_unshuffle(image, 2).unflatten(1, (-1, 4))[0]
     return torch.stack([(blocks[:, 0] + blocks[:, 3]) / 2, (blocks[:, 1] + blocks[:, 2]) / 2])
 
@@ -95,18 +94,18 @@ def diagonals(image: Tensor) -> Tensor:
 class Noise2Fast(nn.Module):
     """Noise2Fast (Lequyer et al., Nature Machine Intelligence 2022): checkerboards of the image predict one another.
 
-    The pixels of each colour of a checkerboard, pushed together along one axis, are half an image; there are two colours and
+    The pixels of each colour of a checkerboard, moved together along one axis, form half an image; there are two colours and
     two axes. A network of eight convolutions learns, by binary cross-entropy, to predict one half from the other, and denoises
-    the whole image after each step. Training ends when ``patience`` steps have brought the result no closer to the noisy image;
-    the mean of the last 105 results, without the very last, is the output. All of it is as in the authors' code (N2F.py), but
-    for three things: the channels of a colour image are denoised together, ``steps`` bounds the training, and an image of one
-    value stays as it is.
+    the whole image after each step. Training ends when ``patience`` steps have brought the result no closer to the noisy image.
+    The output is the mean of the last 105 results without the last one. This follows the authors' code (N2F.py), with three
+    differences: the channels of a colour image are denoised together, ``steps`` limits the training, and a constant image
+    remains unchanged.
 
     It has no gradient.
 
     Args:
-        patience: steps without a closer result that end the training.
-        steps: the most updates of the network by Adam.
+        patience: number of steps without a closer result after which training ends.
+        steps: largest number of updates of the network by Adam.
         channels: width of the blocks.
         lr: learning rate.
         seed: see :mod:`.filters`; the network starts at random, and pairs are drawn.
@@ -179,7 +178,7 @@ class Noise2Fast(nn.Module):
 
 
 def _checkerboards(image: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """The two colours of a checkerboard on an image (1, C, H, W), each pushed together along ``axis`` (2 or 3)."""
+    """The two colours of a checkerboard on an image (1, C, H, W), each moved together along ``axis`` (2 or 3)."""
     first, second = image.unflatten(axis, (-1, 2)).unbind(axis + 1)
     odd = torch.arange(image.shape[5 - axis], device=image.device) % 2 == 1
     odd = odd if axis == 2 else odd[:, None]
@@ -187,5 +186,5 @@ def _checkerboards(image: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 def _even(image: Tensor) -> Tensor:
-    """An image with even sides: the last row or column is repeated where that is needed."""
+    """An image with even sides: the last row or column is repeated if necessary."""
     return F.pad(image, (0, image.shape[-1] % 2, 0, image.shape[-2] % 2), mode="replicate")

@@ -100,7 +100,7 @@ class Plan:
     def row(self, family: Defense, setting: float) -> Row:
         """A defense at one setting."""
 
-        def make(seed: int) -> nn.Module | list[nn.Module]:
+        def make(seed: int) -> nn.Module:
             return family.make(setting, seed, self.needs)
 
         count = self.slow_count if family.slow else None

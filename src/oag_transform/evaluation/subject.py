@@ -77,7 +77,7 @@ class Row:
     """
 
     label: str
-    make: Callable[[int], nn.Module | list[nn.Module]] | None = None
+    make: Callable[[int], nn.Module] | None = None
     in_views: bool = False
     count: int | None = None
     defense: str = ""

@@ -240,13 +240,13 @@ def mean_square(cells: Tensor, groups: int) -> Tensor:
     return cells.square().mean((0, 2, 3)).unflatten(0, (groups, -1)).mean(1)
 
 
-def slow_down(pace: Tensor, best: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-    """Halve the pace (N,) of images whose mean square residual rose by over 5%: a step of theirs is too long for Eq. 5.
+def slow_down(lr_factor: Tensor, best: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """Halve the factor (N,) of both learning rates for images whose mean square residual rose by over 5%.
 
-    Returns the new pace and the residual to compare with next.
+    A step of Eq. 5 is too long for these images. Returns the new factors and the residuals to compare with next.
     """
     rose = residual > 1.05 * best
-    return torch.where(rose, pace / 2, pace), torch.where(rose, residual, torch.minimum(best, residual))
+    return torch.where(rose, lr_factor / 2, lr_factor), torch.where(rose, residual, torch.minimum(best, residual))
 
 
 def energy(a: Tensor, theta: Parameters) -> Tensor:

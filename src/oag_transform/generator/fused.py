@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 from . import energy, langevin
 from .energy import Parameters
 from .settings import Settings
-from .state import State
+from .state import Inputs, State, begin
 
 CAPTURE = False  # record a step as a CUDA graph and replay it; benchmarks.gpu times both
 MIN_POSITIONS, MAX_SPLITS = 1024, 16  # cells in a partial sum of the weight gradient, and such sums for an image
@@ -78,7 +78,7 @@ def _gate_kernel(
 
 @triton.jit
 def _image_kernel(
-    gates, weight, image, image_low, reference, squares, seeds, draw, deviation, decay, pull, std, height, width,
+    gates, weight, image, image_operand, reference, squares, seeds, draw, deviation, decay, pull, std, height, width,
     K: tl.constexpr, C: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
@@ -103,22 +103,22 @@ def _image_kernel(
     at = n * size * D + p * D + d
     new = decay * tl.load(image + at, mask=p < size, other=0.0) + pull * mode + tl.where(d < DEPTH, std * normal, 0.0)
     tl.store(image + at, new, mask=p < size)
-    tl.store(image_low + at, new.to(image_low.dtype.element_ty), mask=p < size)
+    tl.store(image_operand + at, new.to(image_operand.dtype.element_ty), mask=p < size)
     residual = tl.where(p < size, new - tl.load(reference + at, mask=p < size, other=0.0), 0.0)
     tl.store(squares + n * tl.num_programs(0) + tl.program_id(0), tl.sum(residual * residual))
 
 
 @triton.jit
 def _contrast_kernel(
-    reference, image, weight, bias, fc, velocity, least, pace, reference_gates, image_gates, held_gates, sums,
+    reference, image, weight, bias, fc, velocity, threshold, lr_factor, reference_gates, image_gates, mode_gates, sums,
     fc_lr, momentum, height, width,
     K: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """Both responses; u <- relu(a_z) - relu(a_s) + momentum u; v <- v + pace fc_lr u; the gates.
+    """Both responses; u <- relu(a_z) - relu(a_s) + momentum u; v <- v + lr_factor fc_lr u; the gates.
 
-    Those of both by the old v (the image's negated), and the image's by the new one. Brackets of at most ``least`` (N, C) are
-    left out. ``sums`` (N, tiles, 2, C): over the tile, of the reference's gates and of the difference of gates.
+    Those of both by the old v (the image's negated), and the image's by the new one. Brackets of at most ``threshold`` (N, C)
+    are left out. ``sums`` (N, tiles, 2, C): over the tile, of the reference's gates and of the difference of gates.
     """
     n = tl.program_id(1).to(tl.int64)
     size = height * width
@@ -150,13 +150,13 @@ def _contrast_kernel(
     tl.store(sums + C, total_z + tl.sum(gates_s.to(tl.float32), 0, keep_dims=True))
 
     moved = tl.where(a_z <= 0, 0.0, a_z) - tl.where(a_s <= 0, 0.0, a_s)  # keeps NaN, as the next line does
-    moved = tl.where(tl.abs(moved) <= tl.load(least + n * C + c), 0.0, moved)
+    moved = tl.where(tl.abs(moved) <= tl.load(threshold + n * C + c), 0.0, moved)
     moved += momentum * tl.load(velocity + at, mask=p < size, other=0.0).to(tl.float32)
     tl.store(velocity + at, moved.to(velocity.dtype.element_ty), mask=p < size)
     # read again in place of held: there would be too few registers
-    v = tl.load(fc + at, mask=p < size, other=0.0) + tl.load(pace + n) * fc_lr * moved
+    v = tl.load(fc + at, mask=p < size, other=0.0) + tl.load(lr_factor + n) * fc_lr * moved
     tl.store(fc + at, v, mask=p < size)
-    tl.store(held_gates + at, tl.where(a_s > 0, v, 0.0).to(held_gates.dtype.element_ty), mask=p < size)
+    tl.store(mode_gates + at, tl.where(a_s > 0, v, 0.0).to(mode_gates.dtype.element_ty), mask=p < size)
 
 
 @triton.jit
@@ -190,7 +190,7 @@ def _gradient_kernel(
 
 @triton.jit
 def _weight_kernel(
-    partial, taps, rate, weight, weight_low,
+    partial, taps, rate, weight, weight_operand,
     SPLITS: tl.constexpr, C: tl.constexpr, KKD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Eq. 5: W <- W + rate * taps * (sum of the splits)."""
@@ -204,7 +204,7 @@ def _weight_kernel(
     step = tl.load(rate + n) * tl.load(taps + i % KKD, mask=there, other=0.0)
     new = tl.load(weight + at, mask=there, other=0.0) + step * total
     tl.store(weight + at, new, mask=there)
-    tl.store(weight_low + at, new.to(weight_low.dtype.element_ty), mask=there)
+    tl.store(weight_operand + at, new.to(weight_operand.dtype.element_ty), mask=there)
 
 
 class Chunk:
@@ -225,37 +225,37 @@ class Chunk:
         self.block_c = min(64, max(16, triton.next_power_of_2(s.filters)))
         self.C = triton.cdiv(s.filters, self.block_c) * self.block_c
         self.dims = {"K": self.k, "C": self.C, "D": self.D}
-        low = s.compute_dtype or torch.float32
+        dtype = s.compute_dtype or torch.float32
         # tiles of 128 bytes a row: their stages fit the 99 KB of shared memory of the smallest supported GPUs
-        self.block_p, self.block_j = 128, 128 // low.itemsize
+        self.block_p, self.block_j = 128, 128 // dtype.itemsize
         self.tiles = triton.cdiv(self.size, self.block_p)
         self.positions = triton.next_power_of_2(max(min(self.size, MIN_POSITIONS), triton.cdiv(self.size, MAX_SPLITS)))
         self.splits = triton.cdiv(self.size, self.positions)
 
         grouped = (self.count, -1)
         self.reference, self.image = _pack(pair.unflatten(1, grouped), self.D).unbind()
-        self.reference_low, self.image_low = self.reference.to(low), self.image.to(low)
+        self.reference_operand, self.image_operand = self.reference.to(dtype), self.image.to(dtype)
         self.fc = _pack(theta.fc[0].unflatten(0, grouped), self.C)
         missing = self.C - s.filters
         self.weight = F.pad(_pack(theta.weight.unflatten(0, grouped), self.D), (0,) * 7 + (missing,))
-        self.weight_low = self.weight.to(low)
+        self.weight_operand = self.weight.to(dtype)
         self.bias = F.pad(theta.bias.unflatten(0, grouped), (0, missing))
         taps = energy.kernel_to_cells(pair.new_ones(shape[1], s.kernel_size, s.kernel_size), s.stride)
         self.taps = _pack(taps, self.D)
 
         new = pair.new_empty
-        self.held_gates, self.reference_gates, self.image_gates = (torch.empty_like(self.fc, dtype=low) for _ in range(3))
-        self.velocity = torch.zeros_like(self.fc, dtype=low)
+        self.mode_gates, self.reference_gates, self.image_gates = (torch.empty_like(self.fc, dtype=dtype) for _ in range(3))
+        self.velocity = torch.zeros_like(self.fc, dtype=dtype)
         self.squares, self.sums = new(self.count, self.tiles), new(self.count, self.tiles, 2, self.C)
         self.partial = new(self.count, self.splits, self.C, self.k**2 * self.D)
-        self.pace, self.best = pair.new_ones(self.count), pair.new_full((self.count,), torch.inf)
+        self.lr_factor, self.best = pair.new_ones(self.count), pair.new_full((self.count,), torch.inf)
         self.seeds = torch.tensor([generator.initial_seed() for generator in generators], device=pair.device)
         self.draw = torch.zeros((), dtype=torch.int32, device=pair.device)
 
     def respond(self) -> None:
         """Gates of the synthesised image by its own responses."""
         _gate_kernel[self.tiles, self.count, self.C // self.block_c](
-            self.image_low, self.weight_low, self.bias, self.fc, self.held_gates, *self.grid,
+            self.image_operand, self.weight_operand, self.bias, self.fc, self.mode_gates, *self.grid,
             **self.dims, BLOCK_P=self.block_p, BLOCK_C=self.block_c, BLOCK_J=self.block_j, num_warps=4, num_stages=3,
         )  # fmt: skip
 
@@ -263,7 +263,7 @@ class Chunk:
         """Eq. 3 with the gates held; see :func:`.langevin.step`."""
         self.draw += 1
         _image_kernel[self.tiles, self.count](
-            self.held_gates, self.weight_low, self.image, self.image_low, self.reference,
+            self.mode_gates, self.weight_operand, self.image, self.image_operand, self.reference,
             self.squares, self.seeds, self.draw, self.deviation, decay, 1 - decay, std, *self.grid,
             **self.dims, DEPTH=self.depth, BLOCK_P=self.block_p,
             BLOCK_J=min(self.block_j, self.block_c), num_warps=4 if self.D < 64 else 8, num_stages=3,
@@ -274,31 +274,32 @@ class Chunk:
         s = self.settings
         if s.adaptive_lr:
             residual = self.squares.sum(1)  # a sum does for the mean: it is compared with itself
-            for kept, new in zip((self.pace, self.best), energy.slow_down(self.pace, self.best, residual), strict=True):
-                kept.copy_(new)
-        least = s.threshold * self.strength[:, None] * energy.noise_response(self.weight_low)
+            lr_factor, best = energy.slow_down(self.lr_factor, self.best, residual)
+            self.lr_factor.copy_(lr_factor)  # in place, as a CUDA graph needs it
+            self.best.copy_(best)
+        threshold = s.threshold * self.strength[:, None] * energy.noise_response(self.weight_operand)
         _contrast_kernel[self.tiles, self.count, self.C // self.block_c](
-            self.reference_low, self.image_low, self.weight_low, self.bias, self.fc, self.velocity, least, self.pace,
-            self.reference_gates, self.image_gates, self.held_gates, self.sums, s.fc_lr, s.momentum, *self.grid,
+            self.reference_operand, self.image_operand, self.weight_operand, self.bias, self.fc, self.velocity, threshold,
+            self.lr_factor, self.reference_gates, self.image_gates, self.mode_gates, self.sums, s.fc_lr, s.momentum, *self.grid,
             **self.dims, BLOCK_P=self.block_p, BLOCK_C=self.block_c, BLOCK_J=self.block_j, num_warps=8, num_stages=3,
         )  # fmt: skip
         block_j = 2 * self.block_j
         columns = triton.cdiv(self.k**2 * self.D, block_j)
         _gradient_kernel[columns * (self.C // self.block_c), self.count, self.splits](
-            self.reference_low, self.image_low, self.reference_gates, self.image_gates, self.partial, *self.grid,
+            self.reference_operand, self.image_operand, self.reference_gates, self.image_gates, self.partial, *self.grid,
             **self.dims, POSITIONS=self.positions,
             BLOCK_P=self.block_j, BLOCK_C=self.block_c, BLOCK_J=block_j, num_warps=4, num_stages=3,
         )  # fmt: skip
         sums = self.sums.sum(1)
-        rate = self.pace * s.conv_lr
+        rate = self.lr_factor * s.conv_lr
         if s.adaptive_lr:
             curvature = self.k**2 * (sums[:, 0] / self.size).square().sum(1)
-            rate = self.pace * (energy.STABLE / curvature).clamp(max=s.conv_lr)
+            rate = self.lr_factor * (energy.STABLE / curvature).clamp(max=s.conv_lr)
         rate = rate / self.size
         self.bias.addcmul_(sums[:, 1], rate[:, None])
         block = 1024
         _weight_kernel[triton.cdiv(self.weight[0].numel(), block), self.count](
-            self.partial, self.taps, rate, self.weight, self.weight_low,
+            self.partial, self.taps, rate, self.weight, self.weight_operand,
             SPLITS=self.splits, C=self.C, KKD=self.k**2 * self.D, BLOCK=block, num_warps=4,
         )  # fmt: skip
 
@@ -315,26 +316,25 @@ class Chunk:
         return self.start._replace(step=step, pair=pair, theta=theta.copy())
 
 
-def alternate(
-    start: State, settings: Settings, generators: Sequence[Generator], strength: Tensor, *, every: int
-) -> Iterator[State]:
-    """Algorithm 1 from ``start``; see :func:`.loop.alternate`."""
-    s = settings
-    chunk = Chunk(start, s, generators, strength)
-    rounds, held = (1, s.image_steps) if s.langevin == "closed_form" else (s.image_steps, 1)
-    decay, std = langevin.law(s.step_size, held)
+def alternate(inputs: Inputs, every: int) -> Iterator[State]:
+    """Algorithm 1; see :func:`.loop.alternate`."""
+    s = inputs.settings
+    start, generators = begin(inputs)
+    chunk = Chunk(start, s, generators, inputs.strength)
+    updates, steps_per_update = (1, s.image_steps) if s.langevin == "closed_form" else (s.image_steps, 1)
+    decay, std = langevin.law(s.step_size, steps_per_update)
 
-    def image_round() -> None:
+    def image_update() -> None:
         if s.langevin == "exact":
             chunk.respond()
         chunk.image_step(decay, std)
 
     with _on(chunk.image):
         chunk.respond()
-    image_round, network_step = _replayed(image_round, chunk.image), _replayed(chunk.network_step, chunk.image)
+    image_update, network_step = _replayed(image_update, chunk.image), _replayed(chunk.network_step, chunk.image)
     for step in range(1, s.network_steps + 1):
-        for _ in range(rounds):
-            image_round()
+        for _ in range(updates):
+            image_update()
         if step % every == 0 or step == s.network_steps:
             yield chunk.snapshot(step)
         if step < s.network_steps:  # nothing uses the network after the last image

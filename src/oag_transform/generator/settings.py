@@ -52,10 +52,6 @@ def for_noise(std: float) -> dict[str, Any]:
     return {"strength": 1.0, "scale": scale, "threshold": 2.25 * 255 * std / scale}
 
 
-RENAMED = {"noise": "step_size"}
-"""Keyword names of the last release, which still work, with a DeprecationWarning."""
-
-
 def argument(default: Any, meaning: str, check: Callable[[str, Any], Any]) -> Any:
     """A dataclass field with its default, what it means, and ``check(name, value)`` -> the value to keep, which may raise."""
     return dataclasses.field(default=default, metadata={"meaning": " ".join(meaning.split()), "check": check})

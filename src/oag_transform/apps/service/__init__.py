@@ -1,1 +1,1 @@
-"""The HTTP service behind ``oag-transform serve``: uploads, batches, what is computed for them, and the routes."""
+"""The HTTP service of ``oag-transform serve``: uploads, batches, computations and routes."""

@@ -1,4 +1,4 @@
-"""The routes: what is asked over HTTP, what is answered, and what is refused; nothing that is sent is kept."""
+"""The HTTP routes: requests, answers and refusals. No request is stored."""
 
 import asyncio
 import contextlib
@@ -46,7 +46,7 @@ from .upload import RefusedError
 
 HERE = Path(__file__).parent
 DRAINED = 4
-"""An upload that is refused is still read, up to so many times the limit: who sends sees no answer before all is sent."""
+"""A refused upload is read up to this multiple of the limit: clients read the answer only after they have sent all."""
 SECONDS_DRAINED = 5
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -60,7 +60,7 @@ T = TypeVar("T")
 
 
 class Api:
-    """What the routes share: the engine behind a batcher, the count of requests, and the metrics."""
+    """State that the routes share: the engine and its batcher, the number of active requests, and the metrics."""
 
     def __init__(self, engine: Engine, service: Service) -> None:
         self.engine, self.service = engine, service
@@ -68,21 +68,21 @@ class Api:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter("oag_requests", "Requests answered.", ("path", "status"), registry=self.registry)
-        self.seconds = Histogram("oag_request_seconds", "From a request to its answer.", ("path",), registry=self.registry)
-        self.images = Counter("oag_images", "Images worked on.", ("work",), registry=self.registry)
-        self.sizes = Histogram("oag_batch_size", "Images of a batch.", registry=self.registry, buckets=(1, 2, 4, 8, 16, 32, 64))
-        inside = Gauge("oag_requests_inside", "Requests with an image that are being answered.", registry=self.registry)
+        self.seconds = Histogram("oag_request_seconds", "Seconds from request to answer.", ("path",), registry=self.registry)
+        self.images = Counter("oag_images", "Images processed.", ("work",), registry=self.registry)
+        self.sizes = Histogram("oag_batch_size", "Images in a batch.", registry=self.registry, buckets=(1, 2, 4, 8, 16, 32, 64))
+        inside = Gauge("oag_requests_inside", "Requests with an image in progress.", registry=self.registry)
         inside.set_function(lambda: self.inside)
-        waiting = Gauge("oag_images_waiting", "Images that wait for their batch.", registry=self.registry)
+        waiting = Gauge("oag_images_waiting", "Images that wait for a batch.", registry=self.registry)
         waiting.set_function(lambda: len(self.batcher))
         self.batcher: Batcher[Work, torch.Tensor, Any] = Batcher(
             self._run, size=service.batch_size, wait=service.batch_wait, workers=service.workers
         )
-        # as many images are decoded at a time, which bounds their memory
+        # bounds the memory of images that are decoded at the same time
         self.codecs = ThreadPoolExecutor(service.workers, "codec")
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self.batcher.close()
         self.codecs.shutdown(cancel_futures=True)
 
@@ -93,14 +93,14 @@ class Api:
         return results
 
     async def in_codec(self, function: Callable[..., T], *arguments: Any) -> T:
-        """What a function returns that decodes or encodes, from a thread kept for that."""
+        """Run a function that decodes or encodes in the threads for codecs, and return its result."""
         return await asyncio.get_running_loop().run_in_executor(self.codecs, function, *arguments)
 
     async def answer(self, request: Request, respond: "Callable[[bytes], Awaitable[Response]]") -> Response:
-        """What ``respond`` makes of a request's body, within the limits.
+        """Read the body of a request within the limits, and answer with ``respond(body)``.
 
         Raises:
-            RefusedError: 408, 413, 415 or 503; or what ``respond`` raises.
+            RefusedError: 408, 413, 415 or 503; and the errors of ``respond``.
         """
         if self.inside >= self.service.queue:
             await _drain(request, DRAINED * self.service.body)
@@ -140,10 +140,10 @@ class Api:
         return b"".join(parts)
 
     async def prepared(self, body: bytes) -> torch.Tensor:
-        """The upload as the classifier wants it.
+        """Decode an upload, resize it and crop it for the classifier.
 
         Raises:
-            RefusedError: see :func:`.upload.decode`; 422, it is too thin.
+            RefusedError: see :func:`.upload.decode`; 422 for an image that is too thin.
         """
         image = await self.in_codec(upload.decode, body, self.service.pixels)
         try:
@@ -152,25 +152,29 @@ class Api:
             raise RefusedError(422, upload.sentence(str(error))) from error
 
     async def result(self, kind: str, image: torch.Tensor, attack: tuple[str, int] | None = None) -> Any:
-        """What the engine makes of an image, in a batch with others.
+        """Process an image with the engine, in a batch with others.
 
         Raises:
-            RefusedError: 422, it can't be worked on.
+            RefusedError: 422 for an image that can't be processed.
         """
         try:
             return await asyncio.wrap_future(self.batcher.submit(Work(kind, tuple(image.shape), attack), image))
         except (DivergenceError, ValueError) as error:
-            raise RefusedError(422, f"This image can't be worked on: {' '.join(str(error).split())}.") from error
+            raise RefusedError(422, f"This image can't be processed: {' '.join(str(error).split())}.") from error
 
     # the routes
 
     async def classify(self, request: Request) -> Response:
-        """Top five of the bare and of the defended classifier; with ``?purified=true`` what the defense made of the image."""
+        """Five likeliest classes, undefended and defended; with ``?purified=true`` the purified image too."""
         want = _choice(request, "purified", ("false", "true"), "false") == "true"
 
         async def respond(body: bytes) -> Response:
             found: Classified = await self.result(CLASSIFY, await self.prepared(body))
-            content = {"model": self.engine.target.name, "bare": _guesses(found.bare), "defended": _guesses(found.defended)}
+            content = {
+                "model": self.engine.target.name,
+                "undefended": _guesses(found.undefended),
+                "defended": _guesses(found.defended),
+            }
             if want:
                 content["purified"] = await self.in_codec(data_url, found.purified)
             return JSONResponse(content)
@@ -188,7 +192,7 @@ class Api:
         return await self.answer(request, respond)
 
     async def attack(self, request: Request) -> Response:
-        """The image attacked, and the attacked image purified step by step."""
+        """The attacked image, and its purification step by step."""
         method = _choice(request, "method", ATTACKS, ATTACKS[0])
         eps = int(_choice(request, "eps", tuple(str(eps) for eps in range(1, LARGEST_EPS + 1)), "6"))
 
@@ -199,17 +203,17 @@ class Api:
         return await self.answer(request, respond)
 
     async def health(self, _: Request) -> Response:
-        """Whether the server can work."""
+        """Whether the server can process images."""
         alive = self.batcher.alive()
         content = {"status": "ok" if alive else "a worker has ended", "model": self.engine.target.name, "inside": self.inside}
         return JSONResponse(content, 200 if alive else 503)
 
     async def metrics(self, _: Request) -> Response:
-        """Counts and times, for Prometheus."""
+        """Metrics in the format of Prometheus."""
         return Response(exposition.generate_latest(self.registry), headers={"Content-Type": exposition.CONTENT_TYPE_LATEST})
 
     async def about(self, _: Request) -> Response:
-        """What the page says of the server."""
+        """Facts about the server that the page shows."""
         return JSONResponse(
             {
                 "model": self.engine.target.name,
@@ -225,7 +229,7 @@ class Api:
 
 
 def make(engine: Engine, service: Service) -> ASGIApp:
-    """The application; its threads begin and end with its lifespan."""
+    """The ASGI application. Its threads end with its lifespan."""
     api = Api(engine, service)
 
     @contextlib.asynccontextmanager
@@ -250,11 +254,11 @@ def make(engine: Engine, service: Service) -> ASGIApp:
     paths = {route.path for route in routes if isinstance(route, Route)}
     handlers = {RefusedError: _refused, HTTPException: _http_error, ClientDisconnect: _gone, Exception: _failed}
     application = Starlette(routes=routes, lifespan=lifespan, exception_handlers=handlers)
-    return _Outside(application, api, paths)  # and not a middleware, which would not see answers of 500
+    return _Outside(application, api, paths)  # a middleware would not see answers of 500
 
 
 class _Outside:
-    """Around every request: the headers of every answer, and the metrics."""
+    """Adds headers to every answer and counts every request."""
 
     def __init__(self, app: ASGIApp, api: Api, paths: set[str]) -> None:
         self.app, self.api, self.paths = app, api, paths
@@ -264,7 +268,7 @@ class _Outside:
             await self.app(scope, receive, send)
             return
         begun = time.perf_counter()
-        path = scope["path"] if scope["path"] in self.paths else "other"  # a client can't make names of metrics
+        path = scope["path"] if scope["path"] in self.paths else "other"  # clients can't create metric labels
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -279,7 +283,7 @@ class _Outside:
 
 
 async def _drain(request: Request, most: int) -> None:
-    """Read and forget a body."""
+    """Read a body and discard it."""
     size = 0
     with contextlib.suppress(ClientDisconnect), anyio.move_on_after(SECONDS_DRAINED):
         async for part in request.stream():
@@ -289,7 +293,7 @@ async def _drain(request: Request, most: int) -> None:
 
 
 def _choice(request: Request, name: str, choices: Sequence[str], default: str) -> str:
-    """A value of the URL's query."""
+    """A validated value of the query string."""
     value = request.query_params.get(name, default)
     if value not in choices:
         shown = ", ".join(choices) if len(choices) < 5 else f"{choices[0]} to {choices[-1]}"
@@ -306,14 +310,14 @@ def _guesses(guesses: Sequence[Guess]) -> list[dict[str, Any]]:
 
 
 def _shown(found: Attacked) -> dict[str, Any]:
-    """What the page shows of an attack."""
+    """The JSON of an attack, as the page reads it."""
     purified = found.frames[-1].image
     return {
-        "original": {"image": data_url(found.original), "guesses": _guesses(found.bare)},
+        "original": {"image": data_url(found.original), "guesses": _guesses(found.undefended)},
         "attacked": {
             "image": data_url(found.attacked),
             "difference": data_url(difference(found.attacked, found.original)),
-            "guesses": _guesses(found.bare_attacked),
+            "guesses": _guesses(found.undefended_attacked),
         },
         "purified": {
             "image": data_url(purified),

@@ -1,4 +1,4 @@
-"""Dynamic batching: work of the same kind and size that waits at the same time is done together."""
+"""Dynamic batching: tasks of the same kind and size that wait at the same time share a batch."""
 
 import threading
 import time
@@ -20,15 +20,15 @@ class _Job(Generic[Item, Result]):
 
 
 class Batcher(Generic[Key, Item, Result]):
-    """Threads that do work in batches of equal keys.
+    """Threads that process items in batches of equal keys.
 
-    A batch is begun when ``size`` items of its key are there, or when its first has waited for ``wait`` seconds; the one whose
-    first item is oldest goes first. Where a batch fails, each of its items is tried alone, so that a bad one fails alone.
+    A batch starts when ``size`` items of its key wait, or when the first has waited for ``wait`` seconds. The batch with the
+    oldest first item starts first. If a batch fails, its items are processed one by one, so that only a bad item fails.
 
     Args:
         work: (key, items) -> a result for each of them, called in a thread of the batcher.
-        size: items of a batch at most.
-        wait: seconds that an item waits for others.
+        size: largest number of items in a batch.
+        wait: longest wait of an item for others, in seconds.
         workers: number of threads.
     """
 
@@ -44,12 +44,12 @@ class Batcher(Generic[Key, Item, Result]):
             thread.start()
 
     def __len__(self) -> int:
-        """Number of items that wait."""
+        """Number of waiting items."""
         with self._changed:
             return sum(map(len, self._waiting.values()))
 
     def submit(self, key: Key, item: Item) -> "Future[Result]":
-        """The result to come; an item whose future is cancelled while it waits is never worked on.
+        """Queue an item and return the future of its result. An item that is cancelled while it waits is not processed.
 
         Raises:
             RuntimeError: the batcher is closed.
@@ -64,7 +64,7 @@ class Batcher(Generic[Key, Item, Result]):
         return job.future
 
     def close(self) -> None:
-        """Cancel what waits and end the threads after what they are at."""
+        """Cancel waiting items, and stop the threads after their present batch."""
         with self._changed:
             self._closing = True
             left = [job for jobs in self._waiting.values() for job in jobs]
@@ -76,7 +76,7 @@ class Batcher(Generic[Key, Item, Result]):
             thread.join()
 
     def alive(self) -> bool:
-        """Whether every thread is there to work."""
+        """Whether all threads are alive."""
         return all(thread.is_alive() for thread in self._threads)
 
     def _forget(self, key: Key, job: _Job[Item, Result]) -> None:
@@ -94,7 +94,7 @@ class Batcher(Generic[Key, Item, Result]):
                 self._answer(key, running)
 
     def _take(self) -> tuple[Key, list[_Job[Item, Result]]] | None:
-        """The next batch, once there is one; None at the end."""
+        """Wait for the next batch; None when the batcher is closed."""
         with self._changed:
             while not self._closing:
                 now = time.monotonic()
@@ -117,7 +117,7 @@ class Batcher(Generic[Key, Item, Result]):
     def _answer(self, key: Key, jobs: Sequence[_Job[Item, Result]]) -> None:
         try:
             results = self._work(key, [job.item for job in jobs])
-        except Exception as error:  # whatever it is, whoever waits is told, and the thread goes on
+        except Exception as error:  # any error goes to those who wait, and the thread goes on
             if len(jobs) == 1:
                 jobs[0].future.set_exception(error)
                 return

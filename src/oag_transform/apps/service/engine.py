@@ -1,4 +1,4 @@
-"""What the service computes: classes of an image with and without the defense, purified images, and gray-box attacks."""
+"""The computations of the service: classification with and without the defense, purification, gray-box attacks."""
 
 import base64
 import hashlib
@@ -25,13 +25,13 @@ ATTACKS = ("igsm", "mifgsm")
 LARGEST_EPS = 16  # grey levels
 TOP = 5
 FRAMES = 24
-"""Moments of the generation that are shown at most."""
+"""Largest number of steps of the synthesis that are shown."""
 MAGNIFIED = 15
 """Factor by which differences are shown."""
 
 
 class Work(NamedTuple):
-    """What is done with an image; images of equal work are done in one batch.
+    """A task on an image. Images of equal tasks share a batch.
 
     Attributes:
         kind: :data:`CLASSIFY`, :data:`PURIFY` or :data:`ATTACK`.
@@ -45,7 +45,7 @@ class Work(NamedTuple):
 
 
 class Guess(NamedTuple):
-    """A class that the classifier sees, by number and name, and how sure it is."""
+    """A predicted class, by number and name, and its probability."""
 
     label: int
     name: str
@@ -53,21 +53,21 @@ class Guess(NamedTuple):
 
 
 class Classified(NamedTuple):
-    """The likeliest classes of an image as it is and behind the defense, and what the defense made of it, (C, H, W) uint8."""
+    """The likeliest classes of an image without and with the defense, and the purified image, (C, H, W) uint8."""
 
-    bare: list[Guess]
+    undefended: list[Guess]
     defended: list[Guess]
     purified: Tensor
 
 
 class Frame(NamedTuple):
-    """A moment of the generation.
+    """A step of the synthesis.
 
     Attributes:
         step: network step.
         image: (C, H, W) uint8.
-        residual: root-mean-square difference to the attacked image, in grey levels.
-        guess: the likeliest class, behind the views.
+        residual: root-mean-square difference from the attacked image, in grey levels.
+        guess: the likeliest class, averaged over the views.
     """
 
     step: int
@@ -77,25 +77,25 @@ class Frame(NamedTuple):
 
 
 class Attacked(NamedTuple):
-    """An image, the image attacked, and the generation of a purified one from that; images (C, H, W) uint8."""
+    """An image, the attacked image, and its purification step by step; images are (C, H, W) uint8."""
 
     original: Tensor
     attacked: Tensor
     frames: list[Frame]
-    bare: list[Guess]
-    bare_attacked: list[Guess]
+    undefended: list[Guess]
+    undefended_attacked: list[Guess]
     defended: list[Guess]
 
 
 class Engine:
-    """A classifier, the same behind the defense, and the names of its classes.
+    """A classifier, undefended and defended, and the names of its classes.
 
     Args:
         target: the classifier.
         classes: the names.
         transform: the defense.
         samples: purifications of an image whose class probabilities are averaged.
-        device: where it is computed.
+        device: the device of all computations.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Engine:
     ) -> None:
         self.target, self.classes, self.transform, self.device = target, tuple(classes), transform, device
         self.defended = DefendedModel(target.model, transform, samples=samples).eval()
-        self._once = DefendedModel(target.model, transform).eval()  # of the one generation that is shown step by step
+        self._once = DefendedModel(target.model, transform).eval()  # one purification, which is shown step by step
 
     def prepare(self, image: PIL.Image.Image) -> Tensor:
         """(3, crop, crop) uint8, resized and cropped as the classifier wants it.
@@ -134,22 +134,24 @@ class Engine:
     @torch.no_grad()
     def _classify(self, batch: Tensor, index: list[int]) -> list[Classified]:
         pixels = batch.float() / 255
-        bare = self._top(self.target.model(pixels))
+        undefended = self._top(self.target.model(pixels))
         purified = self.defended.purify(pixels, index=index)
         defended = self._top(self.defended.classify(purified))
-        return [Classified(*each) for each in zip(bare, defended, _uint8(purified[:: self.defended.samples]), strict=True)]
+        return [
+            Classified(*each) for each in zip(undefended, defended, _uint8(purified[:: self.defended.samples]), strict=True)
+        ]
 
     def _attack(self, image: Tensor, index: int, name: str, eps: int) -> Attacked:
         pixels = image.float() / 255
         with torch.no_grad():
             logits = self.target.model(pixels)
-        label = logits.argmax(1)  # what it says of the image now is what the attack leads away from
+        label = logits.argmax(1)  # the attack is untargeted: away from the present prediction
         found = gray_box_attack(name).make(eps, targeted=False)(self.target.model, pixels, label, classes=len(self.classes))
         every = max(1, math.ceil(self.transform.network_steps / FRAMES))
         steps = list(self.transform.trace(found, every=every, index=index))
         with torch.no_grad():
-            bare_attacked = self.target.model(found)
-            guesses = [self._once.classify(step.images) for step in steps]  # one by one: the memory of one
+            undefended_attacked = self.target.model(found)
+            guesses = [self._once.classify(step.images) for step in steps]  # one at a time, to save memory
         frames = [
             Frame(step.step, _uint8(step.images)[0], float(step.residual), self._top(guess)[0][0])
             for step, guess in zip(steps, guesses, strict=True)
@@ -158,8 +160,8 @@ class Engine:
             original=image[0].cpu(),
             attacked=_uint8(found)[0],
             frames=frames,
-            bare=self._top(logits)[0],
-            bare_attacked=self._top(bare_attacked)[0],
+            undefended=self._top(logits)[0],
+            undefended_attacked=self._top(undefended_attacked)[0],
             defended=self._top(guesses[-1])[0],
         )
 
@@ -173,10 +175,10 @@ class Engine:
 def class_names(model: str, weights: str | None, labels: Path | None) -> tuple[str, ...]:
     """Names of a classifier's classes: a file's lines, or those that come with the model.
 
-    Returns none where the model can't be loaded anyhow, which :func:`~oag_transform.evaluation.targets.load_target` tells.
+    Returns no names where the model can't be loaded; :func:`~oag_transform.evaluation.targets.load_target` reports that.
 
     Raises:
-        ValueError: the file has no or empty lines, or there is none and no names come with the model.
+        ValueError: the file is empty or has an empty line, or no file is given and no names come with the model.
     """
     if labels is not None:
         return _lines(labels)
@@ -197,7 +199,7 @@ def class_names(model: str, weights: str | None, labels: Path | None) -> tuple[s
 def png(image: Tensor) -> bytes:
     """(C, H, W) uint8 as a PNG file."""
     buffer = io.BytesIO()
-    F.to_pil_image(image).save(buffer, "PNG", compress_level=3)  # noise doesn't get smaller by more
+    F.to_pil_image(image).save(buffer, "PNG", compress_level=3)  # a higher level compresses noise no better
     return buffer.getvalue()
 
 
@@ -207,7 +209,7 @@ def data_url(image: Tensor) -> str:
 
 
 def difference(image: Tensor, reference: Tensor) -> Tensor:
-    """:data:`MAGNIFIED` times the absolute difference of two images (C, H, W) uint8, held to 255."""
+    """:data:`MAGNIFIED` times the absolute difference of two images (C, H, W) uint8, clipped to 255."""
     return (MAGNIFIED * (image.int() - reference.int()).abs()).clamp(max=255).to(torch.uint8)
 
 
@@ -222,15 +224,15 @@ def _lines(path: Path) -> tuple[str, ...]:
 
 
 def _fitted(path: Path) -> tuple[str, ...]:
-    """The classes in a file of fit-target; none where it isn't one."""
+    """The classes in a file that fit-target wrote; empty for any other file."""
     try:
         return tuple(torch.load(path, map_location="cpu", weights_only=True)["classes"])
-    except Exception:  # torch.load raises many kinds; whoever loads the model tells them
+    except Exception:  # torch.load raises many kinds; loading the model reports them
         return ()
 
 
 def _stream(image: Tensor) -> int:
-    """The random stream of an image's pixels: with a seed, an image's result doesn't depend on what else is asked."""
+    """The random stream of an image, from its pixels: with a seed, its result is independent of other requests."""
     return streams.index_of(hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest())
 
 

@@ -1,4 +1,4 @@
-"""How the service runs; light, so that a command line is parsed without waiting for torch."""
+"""Settings of the service. This module imports no torch, so that a command line is parsed fast."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ class Service:
     """Limits and sizes of the service.
 
     Attributes:
-        body: bytes of an upload at most.
-        pixels: of an uploaded image at most.
-        purify_pixels: of an image that is purified at its own size, at most.
-        queue: requests with an image that are in the server at one time, at most.
-        timeout: seconds from a request to its answer, at most.
-        batch_size: images of equal size that are worked on together, at most.
-        batch_wait: seconds that an image waits for others.
-        workers: threads that work.
+        body: largest number of bytes of an upload.
+        pixels: largest number of pixels of an uploaded image.
+        purify_pixels: the same for an image that is purified at its own size.
+        queue: largest number of requests with an image at one time.
+        timeout: longest time from a request to its answer, in seconds.
+        batch_size: largest number of images in a batch.
+        batch_wait: longest wait of an image for others, in seconds.
+        workers: number of worker threads.
     """
 
     body: int

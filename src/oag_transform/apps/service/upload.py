@@ -1,4 +1,4 @@
-"""What a client sends, checked before anything is worked on: type, bytes, pixels, shape; a refusal is one sentence."""
+"""Checks of an upload before any work: type, bytes, pixels, shape. A refusal is one sentence."""
 
 from dataclasses import dataclass
 
@@ -9,19 +9,19 @@ from ... import files
 FORMATS = ("JPEG", "PNG", "WEBP")
 TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
 LONGEST_TO_SHORTEST = 16
-"""Ratio of an image's sides at most: where the short one is made as long as a classifier wants, the other grows with it."""
+"""Largest ratio of an image's sides, since both are scaled until the short side fits the classifier."""
 JPEG = b"\xff\xd8\xff"
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9  # markers of a JPEG
 SCANS = 100
-"""Scans of a JPEG at most: each takes the time of the whole picture, in a few bytes. A progressive file has about ten."""
+"""Largest number of scans in a JPEG. A scan of a few bytes can take the time of the whole image; ten are usual."""
 
 
 class RefusedError(Exception):
-    """What is answered in place of a result.
+    """An answer in place of a result.
 
     Attributes:
-        status: of HTTP.
-        sentence: what is wrong, and what to do about it.
+        status: HTTP status.
+        sentence: the problem and its remedy.
     """
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -31,12 +31,12 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What is accepted.
+    """Limits of uploads.
 
     Attributes:
-        body: bytes of an upload.
-        pixels: of an uploaded image.
-        purify_pixels: of an image that is purified at its own size, which takes time in proportion.
+        body: largest number of bytes.
+        pixels: largest number of pixels.
+        purify_pixels: the same for images that are purified at their own size, which takes time in proportion.
     """
 
     body: int
@@ -45,7 +45,7 @@ class Limits:
 
 
 def check_type(content_type: str | None) -> None:
-    """Raise unless the type that a client names is one of :data:`TYPES`.
+    """Raise unless the Content-Type is one of :data:`TYPES`.
 
     Raises:
         RefusedError: 415.
@@ -57,14 +57,14 @@ def check_type(content_type: str | None) -> None:
 
 
 def decode(content: bytes, pixels: int) -> PIL.Image.Image:
-    """The RGB photograph in an upload, whose size is looked at before a pixel is decoded.
+    """The image in an upload, mode RGB. Its size is checked before any pixel is decoded.
 
     Args:
         content: the upload.
-        pixels: that it may have.
+        pixels: largest number of pixels.
 
     Raises:
-        RefusedError: 413 for too many pixels, 415 for another format than :data:`FORMATS`, 422 for an image that is broken or
+        RefusedError: 413 for too many pixels, 415 for a format other than :data:`FORMATS`, 422 for a broken image or one
             whose sides are too unequal.
     """
     if not content:
@@ -97,7 +97,7 @@ def _size(content: bytes) -> tuple[int, int]:
 
 
 def _scans(jpeg: bytes) -> int:
-    """Scans of the first image in a JPEG, as libjpeg finds them: none in what lies behind, as the video of a Motion Photo."""
+    """Number of scans in the first image of a JPEG, as libjpeg finds them. Data behind it, such as a video, has none."""
     scans, at = 0, len(JPEG) - 1
     while 0 <= (at := jpeg.find(b"\xff", at)) < len(jpeg) - 3 and scans <= SCANS:
         marker = jpeg[at + 1]
@@ -105,7 +105,7 @@ def _scans(jpeg: bytes) -> int:
             break
         if marker == 0xFF:  # fill
             at += 1
-        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # of a scan's data, or without a length
+        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # data of a scan, or a marker without a length
             at += 2
         else:
             scans += marker == START_OF_SCAN

@@ -68,7 +68,7 @@ def most_images(rows: Sequence[RowResult], columns: int) -> list[int]:
 
 def _row(result: Result, row: RowResult) -> str:
     most = most_images(result.rows, len(result.columns))
-    cells = [_cell(cell, n) for cell, n in zip(row.cells, most, strict=True)]
+    cells = [cell_text(cell, n) for cell, n in zip(row.cells, most, strict=True)]
     if row.error:
         at = row.cells.index(None) if None in row.cells else 0
         cells[at] = f"failed: {row.error}".replace("|", "\\|").replace("\n", " ")
@@ -97,7 +97,8 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(cell: Cell | None, most: int) -> str:
+def cell_text(cell: Cell | None, most: int) -> str:
+    """Accuracy in percent, its interval, the accuracies of draws, and n where it is below ``most``."""
     if cell is None:
         return ""
     low, high = cell.interval

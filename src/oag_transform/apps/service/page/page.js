@@ -61,7 +61,7 @@ function showFrame() {
   at("step-value").textContent = where;
   at("step").setAttribute("aria-valuetext", `${where}: ${seen}`);
   at("frame-note").textContent =
-    `Seen as ${seen}. It differs from the attacked picture by ${frame.residual.toFixed(1)} grey levels (root mean square).`;
+    `Prediction: ${seen}. It differs from the attacked picture by ${frame.residual.toFixed(1)} grey levels (root mean square).`;
 }
 
 function show(found, method, eps) {
@@ -80,10 +80,10 @@ function show(found, method, eps) {
   const [before, under, after] = ["original", "attacked", "purified"].map((part) => found[part].guesses[0]);
   const fooled = under.label !== before.label;
   const verdict = !fooled
-    ? "the attack didn't move the classifier; try a larger bound."
+    ? "the attack did not change the prediction; try a larger bound."
     : after.label === before.label
-      ? `purified, it is ${after.name} again.`
-      : `purified, it is ${after.name}: not what it was.`;
+      ? `purified: ${after.name} again.`
+      : `purified: ${after.name}, a different class.`;
   at("verdict").textContent = `${before.name} before, ${under.name} under ${method} within ${eps} grey levels; ${verdict}`;
   at("results").hidden = false;
 }
