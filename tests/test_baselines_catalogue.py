@@ -213,5 +213,5 @@ def test_a_changed_source_file_is_another_defense(tmp_path: Path, monkeypatch: p
     for number in (1, 2):
         (tmp_path / f"own{number}.py").write_text(f"def make():\n    return lambda images: images / {number}\n")
         found.append(by_key(f"own{number}:make").make(0, 0, NEEDS))
-    assert found[0].source != found[1].source  # type: ignore[union-attr]
-    assert str(found[0].source) in repr(found[0])  # type: ignore[union-attr]
+    assert found[0].source != found[1].source
+    assert str(found[0].source) in repr(found[0])
