@@ -4,7 +4,7 @@ python -m benchmarks.docs            (writes them anew where they differ; --chec
 
 A block begins with an HTML comment that says what it is made of, and ends with ``<!-- end -->``:
 
-- ``<!-- table: data/x/table1.json -->``: a whole result, with what is needed to repeat it, and the figures that say more;
+- ``<!-- table: data/x/table1.json -->``: a whole result, its settings folded, and the figures that say more;
 - ``<!-- summary: NAME=data/x/table1.json[,data/x/adaptive-linf.json[,BOUND]] ... | KEY[:SETTING] ... -->``: clean, mean
   gray-box and adaptive accuracy of some defenses on several data sets side by side, each at its published setting unless it
   says otherwise, and the adaptive one at that setting too; ``none`` and ``none-4-views`` are no defense;
@@ -82,8 +82,9 @@ def _shown(path: str) -> Result:
 
 
 def _table(of: str) -> str:
-    """A whole result but for its heading."""
-    text = tables.to_markdown(_shown(of)).split("\n", 2)[2]
+    """A whole result but for its heading; no line breaks within an interval."""
+    text = tables.to_markdown(_shown(of), folded=True).split("\n", 2)[2]
+    text = re.sub(r"(\[\d+,) (\d+\])", "\\1\N{NO-BREAK SPACE}\\2", text)
     return re.sub(r"^(!\[.*\]\()(.*)(\))$", rf"\1{Path(of).parent.as_posix()}/\2\3", text, flags=re.MULTILINE)
 
 

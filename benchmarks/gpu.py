@@ -2,8 +2,8 @@
 
 python -m benchmarks.gpu            (from the repository; on a machine without a GPU, the rows that run on the CPU)
 
-Rates are of the products and of the memory traffic that the method needs (``work``), next to the two ceilings measured here.
-Nothing is reported of the fused kernels before they agree with the PyTorch operators on the same images.
+Rates count the products and the memory traffic that the method needs (``work``). The two ceilings are measured in the same run.
+The fused kernels are reported only if they agree with the PyTorch operators on the same images.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from oag_transform.generator import energy, loop, reference
 from oag_transform.generator.settings import Settings
 from oag_transform.generator.state import Inputs
 
-from .speed import photographs, plain_settings
+from .speed import plain_settings, sample_images
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -222,7 +222,7 @@ def main() -> None:
     heading = f"{'':50} {'ms an image':>12} {'peak MiB':>9} {'TFLOP/s':>8} {'of max':>7} {'GB/s':>7} {'of max':>7}"
 
     if GPU:
-        sample = photographs(4, options.size).to(DEVICE)
+        sample = sample_images(4, options.size).to(DEVICE)
         for _, transform, _, _ in variants(options.network_steps, options.paper_steps):
             if transform.settings.backend == "triton":
                 agree(transform, sample)
@@ -271,9 +271,9 @@ def main() -> None:
 
 
 def _batch(count: int, size: int) -> Tensor:
-    """Photographs, repeated where there are not so many crops."""
+    """Sample images, repeated where there are not so many crops."""
     crops = max(1, min(count, 512 - size))
-    return photographs(crops, size)[torch.arange(count) % crops].to(DEVICE)
+    return sample_images(crops, size)[torch.arange(count) % crops].to(DEVICE)
 
 
 def _peers(options: argparse.Namespace) -> list[tuple[str, nn.Module]]:

@@ -1,4 +1,4 @@
-"""Every attack of torchattacks and foolbox, and AutoAttack, on a DefendedModel: each runs, or is named here with why not."""
+"""Every attack of torchattacks and foolbox, and AutoAttack, runs on a DefendedModel or is listed here with a reason."""
 
 import contextlib
 import importlib
@@ -127,7 +127,7 @@ def test_foolbox(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NOT_THROUGH)
-def test_what_foolbox_cannot_do_it_cannot_do_without_a_defense(name: str) -> None:
+def test_attacks_of_foolbox_that_fail_also_fail_without_a_defense(name: str) -> None:
     attack, (images, labels) = getattr(foolbox.attacks, name), random_images()
     undefended = foolbox.PyTorchModel(target(), bounds=(0, 1), device="cpu")
     with torch.random.fork_rng(), pytest.raises((ModuleNotFoundError, AttributeError, NotImplementedError)):
@@ -151,7 +151,7 @@ def test_autoattack() -> None:
 
 
 @pytest.mark.parametrize("attack", ["SPSA", "NIFGSM"])
-def test_without_clip_the_error_says_what_to_do(attack: str) -> None:
+def test_without_clip_the_error_names_the_remedy(attack: str) -> None:
     library = pytest.importorskip("torchattacks")
     with torch.random.fork_rng(), pytest.raises(ValueError, match=r"clamp\(0, 1\).* DefendedModel\(\.\.\., clip=True\)"):
         getattr(library, attack)(model())(*random_images())

@@ -24,7 +24,7 @@ def draw(seed: int) -> Generator:
     return Generator().manual_seed(seed)
 
 
-def test_there_are_ten_groups_and_none_changes_nothing() -> None:
+def test_there_are_ten_groups_and_zero_groups_change_nothing() -> None:
     image = rand(1, 3, 12, 12)
     assert len(GROUPS) == 10
     assert torch.equal(BaRT(0, seed=1)(image), image)
@@ -128,7 +128,7 @@ def test_grey_mixtures_leave_grey_as_it_is(seed: int) -> None:
     assert not torch.equal(barrage._grey_mix(coloured, draw(seed)), coloured)
 
 
-def test_contrast_stretches_towards_the_whole_range() -> None:
+def test_contrast_stretches_to_the_full_range() -> None:
     flat = 0.4 + 0.2 * rand(1, 3, 32, 32)
     for seed in range(12):
         result = barrage._contrast(flat, draw(seed)).clamp(0, 1)
@@ -167,7 +167,7 @@ def test_its_own_gradient_averages_over_draws() -> None:
     assert loss(moved, 1000) < loss(image.detach(), 1000) - 1
 
 
-def test_what_it_needs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kornia.color", None)
     with pytest.raises(ModuleNotFoundError, match=r"BaRT needs the package kornia: pip install 'oag-transform\[baselines\]'"):
         BaRT()

@@ -1,4 +1,4 @@
-"""Who calls: torch.compile, exporters and tracers, and the libraries that people put a defense into."""
+"""Other callers: torch.compile, exporters and tracers, and libraries that take a defense as a module."""
 
 from collections.abc import Callable
 from typing import Any

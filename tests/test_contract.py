@@ -1,4 +1,4 @@
-"""What every user of a torchvision transform relies on, as properties."""
+"""The contract of a torchvision transform, as properties."""
 
 import copy
 import inspect

@@ -1,4 +1,4 @@
-"""DefendedModel: the pipeline it stands for, the target left alone, and the callers it must please."""
+"""DefendedModel: its pipeline, the unchanged target, and its callers."""
 
 import copy
 import dataclasses
@@ -35,7 +35,7 @@ def defense(**overrides: Any) -> OnlineAlternateGenerator:
     return OnlineAlternateGenerator(**({"network_steps": 3, "filters": 4, "kernel_size": 9, "seed": 0} | overrides))
 
 
-def test_is_the_pipeline_it_stands_for() -> None:
+def test_equals_the_explicit_pipeline() -> None:
     target, normalize, images = make_target(), Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.4]), rand(3, 3, 20, 20)
     actual = DefendedModel(target, defense(), normalize=normalize, shift=0)(images)
     assert torch.equal(actual, target(normalize(defense()(images))))
@@ -139,7 +139,7 @@ def test_gradient_passes_through_the_views() -> None:
     torch.autograd.gradcheck(lambda x: model(x).square().sum(), images.requires_grad_(), fast_mode=True)
 
 
-def test_foolbox_attacks_through_it() -> None:
+def test_foolbox_attacks_the_defended_model() -> None:
     model = foolbox.PyTorchModel(DefendedModel(make_target(), defense()), bounds=(0, 1), device="cpu")
     images, labels = rand(4, 3, 20, 20), torch.zeros(4, dtype=torch.int64)
     attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=1 / 255, steps=4, random_start=False)
@@ -221,7 +221,7 @@ class Output:
         (Output(torch.zeros(2, 1)), ValueError, r"got shape \(2, 1\)"),
     ],
 )
-def test_a_target_that_gives_no_logits_is_refused(answer: Any, error: type[Exception], message: str, shift: int) -> None:
+def test_a_target_without_logits_is_refused(answer: Any, error: type[Exception], message: str, shift: int) -> None:
     with pytest.raises(error, match=message):
         DefendedModel(Answers(answer), nn.Identity(), shift=shift)(rand(2, 3, 20, 20))
 
@@ -290,7 +290,7 @@ def test_from_torchvision(name: str | WeightsEnum, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["resnet5000", "fasterrcnn_resnet50_fpn", "FCN_ResNet50_Weights.DEFAULT", 3])
-def test_from_torchvision_refuses_what_is_no_classifier(name: Any) -> None:
+def test_from_torchvision_refuses_models_that_are_not_classifiers(name: Any) -> None:
     with pytest.raises(ValueError, match="classifier"):
         DefendedModel.from_torchvision(name)
 
@@ -313,7 +313,7 @@ class WorksInPlace(nn.Module):
 
 @pytest.mark.parametrize("shift", [0, 3])
 @pytest.mark.parametrize("samples", [1, 2])
-def test_what_works_in_place_changes_neither_other_views_nor_the_callers_images(samples: int, shift: int) -> None:
+def test_in_place_operations_change_neither_other_views_nor_the_inputs(samples: int, shift: int) -> None:
     images, target_alone = rand(2, 3, 20, 20), make_target()
     mean, std = [0.45] * 3, [0.22] * 3
     for defended_by in (defense(), nn.Identity()):
@@ -392,10 +392,10 @@ def test_another_defense_after_construction_gets_the_streams_too() -> None:
 
 @pytest.mark.parametrize("gradient", ["straight_through", "own"])
 @pytest.mark.parametrize("shift", [0, 3])
-def test_clip_is_a_clamp_whose_gradient_is_the_identitys(gradient: Any, shift: int) -> None:
+def test_clip_clamps_with_the_gradient_of_the_identity(gradient: Any, shift: int) -> None:
     images = 1.5 * rand(2, 3, 20, 20) - 0.25
-    made = nn.Identity() if gradient == "own" else defense()
-    model, plain = (DefendedModel(make_target(), made, shift=shift, gradient=gradient, clip=clip) for clip in (True, False))
+    inner = nn.Identity() if gradient == "own" else defense()
+    model, plain = (DefendedModel(make_target(), inner, shift=shift, gradient=gradient, clip=clip) for clip in (True, False))
     assert "clip=True" in repr(model)
     point, inside = images.clone().requires_grad_(), images.clamp(0, 1).requires_grad_()
     assert torch.equal(model(point), plain(inside))

@@ -1,4 +1,4 @@
-"""README and docs say what their data say."""
+"""README and docs agree with their data."""
 
 import re
 from pathlib import Path
@@ -71,6 +71,7 @@ def test_a_result_is_written_from_its_file(folder: Path) -> None:
     assert "stale" not in text
     assert "A caption." in text
     assert re.search(r"\| JPEG, 4 views, quality 15 \| 37\.5", text)
+    assert text.index("<details>") < text.index("- data: flowers: 4 of 5") < text.index("</details>")
     assert text.startswith("before\n")
     assert text.endswith("\nafter")
 

@@ -235,7 +235,7 @@ def test_threshold_leaves_weak_contrasts_out(threshold: float) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 3])
-def test_curvature_is_what_a_step_takes_from_a_constant_residual(stride: int) -> None:
+def test_curvature_predicts_a_step_for_a_constant_residual(stride: int) -> None:
     """One step of W, constant residual, all filters active: the image gradient changes by rate * curvature * residual."""
     size = 60 * stride
     _, theta = make(size, size, 5 * stride, stride, 1, count=1)

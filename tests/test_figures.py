@@ -1,4 +1,4 @@
-"""The figures: what is drawn, read back from matplotlib's artists and from the files."""
+"""The figures, read back from matplotlib's artists and from the files."""
 
 import math
 import subprocess

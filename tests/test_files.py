@@ -1,7 +1,8 @@
-"""Image files as a viewer shows them, depths, broken metadata and frames, and files damaged at random."""
+"""Image files as viewers show them: depths, broken metadata and frames, and files damaged at random."""
 
 import io
 import math
+import os
 import re
 import struct
 import warnings
@@ -102,7 +103,7 @@ def tiff(values: np.ndarray, bits: int, photometric: int = 1, sample_format: int
         *("tiff8-white-is-zero", "pgm16", "pgm16-dark", "pgm12", "pgm300"),
     ],
 )
-def test_white_is_what_the_file_says(content: bytes, expected: np.ndarray) -> None:
+def test_white_is_that_of_the_file(content: bytes, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(np.asarray(read(content)), expected)
 
 
@@ -143,7 +144,7 @@ def test_an_image_is_turned_by_its_exif(tmp_path: Path) -> None:
     assert 0x0112 not in turned.getexif()  # or a viewer would turn it again
 
 
-def test_an_image_is_rgb_or_grey_whatever_its_mode(tmp_path: Path) -> None:
+def test_an_image_of_any_mode_becomes_rgb_or_grey(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     PIL.Image.new("RGBA", (3, 2), (10, 20, 30, 128)).save(path, dpi=(300, 300))
     decoded = decode(path)
@@ -155,7 +156,7 @@ def test_an_image_is_rgb_or_grey_whatever_its_mode(tmp_path: Path) -> None:
     assert (read(path).mode, read(path).getpixel((0, 0))) == ("L", 255)
 
 
-def test_what_is_no_image_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_unreadable_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = saved(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).read_bytes()
     jpeg = tmp_path / "whole.jpg"
     PIL.Image.open(tmp_path / "whole.png").save(jpeg)
@@ -176,6 +177,15 @@ def test_what_is_no_image_is_told_in_one_line(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 700)  # 1600 are more than twice that
     with pytest.raises(ValueError, match="more than 0 megapixels; resize it"):
         read(tmp_path / "whole.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such pipes")
+@pytest.mark.parametrize("reader", [read, files.size])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, reader: Any) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # nobody writes to it: opened, it would hang
+    for path in (tmp_path / "pipe.png", tmp_path):
+        with pytest.raises(UnreadableImageError, match=f"{path.name} is .*: it is a folder, a pipe, a socket or"):
+            reader(path)
 
 
 def jpeg_with(tag: int, kind: int, count: int, value: bytes) -> bytes:
@@ -239,7 +249,7 @@ def test_the_first_image_is_used_where_the_next_is_damaged(name: str) -> None:
         np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(first))
 
 
-def test_a_palette_that_is_missing_makes_no_difference_to_an_opaque_image() -> None:
+def test_a_missing_palette_does_not_affect_an_opaque_image() -> None:
     buffer = io.BytesIO()
     picture("P").save(buffer, "PNG")
     start = buffer.getvalue().index(b"PLTE") - 4
@@ -360,7 +370,7 @@ def test_thousands_of_damaged_files_too(seed: int, capfd: pytest.CaptureFixture[
     assert not printed(capfd)
 
 
-def test_a_large_image_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_image_is_not_refused_as_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "a.png", np.zeros((40, 40, 3), np.uint8))
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)  # where Pillow warns, and refuses at twice as many
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The filters against their definitions, in other words and by other libraries, and the contract that all baselines keep."""
+"""The filters against independent definitions and other libraries, and the contract of all baselines."""
 
 import inspect
 import io
@@ -199,7 +199,7 @@ def test_randomization_places_the_resized_image_on_zeros(height: int, width: int
     assert ratio == 1 or {0} < {above for above, _ in slack} == {below for _, below in slack}  # both ends of the offset
 
 
-def test_randomization_fills_with_what_it_is_told() -> None:
+def test_randomization_pads_with_the_given_value() -> None:
     results = Randomization(1.5, fill=0.5, seed=0)(torch.ones(8, 1, 10, 10))
     assert set(results.unique().tolist()) == {0.5, 1.0}
 
@@ -433,7 +433,7 @@ def test_a_defended_model_sees_the_own_gradient(defense: nn.Module) -> None:
     assert torch.autograd.gradcheck(lambda x: model(x, index=3), images)
 
 
-def test_noise_that_is_clipped_has_no_gradient() -> None:
+def test_clipped_noise_has_no_gradient() -> None:
     images = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64).repeat(40, 1)[None, None].requires_grad_()
     noisy = GaussianNoise(20, seed=0)(images)
     noisy.sum().backward()

@@ -1,4 +1,4 @@
-"""Classifiers that are fitted here: they learn, repeat, are saved and loaded."""
+"""Fitted classifiers: training, reproducibility, saving and loading."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def test_training_all_layers_changes_them_and_repeats(flowers: Listing) -> None:
     assert not any(parameter.requires_grad for parameter in models[1].parameters())
 
 
-def test_one_class_is_none(flowers: Listing) -> None:
+def test_a_single_class_is_refused(flowers: Listing) -> None:
     with pytest.raises(ValueError, match="two classes or more, got 1"):
         fit_target(flowers._replace(names=flowers.names[:2], labels=(0, 0), classes=("red",)))
 
@@ -89,7 +89,7 @@ def test_a_random_start_has_no_head_fitted_to_it(flowers: Listing, monkeypatch: 
         fit_target(flowers)
 
 
-def test_the_size_is_the_crop_of_what_is_eight_sevenths_of_it(flowers: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_resized_to_eight_sevenths_of_the_crop(flowers: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "build", tiny_build)
     model, preprocessing = fit_target(flowers, epochs=1, size=28)
     assert preprocessing == Preprocessing(32, 28, tiny_build("", None, 3)[1].interpolation)
@@ -289,7 +289,7 @@ def test_the_command_trains_adversarially_and_reports(
         (["--report", "others"], r"--report has the classes ['a', 'b'], but --data has ['a_dark', 'b_bright']"),
     ],
 )
-def test_what_the_command_can_not_do_is_named(
+def test_unsupported_options_are_named(
     more: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -302,7 +302,7 @@ def test_what_the_command_can_not_do_is_named(
     assert not (tmp_path / "t.pt").exists()
 
 
-def test_an_adversarially_trained_target_says_so(tmp_path: Path) -> None:
+def test_an_adversarially_trained_target_is_named_as_such(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         model, preprocessing = build("shufflenet_v2_x0_5", None, 2)
     names = ("a", "b")

@@ -441,7 +441,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
         (CUDA, torch.float32, 3, "13.0", (9, 0), False, "triton is not installed"),
     ],
 )
-def test_backend_runs_or_says_why_not(
+def test_backend_runs_or_names_the_reason(
     device: torch.device,
     dtype: torch.dtype,
     stride: int,

@@ -53,6 +53,14 @@ def test_many_single_steps_have_the_moments_of_one_long_step() -> None:
     assert abs(single.var().item() - long.var().item()) < 5 * std**2 * math.sqrt(4 / n)
 
 
+def test_any_number_of_steps_costs_the_same() -> None:
+    """A sum over as many terms would not end."""
+    steps = 10**15
+    assert langevin.law(0.3, steps) == (0, pytest.approx(math.sqrt(langevin.stationary_variance(0.3)), rel=1e-12))
+    assert langevin.law(0.0, steps) == (1, 0)
+    assert langevin.law(1e-12, steps)[1] == pytest.approx(1e-12 * math.sqrt(steps), rel=1e-8)  # next to no decay
+
+
 def test_stationary_variance_is_the_fixed_point() -> None:
     e = 0.3
     variance = langevin.stationary_variance(e)

@@ -1,4 +1,4 @@
-"""The estimate of an image's noise, against noise of known strength and scikit-image's estimator; and what follows from it."""
+"""The noise estimate, against noise of known strength and scikit-image's estimator, and the strength that follows from it."""
 
 import pytest
 import torch
@@ -120,7 +120,7 @@ def transform(**overrides: object) -> OnlineAlternateGenerator:
     return OnlineAlternateGenerator(**{"network_steps": 6, "filters": 16, "seed": 0} | overrides)  # type: ignore[arg-type]
 
 
-def test_none_is_the_strength_that_the_noise_calls_for() -> None:
+def test_strength_none_follows_the_noise() -> None:
     noisy = torch.cat([smooth() + std / 255 * normal(1, 3, 96, 96) for std in (0, 0.5 * FULL)])
     for i, chosen in enumerate(matching_strength(noisy).tolist()):
         expected = transform(strength=chosen)(noisy[i], index=i)

@@ -1,4 +1,4 @@
-"""The defenses trained on each image alone, against PyTorch's own layers and optimisers."""
+"""The defenses trained on each image, against PyTorch's own layers and optimisers."""
 
 import itertools
 import math
@@ -106,7 +106,7 @@ def test_hourglass_equals_its_functional_pieces(skips: tuple[int, ...]) -> None:
     torch.testing.assert_close(network(z), expected, rtol=0, atol=1e-12)
 
 
-def test_initialise_draws_what_pytorch_draws() -> None:
+def test_initialise_equals_pytorchs_initialisation() -> None:
     def layers() -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Conv2d(4, 2, 1))
 
@@ -225,7 +225,7 @@ def test_autoencoder_is_trained_as_pytorch_layers_are(shape: tuple[int, int, int
     torch.testing.assert_close(defense(image, index=2), expected, rtol=0, atol=1e-9)
 
 
-def test_autoencoder_draws_what_pytorch_draws() -> None:
+def test_the_autoencoder_is_initialised_as_in_pytorch() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         expected = Layers((3, 16, 19), 7, 3, 4).double()  # float32 draws
@@ -303,7 +303,7 @@ def test_the_callers_mode_does_not_matter(make: Callable[..., Defense], mode: Ca
 
 
 @both
-def test_an_input_that_asks_for_gradients_gets_none(make: Callable[..., Defense]) -> None:
+def test_an_input_that_requires_gradients_gets_none(make: Callable[..., Defense]) -> None:
     image = rand(1, 3, 12, 12).requires_grad_()
     assert not make()(image).requires_grad
     assert image.grad is None

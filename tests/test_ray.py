@@ -1,4 +1,4 @@
-"""``--engine ray`` and the callable class: whatever is killed and however data is cut, results are those of one process."""
+"""``--engine ray`` and the callable class: results equal those of one process, for any partition and any killed worker."""
 
 import csv
 import io
@@ -133,7 +133,7 @@ def test_files_are_those_of_purify_however_they_are_cut(
     assert results_of(tmp_path / "o") == expected
 
 
-def test_parquet_keeps_labels_and_goes_on_with_what_is_not_there(
+def test_parquet_keeps_labels_and_resumes_with_missing_images(
     parquet: Path, expected: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, more = tmp_path / "o", ["--format", "parquet", "--rows", "2", *SEED, *RAY]
@@ -278,7 +278,7 @@ class KilledOnce(cluster_purify.PartWorker):
         return super().make(batch)
 
 
-def test_a_worker_that_is_killed_is_started_again_and_nothing_is_lost_or_done_twice(
+def test_a_killed_worker_is_restarted_without_loss_or_duplicates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i in range(9):
@@ -309,9 +309,7 @@ cli.main(sys.argv[1:])
 """
 
 
-def test_a_driver_that_is_killed_is_resumed_and_nothing_is_lost_or_done_twice(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_driver_is_resumed_without_loss_or_duplicates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     count = 24
     for i in range(count):
         save(tmp_path / "in" / f"{i:02d}.png", seed=i)
@@ -370,7 +368,7 @@ def test_an_image_that_takes_its_worker_along_is_a_failure_and_the_others_go_on(
         (["--engine", "ray", "--network-steps", "0"], "network_steps must be an integer >= 1, got 0"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
+def test_incompatible_options_are_refused(
     arguments: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["purify", str(folder), "--out", str(tmp_path / "o"), *arguments]) == 2
@@ -380,7 +378,7 @@ def test_what_does_not_go_together_is_refused(
     assert not (tmp_path / "o").exists()
 
 
-def test_sources_that_do_not_say_what_is_needed(parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sources_without_required_columns(parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pq.write_table(pa.table({"picture": [b""], "label": [1]}), tmp_path / "a.parquet")
     for more, message in (
         ([], "has no column 'image': give --image-column, one of picture, label"),
@@ -455,7 +453,7 @@ def test_structures_stay_structures(folder: Path, expected: dict[str, bytes]) ->
         (batch_of(["a"], ["text"]), "expected whole files or arrays of uint8 in column 'image', got str"),
         (batch_of(["a"], [np.zeros((9, 9, 3), np.float32)]), "in column 'image', got array of float32"),
         (batch_of(["a"], [np.zeros((3, 9, 9), np.uint8)]), r"a: expected an array \(H, W\).*, got \(3, 9, 9\)"),
-        (batch_of(["a"], [np.zeros((8, 8), np.uint8)]), "a: expected height and width of at least kernel_size = 9 pixels"),
+        (batch_of(["a"], [np.zeros((5, 5), np.uint8)]), "a: expected height and width of at least kernel_size = 6 pixels"),
         (batch_of([None], [np.zeros((9, 9), np.uint8)]), "an image has no name in column 'name'"),
         (batch_of(["a"], [b""], error=np.array(["mine"])), "has a column 'error' already: give error=, the name of a new one"),
         ({"image": np.array([b""])}, "there is no column 'name': give name=, one of image"),
@@ -514,7 +512,7 @@ def test_an_evaluation_is_the_same_in_every_string(tmp_path: Path, monkeypatch: 
     assert len(stored[0]) > 3
 
 
-def test_what_a_worker_raises_arrives_as_it_was(tmp_path: Path) -> None:
+def test_errors_of_workers_arrive_unchanged(tmp_path: Path) -> None:
     def compute(rows: range) -> Any:
         if rows.start == 2:
             raise ZeroDivisionError("in row 2")

@@ -1,4 +1,4 @@
-"""A whole run: what the paper's setting is, what a trace shows, and what happens when an image diverges."""
+"""A complete run: the paper's setting, the trace, and diverging images."""
 
 import dataclasses
 import itertools
@@ -30,7 +30,7 @@ def test_paper_holds_the_papers_values() -> None:
 
 
 @pytest.mark.parametrize(("std", "scale", "threshold"), [(0.05, 5.0, 5.7375), (0.25, 14.0, 10.2455), (0.5, 14.0, 20.4911)])
-def test_for_noise_sets_what_follows_from_it(std: float, scale: float, threshold: float) -> None:
+def test_for_noise_sets_threshold_and_scale(std: float, scale: float, threshold: float) -> None:
     """A contrast of 2.25 standard deviations of the noise, in units of ``scale``."""
     purify = OnlineAlternateGenerator.for_noise(std, seed=3)
     assert (purify.strength, purify.scale, purify.seed) == (1.0, pytest.approx(scale), 3)
@@ -96,7 +96,7 @@ def test_hopeless_rates_raise_and_name_the_image_or_return_the_input() -> None:
     with pytest.warns(UserWarning, match="returning the input unpurified") as caught:
         returned = small(**hopeless, on_failure="return_input")(images)
     assert torch.equal(returned, images)
-    assert caught[0].filename == __file__  # the line of whoever called it
+    assert caught[0].filename == __file__  # the line of the caller
     with pytest.warns(UserWarning, match="returning the input unpurified") as caught:
         small(**hopeless, on_failure="return_input")((255 * images).byte())
     assert caught[0].filename == __file__
@@ -168,7 +168,7 @@ def test_bfloat16_operands_make_the_same_image_but_for_their_rounding() -> None:
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_bfloat16_is_taken_where_the_cpu_multiplies_it_and_repr_says_so(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_used_where_the_cpu_is_faster_and_repr_shows_it(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_multiplies_bfloat16", lambda: fast)
     image = synthetic_image(3, 30, 33).float()
     chosen, other = (torch.bfloat16, torch.float32) if fast else (torch.float32, torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Randomized smoothing: against a classifier whose margin is known, the binomial distribution itself, and its own rules."""
+"""Randomized smoothing: against a classifier of known margin, the binomial distribution, and its own rules."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Choosing T_N."""
+"""The choice of T_N."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ def test_curve_is_the_accuracy_of_the_target_on_the_trace() -> None:
     assert len({accuracy for _, accuracy in expected}) > 1
 
 
-def test_a_target_that_gives_no_logits_is_refused() -> None:
+def test_a_target_without_logits_is_refused() -> None:
     with pytest.raises(ValueError, match=r"got shape \(2,\)"):
         choose_network_steps(lambda x: x.mean((1, 2, 3)), IMAGES, LABELS, defense=defense(chunk_size=2))
 

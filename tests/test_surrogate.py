@@ -1,4 +1,4 @@
-"""Gradients of baselines: the filters in PyTorch against scikit-image's and finite differences, and the chain that chooses."""
+"""Gradients of baselines: the PyTorch filters against scikit-image's and finite differences, and the choice among them."""
 
 import sys
 from typing import Any

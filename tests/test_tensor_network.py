@@ -1,4 +1,4 @@
-"""Tensor network purification: the train, its truncation, and what the fit does to images."""
+"""Tensor network purification: the train, its truncation, and the effect of the fit on images."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Large images in tiles: how they lie and fade, and that nothing shows where they meet."""
+"""Large images in tiles: positions and weights, and seamless overlaps."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The zero-shot denoisers against the authors' definitions in other words; test_filters has their contract."""
+"""The zero-shot denoisers against independent definitions; test_filters has their contract."""
 
 from typing import Any
 

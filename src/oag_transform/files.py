@@ -139,6 +139,8 @@ def _name(source: Path | bytes, name: str | None) -> str:
 
 
 def _open(source: Path | bytes, formats: tuple[str, ...] | None, notes: list[str]) -> PIL.Image.Image:
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+        raise OSError("it is a folder, a pipe, a socket or a device, not a file")  # a pipe would be waited for without end
     if formats is None:
         PIL.Image.init()
         formats = tuple(name for name in PIL.Image.ID if name != "EPS")  # Pillow would run it in Ghostscript

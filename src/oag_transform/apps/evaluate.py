@@ -44,12 +44,12 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     """Measure defenses as the paper does, and under adaptive attacks.
 
     What is computed is kept in OUT/cache: an interrupted run goes on from there. Each experiment writes OUT/NAME.json, .csv and
-    .md, and OUT/report.html shows all of them. Exit status: 0, 1 if an experiment or a row of one failed, 2 if nothing could be
-    run.
+    .md, and OUT/report.html shows all of them. Exit status: 0; 1 if an experiment or a row of one failed; 2 if nothing could
+    be run.
     """
 
     experiments: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Some of the list above."""
+    """Experiments of the list above."""
     out: Path
     """Folder of the results."""
     data: Annotated[str, default("none, for a report")] = ""
@@ -61,9 +61,9 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     adversarial: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER")] = ()
     """Folders of images that somebody else attacked, named as those of --data, for transfer; a column each."""
     count: int = 150
-    """Images, which the target gets right; for certify, right or wrong."""
+    """Number of images that the target classifies correctly; for certify, of all images."""
     slow_count: int = 20
-    """Images for slow defenses."""
+    """Number of images for slow defenses."""
     attacks: tuple[str, ...] = tuple(attack.key for attack in GRAY_BOX)
     """Gray-box attacks of table1 and others."""
     goal: Literal["paper", "targeted", "untargeted"] = "paper"
@@ -75,9 +75,9 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     mifgsm_eps: int = 4
     """Bound of MI-FGSM in grey levels; the paper has 4 on Flower-17 and 2 on ImageNet."""
     defenses: Annotated[tuple[str, ...] | None, default("all that can be made here")] = None
-    """Some of the list above only, or your own."""
+    """Only these defenses of the list above, or your own."""
     tuned: Annotated[Path | None, default("those of the list")] = None
-    """TUNE.JSON with the settings that the experiment tune has chosen."""
+    """File tune.json with the settings that the experiment tune has chosen."""
     pixelcnn: Annotated[Path | None, default("none")] = None
     """File of fit-pixelcnn, for pixeldefend."""
     noise_std: float = 0.1
@@ -85,17 +85,17 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     compute_dtype: Annotated[Literal["float32", "bfloat16"] | None, default("the faster one on this machine")] = None
     """Operands of OAG's convolutions."""
     progress: bool = False
-    """Progress bars, also where the output is no terminal."""
+    """Show progress bars even if the output is not a terminal."""
     engine: Literal["local", "ray"] = "local"
     """ray (extra 'ray'): batches of images as tasks for a cluster, or for the processors of this machine."""
     address: Annotated[str | None, default("RAY_ADDRESS, or one on this machine for this run")] = None
     """Address of a Ray cluster."""
     adaptive: AdaptiveOptions = AdaptiveOptions()
-    """Of the experiment adaptive."""
+    """Options of the experiment adaptive."""
     convergence: ConvergenceOptions = ConvergenceOptions()
-    """Of the experiment convergence."""
+    """Options of the experiment convergence."""
     certify: CertifyOptions = CertifyOptions()
-    """Of the experiment certify."""
+    """Options of the experiment certify."""
 
     def __post_init__(self) -> None:
         if not self.experiments:
@@ -315,10 +315,10 @@ def _lists() -> str:
     """What the help lists: experiments, attacks, defenses and denoisers, by what they are called on the command line."""
     left_out = ", ".join(entry.key for entry in EXPERIMENTS if not entry.in_all)
     with_other = " and ".join(entry.key for entry in EXPERIMENTS if entry.needs_other)
-    every = f"all but {left_out}, which want time or images of their own; {with_other} with --other"
+    every = f"all but {left_out}, which take long or need other images; {with_other} only with --other"
     lists: dict[str, list[tuple[str, Any]]] = {
         "experiments": [(entry.key, entry.title) for entry in EXPERIMENTS]
-        + [(REPORT, "draw every figure in OUT again, and the report, from the JSON that is there"), (ALL, every)],
+        + [(REPORT, "draw the figures and the report in OUT again, from its JSON files"), (ALL, every)],
         "gray-box attacks": [(attack.key, f"{attack.label}, {'' if attack.targeted else 'un'}targeted") for attack in GRAY_BOX],
         "adaptive attacks": list(ADAPTIVE_ATTACKS.items()),
         "defenses": [(defense.key, defense.label) for defense in DEFENSES]

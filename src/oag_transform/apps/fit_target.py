@@ -48,7 +48,7 @@ class FitTarget(DeviceOptions, ImageOptions):
     adversarial_steps: int = 1
     """1: FGSM from a random start, which may overfit to that step; more: PGD, at proportional cost."""
     report: Annotated[str | None, default("no report")] = None
-    """Other images to print the accuracy on, with --adversarial under APGD too: a folder like --data, or a split."""
+    """Other images to print the accuracy on, and with --adversarial that under APGD: a folder like --data, or a split."""
     compute_dtype: Annotated[Literal["bfloat16"] | None, default("float32")] = None
     """Mixed precision in training all layers."""
 

@@ -44,9 +44,9 @@ class Serve(DeviceOptions, ClassifierOptions):
     max_megabytes: float = 10
     """Largest upload, in MiB."""
     max_megapixels: float = 25
-    """Largest uploaded image."""
+    """Largest uploaded image, in megapixels."""
     max_purify_megapixels: float = 1
-    """Largest image for /purify."""
+    """Largest image for /purify, in megapixels."""
     queue: int = 64
     """Largest number of images in the server at one time."""
     timeout: float = 60

@@ -52,9 +52,9 @@ GRAY_BOX: tuple[GrayBoxAttack, ...] = (
 )
 
 ADAPTIVE_ATTACKS: dict[str, str] = {
-    "transfer": "PGD on the undefended target; the defense meets the result",
+    "transfer": "PGD on the undefended target; the result is given to the defense",
     "noise": "PGD through the noise that comes first, with the rest of the defense left out",
-    "bpda": "PGD + EOT on the cross entropy, the identity for the defense's derivative",
+    "bpda": "PGD + EOT on the cross entropy, with the identity as the defense's derivative",
     "margin": "the same on the CW margin",
     "dlr": "the same on the difference of logits ratio",
     "restart": "the margin from a random start",
@@ -62,8 +62,8 @@ ADAPTIVE_ATTACKS: dict[str, str] = {
     "exact-eot": "the same, four draws for each gradient",
     "expected": "the same; thresholds and masks have the derivative of their mean over the Langevin noise",
     "surrogate": "the margin through a differentiable surrogate of a baseline, such as JPEG's codec; BPDA where it has none",
-    "gray": "BPDA, perturbations that are the same in all channels",
-    "smooth": "BPDA, perturbations interpolated from a coarse grid",
+    "gray": "BPDA with perturbations that are the same in all channels",
+    "smooth": "BPDA with perturbations interpolated from a coarse grid",
     "apgd": "APGD of pyautoattack on the mean over draws, cross entropy",
     "apgd-dlr": "the same, difference of logits ratio",
     "apgd-targeted": "the same, targeted DLR towards the three likeliest wrong classes",
@@ -86,7 +86,7 @@ class AdaptiveOptions:
     l2: tuple[float, ...] = ()
     """L2 bounds on the [0, 1] scale."""
     steps: int = 20
-    """Gradients of each attack but those below."""
+    """Gradients of each attack, except those with an option of their own."""
     draws: int = 1
     """Draws of the defense for each gradient (k of EOT)."""
     exact_steps: int = 10
@@ -154,7 +154,7 @@ class CertifyOptions:
     radius: float | None = None
     """Stop counting as soon as this L2 radius is proven or out of reach; None: count all."""
     denoisers: tuple[str, ...] | None = None
-    """Some of the list of denoisers; None: all but the slow ones."""
+    """Only these denoisers of the list above; None: all but the slow ones."""
     batch_norm: str | None = None
     """A second row for each denoiser: batch normalization adapted to it on these images, named like --data."""
 

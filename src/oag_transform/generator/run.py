@@ -87,7 +87,7 @@ def trajectory(inputs: Inputs, every: int) -> Iterator[State]:
 
 
 def choose_loop(settings: Settings, device: torch.device, dtype: torch.dtype) -> Loop:
-    """The loop for images of this device and dtype (as :func:`.images.work_type` gives them).
+    """The loop for images of this device and dtype (see :func:`.images.work_type`).
 
     Raises:
         RuntimeError: ``backend="triton"``, and the kernels can't run there; the message says why.
@@ -114,7 +114,7 @@ def prepare(pixels: Tensor, settings: Settings, seed: int, indices: Sequence[int
 
 
 def operands(settings: Common, device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Precision of the convolutions' operands for images of this device and dtype (as :func:`.images.work_type` gives them)."""
+    """The dtype of the convolutions' operands for images of this device and dtype (see :func:`.images.work_type`)."""
     if settings.compute_dtype is not None:
         return settings.compute_dtype
     fast = device.type == "cpu" and dtype == torch.float32 and settings.backend != "triton" and _multiplies_bfloat16()
@@ -124,21 +124,21 @@ def operands(settings: Common, device: torch.device, dtype: torch.dtype) -> torc
 def _multiplies_bfloat16() -> bool:
     """Whether this CPU is faster with operands in bfloat16: it has AMX, or is an AMD with AVX512-BF16.
 
-    An image of 224 x 224 took an AMD EPYC with AVX512-BF16 0.078 s in bfloat16 and 0.119 s in float32; an Intel with
+    An AMD EPYC with AVX512-BF16 took 0.078 s in bfloat16 and 0.119 s in float32 for an image of 224 x 224. An Intel CPU with
     AVX512-BF16 and without AMX was slower in bfloat16.
     """
-    if not hasattr(torch.cpu, "get_capabilities"):  # an older PyTorch, which doesn't say whose CPU it is
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older PyTorch, which doesn't name the CPU
         return bool(torch.cpu._is_amx_tile_supported())
-    found = torch.cpu.get_capabilities()  # what isn't there on an architecture isn't named
+    found = torch.cpu.get_capabilities()  # has no keys for capabilities of other architectures
     return found.get("amx_bf16", False) or (found.get("avx512_bf16", False) and found.get("cpu_name", "").startswith("AMD"))
 
 
 def diverged(state: State, settings: Settings) -> Tensor:
-    """Mask (N,) of images that are not finite, or further from the reference than an image without any content is."""
+    """Mask (N,) of the images that are not finite, or further from the reference than an image without content."""
     residual = (state.images - state.reference).square().mean((1, 2, 3))
-    # the noise of full strength: less of it moves this limit by little
+    # the noise of full strength; weaker noise changes this limit little
     limit = 2 * (state.reference.square().mean((1, 2, 3)) + langevin.stationary_variance(settings.step_size))
-    return ~(residual <= limit)  # so that NaN counts
+    return ~(residual <= limit)  # NaN counts as diverged
 
 
 def _obstacle(settings: Settings, device: torch.device, dtype: torch.dtype) -> str | None:

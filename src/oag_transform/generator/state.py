@@ -42,7 +42,7 @@ class State(NamedTuple):
     Attributes:
         step: network step t, from 1 to T_N; 0 at the start.
         pair: the reference and the synthesised images as cells (2, N*D, h, w), see :mod:`.energy`.
-        theta: the networks that made the synthesised images.
+        theta: the networks that generated the synthesised images.
         stride: of the cells.
         shape: (N, channels, H, W) of the images.
     """
