@@ -85,5 +85,5 @@ def _caption(plan: Plan) -> str:
     return (
         f"Accuracy in percent of images that the target classifies correctly. Untargeted. {alone}{seed} A vote of "
         f"{options.judge} fresh draws judges a randomised defense: accuracy by vote with its 95% interval, of a single draw, "
-        "and right in every draw. Seconds hold defense and target, of one draw. What attacks leave is an upper bound."
+        "and right in every draw. Seconds include defense and target, of one draw. Robust accuracies are upper bounds."
     )

@@ -117,10 +117,10 @@ def _caption(facts: dict[str, Any], most: float, clean: Cell) -> str:
     limit = f"{most:.2g} is the most that {facts['draws counted']} draws can prove" if most else "So few draws prove nothing"
     low, high = clean.interval
     return (
-        f"Proven is an L2 radius, on the [0, 1] scale. At {shape[1]} x {shape[2]} pixels the L-infinity radius that it implies "
-        f"is {1 / linf_radius(1, shape):.0f} times smaller: {worth}. {limit}. A wrong certificate has a probability of at most "
-        f"{facts['alpha']:g}. {clean.n} images, right or wrong; the undefended target has {100 * clean.accuracy:.1f}% "
-        f"[{100 * low:.0f}, {100 * high:.0f}] of them right without noise."
+        f"The certified radius is in L2 norm on the [0, 1] scale. At {shape[1]} x {shape[2]} pixels the L-infinity radius that "
+        f"it implies is {1 / linf_radius(1, shape):.0f} times smaller: {worth}. {limit}. A wrong certificate has a probability "
+        f"of at most {facts['alpha']:g}. {clean.n} images, right or wrong; the undefended target has "
+        f"{100 * clean.accuracy:.1f}% [{100 * low:.0f}, {100 * high:.0f}] of them right without noise."
     )
 
 

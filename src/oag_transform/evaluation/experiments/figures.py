@@ -100,7 +100,7 @@ def tradeoff(plan: Plan) -> Result:
     caption = "Clean accuracy, and mean accuracy under the attacks, of each setting."
     return plan.result(
         "tradeoff",
-        "A defense that lies above and to the right of another beats it. Slow ones are measured on fewer images. "
+        "A defense above and to the right of another is better. Slow defenses are measured on fewer images. "
         f"OAG is at {plan.setting_name}, but for T_N.",
         "Defense",
         [*(column.label for column in columns), "Mean attacked"],
