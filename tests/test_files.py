@@ -184,9 +184,7 @@ def test_what_is_no_image_is_told_in_one_line(tmp_path: Path, monkeypatch: pytes
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, reader: Any) -> None:
     os.mkfifo(tmp_path / "pipe.png")  # nobody writes to it: opened, it would hang
     for path in (tmp_path / "pipe.png", tmp_path):
-        with pytest.raises(
-            UnreadableImageError, match=f"{path.name} is .*: it is a folder, a pipe, a socket or"
-        ):
+        with pytest.raises(UnreadableImageError, match=f"{path.name} is .*: it is a folder, a pipe, a socket or"):
             reader(path)
 
 

@@ -77,6 +77,7 @@ class Certificate:
 
     def at(self, alpha: float) -> "Certificate":
         """The certificate that the same counts give for another ``alpha``."""
+        alpha = _checks.number("alpha", alpha, above=0, below=1)
         return certificate(self.tally, self.noise_std, alpha, self.looks)
 
 

@@ -236,8 +236,11 @@ class OnlineAlternateGenerator(nn.Module):
         """The hyper-parameters that images of this size are purified with: what was given, and what follows the size.
 
         Raises:
-            ValueError: what was given doesn't go with what follows the size: kernels smaller than their stride.
+            ValueError: a side below 2 pixels, or what was given doesn't go with what follows the size: kernels
+                smaller than their stride.
         """
+        for name, side in (("height", height), ("width", width)):
+            _checks.integer(name, side, at_least=2)
         return self.settings.at(height, width)
 
     def _image(self, images: ImageLike, indices: list[int], settings: Settings, loop: Loop) -> ImageLike:
