@@ -1,11 +1,11 @@
-"""What a setting keeps of a image and what it lets through of noise: how the default's hyper-parameters were compared.
+"""Detail that a setting keeps, and noise that it transmits: the comparison behind the default's hyper-parameters.
 
 python -m benchmarks.detail --data flower17/train --data imagenet-even --count 6 --out docs/data/detail.json    (15 minutes)
 
-For each setting and T_N: the PSNR of the mode I* (Eq. 9, 10; the image without its Langevin noise) to the image, and the
-share of white noise (6 grey levels) that comes through, <I*(x + n) - I*(x), n> / <n, n>. No classifier and no attack is used.
-All settings are at full strength: these images are clean, and the default would follow that. And all but one have float32
-operands, so that the table is the same on every machine. ``--out`` keeps it as JSON, of which ``benchmarks.docs`` makes tables.
+For each setting and T_N, this measures the PSNR of the mode I* (Eq. 9, 10; the result without its Langevin noise) to the
+image, and the transmitted share of white noise n (6 grey levels), <I*(x + n) - I*(x), n> / <n, n>. It needs no classifier and
+no attack. All settings have full strength, because the default strength would follow the clean images. All but one have float32
+operands, so that the table is the same on every machine. ``--out`` writes JSON, from which ``benchmarks.docs`` makes tables.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch import Tensor
 from oag_transform import OnlineAlternateGenerator
 from oag_transform.evaluation.data import Preprocessing, batches, image_folder
 from oag_transform.evaluation.provenance import provenance
-from oag_transform.generator.run import alternate, choose_loop
+from oag_transform.generator.run import prepare, trajectory
 from oag_transform.generator.settings import Settings
 from oag_transform.images import to_pixels
 
@@ -60,7 +60,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # no commas in the names: a page lists 
 def modes(image: Tensor, defense: OnlineAlternateGenerator, index: int) -> Iterator[Tensor]:
     """Modes in [0, 1] of an image (1, 3, H, W), one at each of ``STEPS``."""
     s = defense.settings_for(*image.shape[-2:])
-    for state in alternate(image, s, choose_loop(s, image.device, image.dtype), SEED, [index], every=1):
+    for state in trajectory(prepare(image, s, SEED, [index]), every=1):
         if state.step in STEPS:
             yield to_pixels(state.mode, s.scale)
 

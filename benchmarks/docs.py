@@ -4,15 +4,20 @@ python -m benchmarks.docs            (writes them anew where they differ; --chec
 
 A block begins with an HTML comment that says what it is made of, and ends with ``<!-- end -->``:
 
-- ``<!-- table: data/x/table1.json -->``: a whole result, with what is needed to repeat it, and the figures that say more;
-- ``<!-- rows: NAME=data/x/table1.json NAME=data/y/table1.json | KEY [KEY ...] -->``: clean, mean and worst accuracy of some
-  defenses in several results side by side, each at its published setting there;
+- ``<!-- table: data/x/table1.json -->``: a whole result, its settings folded, and the figures that say more;
+- ``<!-- summary: NAME=data/x/table1.json[,data/x/adaptive-linf.json[,BOUND]] ... | KEY[:SETTING] ... -->``: clean, mean
+  gray-box and adaptive accuracy of some defenses on several data sets side by side, each at its published setting unless it
+  says otherwise, and the adaptive one at that setting too; ``none`` and ``none-4-views`` are no defense;
+- ``<!-- board: table1=... adaptive=...[,...] linf=BOUND certify=... radius=RADIUS -->``: a row for every defense that any of
+  these results has, also the worst attack, certified accuracy and time; each part may be left out;
+- ``<!-- paired: data/x/table1.json | NAME -->``: every row of a result with a clean and a mean column beside the row of this
+  name, image by image;
 - ``<!-- attacks: -->``: the list of adaptive attacks;
 - ``<!-- detail: data/detail.json | NAME, NAME -->``: some of the settings that ``benchmarks.detail`` compared;
 - ``<!-- speed: data/speed.json -->``: what ``benchmarks.speed`` wrote;
 - ``<!-- scale: data/scale.json TABLE -->``: a table of what ``benchmarks.scale`` wrote.
 
-Paths are relative to docs.
+Paths are relative to docs. Summary and board go without results whose file isn't there.
 """
 
 import argparse
@@ -23,12 +28,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import detail, scale, speed
+from benchmarks import board, detail, scale, speed
 from oag_transform.evaluation import result as results
 from oag_transform.evaluation.options import ADAPTIVE_ATTACKS
 from oag_transform.evaluation.render import tables
 from oag_transform.evaluation.render.draw import draw_figures
-from oag_transform.evaluation.result import Certified, Lines, Result, RowResult, Tradeoff
+from oag_transform.evaluation.result import Certified, Lines, Result, Tradeoff
+from oag_transform.evaluation.statistics import paired
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -76,41 +82,34 @@ def _shown(path: str) -> Result:
 
 
 def _table(of: str) -> str:
-    """A whole result but for its heading."""
-    text = tables.to_markdown(_shown(of)).split("\n", 2)[2]
+    """A whole result but for its heading; no line breaks within an interval."""
+    text = tables.to_markdown(_shown(of), folded=True).split("\n", 2)[2]
+    text = re.sub(r"(\[\d+,) (\d+\])", "\\1\N{NO-BREAK SPACE}\\2", text)
     return re.sub(r"^(!\[.*\]\()(.*)(\))$", rf"\1{Path(of).parent.as_posix()}/\2\3", text, flags=re.MULTILINE)
+
+
+def _paired(of: str) -> str:
+    """Every row beside one of them: accuracy with its interval, and exact sign tests on clean and on attacked images."""
+    file, _, name = (part.strip() for part in of.partition("|"))
+    found = results.read(DOCS / file)
+    rows, most = [row for row in found.rows if not row.error], found.facts["n"]
+    one = next((row for row in rows if row.name == name), None)
+    if one is None:
+        raise ValueError(f"{file} has no row {name!r}; it has {', '.join(row.name for row in rows)}")
+    headings = "| Defense | Clean | Mean attacked | Clean: better, worse, p | Attacked: better, worse, p |"
+    lines = [headings, f"|{'---|' * 5}"]
+    for row in rows:
+        shown = [tables.cell_text(row.cells[0], most), tables.cell_text(row.cells[-1], most)]
+        tests = [paired(one.cells[:1], row.cells[:1]), paired(one.cells[1:-1], row.cells[1:-1])]
+        shown += ["" if row is one else f"{more}, {fewer}, {p:.2g}" for more, fewer, p in tests]
+        lines.append(f"| {row.name} | {' | '.join(shown)} |")
+    note = f"Images on which {name} is better and worse than the row, and the two-sided p of the exact sign test."
+    return "\n".join([*lines, "", f"{note} Attacked: right under more, and under fewer, of the attacks."])
 
 
 def _attacks(_: str) -> str:
     lines = ["| `--adaptive.attacks` | what it does |", "|---|---|"]
     return "\n".join([*lines, *(f"| {name} | {text} |" for name, text in ADAPTIVE_ATTACKS.items())])
-
-
-def _some_rows(of: str) -> str:
-    """Clean, mean and worst accuracy in percent of the defenses with some keys; ``none`` is no defense."""
-    files, _, keys = of.partition("|")
-    found = {name: results.read(DOCS / path) for name, path in (file.split("=") for file in files.split())}
-    heading = ["Defense"] + [f"{name}: {column}" for name in found for column in ("clean", "mean attacked", "worst attack")]
-    lines = [f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
-    for key in keys.split():
-        rows = [_row(result, key) for result in found.values()]
-        name = next((row.name for row in rows if row is not None), None)
-        if name is None:
-            raise ValueError(f"no row of {key!r} in {', '.join(result.key for result in found.values())}")
-        cells = [f"{100 * value:.1f}" if row else "" for row in rows for value in (_three(row) if row else (0, 0, 0))]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    n = ", ".join(f"{result.facts['n']} images of {name}" for name, result in found.items())
-    return "\n".join([*lines, "", f"In percent of {n} that the target gets right without an attack."])
-
-
-def _row(result: Result, key: str) -> RowResult | None:
-    """The first row of a defense, at its published setting; None where it was not measured."""
-    return next((row for row in result.rows if (row.name == "None" if key == "none" else row.defense == key)), None)
-
-
-def _three(row: RowResult) -> tuple[float, float, float]:
-    clean, *attacked, mean = (cell.accuracy if cell is not None else float("nan") for cell in row.cells)
-    return clean, mean, min(attacked)
 
 
 def _detail(of: str) -> str:
@@ -124,7 +123,9 @@ def _load(of: str) -> Any:
 
 KINDS: dict[str, Callable[[str], str]] = {
     "table": _table,
-    "rows": _some_rows,
+    "summary": lambda of: board.summary(of, DOCS),
+    "board": lambda of: board.board(of, DOCS),
+    "paired": _paired,
     "attacks": _attacks,
     "detail": _detail,
     "speed": lambda of: speed.markdown(_load(of)),

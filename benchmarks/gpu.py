@@ -2,8 +2,8 @@
 
 python -m benchmarks.gpu            (from the repository; on a machine without a GPU, the rows that run on the CPU)
 
-Rates are of the products and of the memory traffic that the method needs (``work``), next to the two ceilings measured here.
-Nothing is reported of the fused kernels before they agree with the PyTorch operators on the same images.
+Rates count the products and the memory traffic that the method needs (``work``). The two ceilings are measured in the same run.
+The fused kernels are reported only if they agree with the PyTorch operators on the same images.
 """
 
 import argparse
@@ -23,10 +23,9 @@ from oag_transform import OnlineAlternateGenerator, streams
 from oag_transform.baselines.catalogue import Needs, by_key
 from oag_transform.generator import energy, loop, reference
 from oag_transform.generator.settings import Settings
-from oag_transform.generator.state import begin
-from oag_transform.images import to_model_units
+from oag_transform.generator.state import Inputs
 
-from .speed import photographs, plain_settings
+from .speed import plain_settings, sample_images
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -146,10 +145,9 @@ def moves(images: Tensor, repeats: int) -> Iterator[tuple[str, float, int]]:
 def chunk_arguments(images: Tensor, transform: OnlineAlternateGenerator) -> tuple[Any, ...]:
     """What a fused chunk is made of, after the first image update."""
     s = transform.settings_for(*images.shape[-2:])
-    generators = streams.generators(0, range(len(images)), images.device)
-    strength = images.new_ones(len(images))
-    start = begin(to_model_units(images, s.scale), s, generators)
-    return next(loop.alternate(start, s, generators, strength, every=1)), s, generators, strength
+    inputs = Inputs(images, s, images.new_ones(len(images)), 0, range(len(images)))
+    generators = streams.generators(inputs.seed, inputs.indices, images.device)
+    return next(loop.alternate(inputs, every=1)), s, generators, inputs.strength
 
 
 def products(images: Tensor, dtype: torch.dtype, repeats: int) -> Iterator[tuple[str, float]]:
@@ -224,7 +222,7 @@ def main() -> None:
     heading = f"{'':50} {'ms an image':>12} {'peak MiB':>9} {'TFLOP/s':>8} {'of max':>7} {'GB/s':>7} {'of max':>7}"
 
     if GPU:
-        sample = photographs(4, options.size).to(DEVICE)
+        sample = sample_images(4, options.size).to(DEVICE)
         for _, transform, _, _ in variants(options.network_steps, options.paper_steps):
             if transform.settings.backend == "triton":
                 agree(transform, sample)
@@ -273,9 +271,9 @@ def main() -> None:
 
 
 def _batch(count: int, size: int) -> Tensor:
-    """Photographs, repeated where there are not so many crops."""
+    """Sample images, repeated where there are not so many crops."""
     crops = max(1, min(count, 512 - size))
-    return photographs(crops, size)[torch.arange(count) % crops].to(DEVICE)
+    return sample_images(crops, size)[torch.arange(count) % crops].to(DEVICE)
 
 
 def _peers(options: argparse.Namespace) -> list[tuple[str, nn.Module]]:

@@ -1,10 +1,11 @@
-"""Speed and memory on this machine, beside what it could do at most and beside other defenses, in one run.
+"""Speed and memory on this machine, compared with its ceiling and with other defenses, in one run.
 
 python -m benchmarks.speed [--out docs/data/speed.json]          (from the repository, on an idle machine; some five minutes)
 
-The ceiling is the rate of a large matrix product. "Share" is how much of it a part reaches with the arithmetic that it needs;
-draws and element-wise work need next to none, and show as time. The plain reference (oag_transform/generator/reference.py,
-Algorithm 1 by autograd as the paper has it) and ``paper()`` are timed over a few network steps and scaled up.
+The ceiling is the rate of a large matrix product. "Share" is the arithmetic of a part per second, divided by the ceiling.
+Random numbers and element-wise operations have almost no arithmetic and appear as time only. The plain reference
+(oag_transform/generator/reference.py, the paper's Algorithm 1 with autograd) and ``paper()`` are timed over a few network steps
+and scaled up.
 """
 
 import argparse
@@ -31,18 +32,17 @@ from oag_transform.evaluation.provenance import provenance
 from oag_transform.generator import energy, reference
 from oag_transform.generator.run import operands
 from oag_transform.generator.settings import Settings
-from oag_transform.generator.state import begin
-from oag_transform.images import to_model_units
+from oag_transform.generator.state import Inputs, begin
 
 CPU = torch.device("cpu")
 SIZES = ((32, 1), (32, 64), (64, 16), (96, 8), (128, 8), (224, 1), (224, 8), (224, 64), (512, 2), (1024, 1))
 """Pixels a side, images in the batch."""
 PARTS = (224, 8)
-"""Of :data:`SIZES`, whose parts are timed too."""
+"""The entry of :data:`SIZES` whose parts are also timed."""
 PEERS = ("tvm", "dip", "nlm", "bm3d")
 
 
-def photographs(count: int, size: int) -> Tensor:
+def sample_images(count: int, size: int) -> Tensor:
     """Crops of scikit-image's astronaut, (count, 3, size, size) in [0, 1], enlarged beyond 512; the content costs nothing."""
     import skimage.data
 
@@ -69,33 +69,33 @@ def plain_settings(transform: OnlineAlternateGenerator, network_steps: int) -> S
 
 
 def ceiling(dtype: torch.dtype, repeats: int) -> float:
-    """Operations a second of a product of two matrices of 2048 x 2048."""
+    """Operations per second of a product of two 2048 x 2048 matrices."""
     a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
     return 2 * 2048**3 / seconds(lambda: a @ b, 3 * repeats)
 
 
 def operations(s: Settings, size: int, products: int) -> float:
-    """Of so many products of the convolution with an image of ``size`` x ``size`` pixels."""
+    """Operations of ``products`` products of the convolution with an image of ``size`` x ``size`` pixels."""
     cells = -(-size // s.stride)
     return 2.0 * products * cells**2 * s.filters * 3 * s.stride**2 * energy.kernel_cells(s.kernel_size, s.stride) ** 2
 
 
 def products_in(s: Settings) -> int:
-    """Of a whole run: five for a network step, two for the last image, which has no network step."""
+    """Products of a whole run: five for each network step, and two for the last image, which has no network step."""
     return 5 * (s.network_steps - 1) + 2
 
 
 def parts(s: Settings, dtype: torch.dtype, size: int, repeats: int) -> Iterator[tuple[str, float, int, int]]:
-    """(what, seconds, products in it, how often in a run) of the parts of a run on one image that can be timed alone."""
-    image = photographs(1, size)
-    generators = streams.generators(0, [0], CPU)
-    start = begin(to_model_units(image, s.scale), s, generators)
+    """(name, seconds, products, times in a run) of the parts of a run on one image that can be timed alone."""
+    image = sample_images(1, size)
+    inputs = Inputs(image, s, torch.ones(1), 0, [0])
+    start, generators = begin(inputs)
     theta, pair = start.theta.cast(dtype), start.pair.to(dtype)
     gates = energy.gate(energy.responses(pair, theta), theta)
     normal = torch.empty(1, *pair.shape[-2:], pair.shape[1])
     n = s.network_steps - 1
     yield "estimate of the noise", seconds(lambda: noise_level.estimate(image), repeats), 0, 1
-    yield "random network", seconds(lambda: begin(start.reference, s, generators), repeats), 0, 1
+    yield "random network", seconds(lambda: begin(inputs), repeats), 0, 1
     yield "noise drawn", seconds(lambda: streams.fill_normal(normal, generators), repeats), 0, n + 1
     yield "responses of both images", seconds(lambda: energy.responses(pair, theta), repeats), 2, n
     yield "mode", seconds(lambda: energy.image_gradient(gates[:1], theta), repeats), 1, n + 1
@@ -106,8 +106,8 @@ def parts(s: Settings, dtype: torch.dtype, size: int, repeats: int) -> Iterator[
 
 
 def first_calls() -> tuple[float, float]:
-    """Seconds of the first call in a process, and of the second: for a process of its own."""
-    image, purify = photographs(1, 224), OnlineAlternateGenerator(seed=0)
+    """Seconds of the first and of the second call in a process; it needs a new process."""
+    image, purify = sample_images(1, 224), OnlineAlternateGenerator(seed=0)
     times = []
     for _ in range(2):
         start = time.perf_counter()
@@ -117,7 +117,7 @@ def first_calls() -> tuple[float, float]:
 
 
 def throughput(images: Tensor) -> float:
-    """Seconds an image in a process of one thread."""
+    """Seconds per image in a process with one thread."""
     torch.set_num_threads(1)
     purify = OnlineAlternateGenerator(seed=0)
     purify(images[:1])
@@ -127,15 +127,15 @@ def throughput(images: Tensor) -> float:
 
 
 def processes(count: int) -> float:
-    """Images a second of ``count`` processes of one thread each, side by side."""
-    images = photographs(24, 224)
+    """Images per second of ``count`` parallel processes with one thread each."""
+    images = sample_images(24, 224)
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(throughput, [images[:2]] * count))  # started, and warm
         return sum(1 / each for each in pool.map(throughput, [images] * count))
 
 
 def peak_memory(height: int, width: int) -> tuple[float, float, float]:
-    """GiB that a process has held at most before and after it purified one uint8 image, and the seconds that it took."""
+    """Peak memory of a process in GiB before and after it purified one uint8 image, and the seconds of the purification."""
     image = torch.randint(0, 256, (3, height // 125, width // 125), dtype=torch.uint8)
     image = image.repeat_interleave(125, 1).repeat_interleave(125, 2)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -145,13 +145,13 @@ def peak_memory(height: int, width: int) -> tuple[float, float, float]:
 
 
 def of_threads(threads: int, repeats: int) -> dict[str, Any]:
-    """What the default does with so many threads, at each size, beside the ceilings."""
+    """Times of the default with this number of threads at each size, and the ceilings."""
     torch.set_num_threads(threads)
     ceilings = {str(dtype): ceiling(dtype, repeats) / 1e9 for dtype in (torch.float32, torch.bfloat16)}
     rows = []
     for dtype in dict.fromkeys((operands(Settings(), CPU, torch.float32), torch.float32)):
         transform = OnlineAlternateGenerator(seed=0, compute_dtype=dtype)
-        found = [(side, batch, photographs(batch, side)) for side, batch in SIZES]
+        found = [(side, batch, sample_images(batch, side)) for side, batch in SIZES]
         for side, batch, images in found:
             s = transform.settings_for(side, side)
             each = seconds(functools.partial(transform, images), repeats if batch < 64 else 1) / batch
@@ -177,8 +177,8 @@ def of_threads(threads: int, repeats: int) -> dict[str, Any]:
 
 
 def beside(repeats: int) -> list[dict[str, Any]]:
-    """Seconds an image of other ways to do it, and of other defenses, with all threads."""
-    image, rows = photographs(1, 224), []
+    """Seconds per image of other settings and loops and of other defenses, with all threads."""
+    image, rows = sample_images(1, 224), []
     default, paper = OnlineAlternateGenerator(seed=0), OnlineAlternateGenerator.paper(network_steps=4, seed=0)
     plain = plain_settings(default, 2)
     full = OnlineAlternateGenerator.paper().network_steps

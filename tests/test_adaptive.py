@@ -1,4 +1,4 @@
-"""Attacks that know the defense: bounds, gradients, what they find, and when they say that they can't be trusted."""
+"""Adaptive attacks: bounds, gradients, results, and warnings about unreliable attacks."""
 
 import dataclasses
 import math
@@ -134,7 +134,7 @@ def test_a_defense_that_does_nothing_falls_as_the_undefended_target_does(name: s
     assert attack(behind, images, labels).images.equal(attack(undefended(), images, labels).images)
 
 
-def test_who_knows_the_seed_beats_who_does_not() -> None:
+def test_an_attacker_who_has_the_seed_is_stronger() -> None:
     class Dropped(nn.Module):
         """Nine pixels of ten are hidden, other ones in each stream."""
 
@@ -168,7 +168,7 @@ def test_unrolled_purifies_as_the_transform_does() -> None:
 
 
 @pytest.mark.parametrize("strength", [1.0, None])
-def test_the_exact_gradient_is_what_finite_differences_say(strength: float | None) -> None:
+def test_the_exact_gradient_agrees_with_finite_differences(strength: float | None) -> None:
     # without a threshold what is drawn is piecewise smooth, and a small difference crosses no border
     model = unrolled(DefendedModel(Linear().double(), small(threshold=0.0, strength=strength), shift=0))
     model.target.weight = model.target.weight.double()
@@ -194,7 +194,7 @@ def test_an_expected_gradient_is_that_of_the_mean_over_noise() -> None:
     torch.testing.assert_close(slope, (mean[0] - mean[1]) / (2 * step), rtol=1e-6, atol=1e-9)
 
 
-def test_expected_gradients_are_of_the_same_values_and_of_what_jumps_too() -> None:
+def test_expected_gradients_keep_the_values_and_include_jumps() -> None:
     images = synthetic_image(1, 3, SIDE, SIDE)
     points = [images.clone().requires_grad_() for _ in range(2)]
     made = [Unrolled(small(), expected=expected)(point, index=4) for point, expected in zip(points, (False, True), strict=True)]
@@ -317,7 +317,7 @@ bounds = st.one_of(
 
 @settings(max_examples=50)
 @given(bounds, st.integers(0, 100))
-def test_projected_is_within_the_bound_and_leaves_what_is(bound: Bound, seed: int) -> None:
+def test_projection_is_within_the_bound_and_idempotent(bound: Bound, seed: int) -> None:
     values = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     projected = bound.projected(values)
     assert (length(projected, bound) <= bound.eps * (1 + 1e-12)).all()
@@ -331,7 +331,7 @@ def test_losses_in_closed_form() -> None:
     assert adaptive.cross_entropy(logits, labels).item() == pytest.approx(math.log(sum(math.exp(v) for v in (3, 1, 0, -1))) - 1)
 
 
-def test_a_basis_makes_what_it_says() -> None:
+def test_a_basis_constrains_the_perturbation() -> None:
     images, labels = examples()
     grey = PGD(LINF, 3, 1, basis="gray")(undefended(), images, labels).images - images
     torch.testing.assert_close(grey[:, :1].expand_as(grey), grey)
@@ -369,7 +369,7 @@ def test_a_coin_is_judged_by_its_draws() -> None:
     assert once.single_draw == once.every_draw == once.accuracy
 
 
-def test_a_tie_is_no_right_vote() -> None:
+def test_a_tie_is_not_a_correct_vote() -> None:
     class InStreams(nn.Module):
         def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
             return torch.stack([image * 0 + i % 2 for image, i in zip(images, index, strict=True)])
@@ -448,7 +448,7 @@ def test_bad_bounds_raise(norm: Any, eps: float, message: str) -> None:
 
 
 @pytest.mark.parametrize("known", [False, True])
-def test_a_column_attacks_each_row_through_its_own_defense(known: bool, tmp_path: Path) -> None:
+def test_a_column_attacks_each_row_with_its_own_defense(known: bool, tmp_path: Path) -> None:
     subject = subject_of(examples(5)[0], tmp_path)
     row = Row("noise", lambda seed: GaussianNoise(12, seed=seed), count=3)
     options = AdaptiveOptions(linf=(8,), steps=10, draws=1, judge=3, seed_known=known)

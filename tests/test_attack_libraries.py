@@ -1,4 +1,4 @@
-"""Every attack of torchattacks and foolbox, and AutoAttack, on a DefendedModel: each runs, or is named here with why not."""
+"""Every attack of torchattacks and foolbox, and AutoAttack, runs on a DefendedModel or is listed here with a reason."""
 
 import contextlib
 import importlib
@@ -50,7 +50,7 @@ def target() -> nn.Module:
     return Brightest().eval()
 
 
-def photographs() -> tuple[Tensor, Tensor]:
+def random_images() -> tuple[Tensor, Tensor]:
     """Two images that reach 0 and 1 at the border, so that every attack looks beyond, and their classes."""
     generator = torch.Generator().manual_seed(0)
     images = 0.4 + 0.1 * torch.rand(2, 3, 16, 16, generator=generator)
@@ -98,7 +98,7 @@ def torchattacks_names() -> list[str]:
 
 @pytest.mark.parametrize("name", torchattacks_names())  # not in an extra: it pins a requests that others can't use
 def test_torchattacks(name: str) -> None:
-    attack, (images, labels) = getattr(importlib.import_module("torchattacks"), name), photographs()
+    attack, (images, labels) = getattr(importlib.import_module("torchattacks"), name), random_images()
     arguments = small(attack)
     if name == "LGV":
         arguments |= {"trainloader": [(images, labels)], "epochs": 1, "nb_models_epoch": 1, "verbose": False}
@@ -111,7 +111,7 @@ def test_torchattacks(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in named("foolbox.attacks", made_of=foolbox.Attack) if n not in NOT_THROUGH])
 def test_foolbox(name: str) -> None:
-    attack, (images, labels) = getattr(foolbox.attacks, name), photographs()
+    attack, (images, labels) = getattr(foolbox.attacks, name), random_images()
     defended = foolbox.PyTorchModel(model(clip=True), bounds=(0, 1), device="cpu")
     criterion: Any = foolbox.criteria.Misclassification(labels)
     made, more = attack(**small(attack)), {}
@@ -127,16 +127,16 @@ def test_foolbox(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NOT_THROUGH)
-def test_what_foolbox_cannot_do_it_cannot_do_without_a_defense(name: str) -> None:
-    attack, (images, labels) = getattr(foolbox.attacks, name), photographs()
-    bare = foolbox.PyTorchModel(target(), bounds=(0, 1), device="cpu")
+def test_attacks_of_foolbox_that_fail_also_fail_without_a_defense(name: str) -> None:
+    attack, (images, labels) = getattr(foolbox.attacks, name), random_images()
+    undefended = foolbox.PyTorchModel(target(), bounds=(0, 1), device="cpu")
     with torch.random.fork_rng(), pytest.raises((ModuleNotFoundError, AttributeError, NotImplementedError)):
-        attack(**small(attack))(bare, images, labels, epsilons=0.1)
+        attack(**small(attack))(undefended, images, labels, epsilons=0.1)
 
 
 def test_autoattack() -> None:
     library = pytest.importorskip("pyautoattack")
-    images, labels = photographs()
+    images, labels = random_images()
     attack = library.AutoAttack(
         model(clip=True), norm="Linf", eps=0.05, version="custom", attacks=["apgd-ce", "apgd-t", "fab-t", "square"],
         device="cpu",
@@ -151,10 +151,10 @@ def test_autoattack() -> None:
 
 
 @pytest.mark.parametrize("attack", ["SPSA", "NIFGSM"])
-def test_without_clip_the_error_says_what_to_do(attack: str) -> None:
+def test_without_clip_the_error_names_the_remedy(attack: str) -> None:
     library = pytest.importorskip("torchattacks")
     with torch.random.fork_rng(), pytest.raises(ValueError, match=r"clamp\(0, 1\).* DefendedModel\(\.\.\., clip=True\)"):
-        getattr(library, attack)(model())(*photographs())
+        getattr(library, attack)(model())(*random_images())
 
 
 def test_randomized_smoothing_of_art_through_the_preprocessor() -> None:
@@ -163,7 +163,7 @@ def test_randomized_smoothing_of_art_through_the_preprocessor() -> None:
 
     from oag_transform.art import DefensePreprocessor
 
-    images, labels = photographs()
+    images, labels = random_images()
     purify = model().defense
     for clip, outcome in ((False, pytest.raises(ValueError, match=r"clamp\(0, 1\)")), (True, contextlib.nullcontext())):
         smoothed = PyTorchRandomizedSmoothing(

@@ -1,4 +1,4 @@
-"""The attacks against plain autograd references in float64, and their rules."""
+"""The gray-box attacks against plain autograd references in float64, and their rules."""
 
 import foolbox
 import pytest

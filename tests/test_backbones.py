@@ -1,4 +1,4 @@
-"""Networks to make targets of."""
+"""Backbones of targets."""
 
 import pytest
 import torch

@@ -24,14 +24,14 @@ def draw(seed: int) -> Generator:
     return Generator().manual_seed(seed)
 
 
-def test_there_are_ten_groups_and_none_changes_nothing() -> None:
+def test_there_are_ten_groups_and_zero_groups_change_nothing() -> None:
     image = rand(1, 3, 12, 12)
     assert len(GROUPS) == 10
     assert torch.equal(BaRT(0, seed=1)(image), image)
 
 
 def test_an_image_gets_k_different_groups_in_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups are replaced by the digits of a number: what is left tells which came, and when."""
+    """Groups append digits to a number, which shows the selected groups and their order."""
     monkeypatch.setattr(barrage, "_GROUPS", tuple((lambda i, _, n=n: i / 16 + n / 16) for n in range(10)))
     orders = []
     for value in BaRT(4, seed=0)(torch.zeros(200, 3, 1, 1, dtype=torch.float64))[:, 0, 0, 0].tolist():
@@ -105,7 +105,7 @@ def test_fourier_keeps_the_mean_within_two_percent() -> None:
 
 @pytest.mark.parametrize("index", range(4))
 def test_colour_spaces_are_scikit_images(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All changes at half of their range; XYZ is kornia's own, of linear light or not, and so not compared."""
+    """All changes are at half of their range; XYZ differs between libraries and is not compared."""
     name, most, _, _ = barrage._COLOR_SPACES[index]
     if name == "xyz":
         pytest.skip("another convention")
@@ -128,7 +128,7 @@ def test_grey_mixtures_leave_grey_as_it_is(seed: int) -> None:
     assert not torch.equal(barrage._grey_mix(coloured, draw(seed)), coloured)
 
 
-def test_contrast_stretches_towards_the_whole_range() -> None:
+def test_contrast_stretches_to_the_full_range() -> None:
     flat = 0.4 + 0.2 * rand(1, 3, 32, 32)
     for seed in range(12):
         result = barrage._contrast(flat, draw(seed)).clamp(0, 1)
@@ -155,7 +155,7 @@ def test_noise_is_estimated() -> None:
 
 
 def test_its_own_gradient_averages_over_draws() -> None:
-    """One step against the mean gradient of many draws moves the expected loss, as EOT asks for."""
+    """A step along the mean gradient of many draws changes the expected loss as predicted (EOT)."""
     image, direction = smooth(1, 3, 16, 16), rand(1, 3, 16, 16, seed=5) - 0.5
 
     def loss(x: Tensor, first: int) -> Tensor:
@@ -167,7 +167,7 @@ def test_its_own_gradient_averages_over_draws() -> None:
     assert loss(moved, 1000) < loss(image.detach(), 1000) - 1
 
 
-def test_what_it_needs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kornia.color", None)
     with pytest.raises(ModuleNotFoundError, match=r"BaRT needs the package kornia: pip install 'oag-transform\[baselines\]'"):
         BaRT()

@@ -1,4 +1,4 @@
-"""The catalogue of defenses: light to import, and each entry makes what it says."""
+"""The catalogue of defenses: it imports no torch, and each entry makes the defense of its label."""
 
 import dataclasses
 import subprocess
@@ -86,7 +86,7 @@ def test_settings_go_from_weak_to_strong(key: str) -> None:
     assert moved == sorted(moved)
 
 
-def test_what_is_made() -> None:
+def test_each_entry_makes_its_defense() -> None:
     oag = by_key("oag").make(9, 4, NEEDS)
     assert isinstance(oag, OnlineAlternateGenerator)
     assert (oag.network_steps, oag.seed, oag.compute_dtype, oag.strength) == (9, 4, torch.bfloat16, None)
@@ -100,7 +100,7 @@ def test_what_is_made() -> None:
     assert repr(by_key("jpeg-4-views").make(15, 0, Needs())) == repr(JPEG(15))
 
 
-def test_any_defense_stands_in_views_by_its_key() -> None:
+def test_a_key_puts_any_defense_in_views() -> None:
     assert by_key("tv-4-views") == dataclasses.replace(
         by_key("tv"), key="tv-4-views", label="Total variation, 4 views", in_views=True
     )
@@ -143,7 +143,7 @@ def test_differentiable_ones_say_so() -> None:
             assert (differentiable(module) is module) == defense.differentiable, defense.key
 
 
-def test_what_is_missing_is_told() -> None:
+def test_missing_needs_are_named() -> None:
     with pytest.raises(ValueError, match="needs a PixelCNN"):
         by_key("pixeldefend").make(16, 0, Needs())
 

@@ -1,4 +1,4 @@
-"""Who calls: torch.compile, exporters and tracers, and the libraries that people put a defense into."""
+"""Other callers: torch.compile, exporters and tracers, and libraries that take a defense as a module."""
 
 from collections.abc import Callable
 from typing import Any
@@ -132,7 +132,7 @@ def test_a_classifier_of_hugging_face() -> None:
 
 @pytest.mark.parametrize("make", [unrolled, lambda x: x, lambda x: SmoothedModel(x, 0.1, seed=0, samples=2)])
 def test_the_default_device_is_another_than_the_images(make: Callable[[DefendedModel], nn.Module]) -> None:
-    """``meta`` stands for a GPU: what follows it can't be computed at all."""
+    """``meta`` stands in for a GPU: anything after it can't be computed."""
     model, exact = make(DefendedModel(make_target(), defense())), defense(langevin="exact", image_steps=2, threshold=0)
     other = make(DefendedModel(model.target, exact)) if isinstance(model, DefendedModel) else model
     batch, picture = images(), to_pil_image(images()[0])

@@ -30,7 +30,7 @@ KEY = "certify-0.1.json"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_photographs(tmp_path_factory.mktemp("photographs"))
+    return tiny.write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_the_command_writes_data_a_table_and_a_curve(folder: Path, tmp_path: Pat
         assert printed.count(f"| {label} |") >= 2
 
 
-def test_no_radius_exceeds_the_true_one(folder: Path, found: Path) -> None:
+def test_no_certified_radius_exceeds_the_true_radius(folder: Path, found: Path) -> None:
     """Brightness is linear, so without a denoiser an image's true radius is its distance to the plane of mean 1/2."""
     (row,) = [row for row in read(found).rows if row.defense == "none"]
     listing = image_folder(folder)
@@ -103,7 +103,7 @@ def test_no_radius_exceeds_the_true_one(folder: Path, found: Path) -> None:
     assert (radii > 0.3 * true.clamp(max=certified_radius(N, N, STD, 0.001))).sum() >= 3  # nor is it trivially small
 
 
-def test_json_holds_what_a_reader_needs_to_find_the_radii_himself(found: Path) -> None:
+def test_radii_can_be_recomputed_from_the_json(found: Path) -> None:
     plain = json.loads(found.read_text())
     assert plain["facts"]["shape"] == [3, SIDE, SIDE]
     for row in plain["rows"]:
@@ -118,7 +118,7 @@ def test_json_holds_what_a_reader_needs_to_find_the_radii_himself(found: Path) -
             assert row["cells"][0]["right"][place] == "01"[int(right)]
 
 
-def test_another_alpha_needs_no_draws(folder: Path, found: Path, tmp_path: Path) -> None:
+def test_another_alpha_needs_no_new_draws(folder: Path, found: Path, tmp_path: Path) -> None:
     assert main(arguments(folder, tmp_path, "--certify.alpha", "0.1")) == 0
     fresh, again = read(tmp_path / KEY), at_alpha(read(found), 0.1)
     assert [row.cells for row in fresh.rows] == [row.cells for row in again.rows]
@@ -158,7 +158,7 @@ def test_an_interrupted_run_goes_on_to_the_same_result(
     assert len(calls) <= 3  # the target is looked at, and nothing is counted
 
 
-def test_more_images_are_added_to_what_is_there(folder: Path, found: Path, tmp_path: Path) -> None:
+def test_more_images_extend_an_existing_result(folder: Path, found: Path, tmp_path: Path) -> None:
     for count in ("3", "6"):
         assert main(arguments(folder, tmp_path, "--count", count)) == 0
     assert without_time(tmp_path / KEY) == without_time(found)
@@ -214,7 +214,7 @@ def test_the_curve_is_drawn_of_every_row_and_falls(found: Path, tmp_path: Path, 
     assert max(cell.accuracy for series in drawn for cell in series.cells) > 0
 
 
-def test_wrong_images_and_those_of_which_nothing_is_proven_count_as_none() -> None:
+def test_wrong_and_abstained_images_count_as_not_certified() -> None:
     result = made((0, 100, 100), (0, 90, 100), (0, 50, 100), (1, 100, 100))
     assert result.columns[0] == "L2 above 0"
     assert dict(zip(result.columns, rights(result), strict=True))["L2 above 0"] == "1100"
@@ -224,7 +224,7 @@ def test_wrong_images_and_those_of_which_nothing_is_proven_count_as_none() -> No
     assert certified(images, 0.25, 0.001, 1, most + 1e-9).right == "0000"
 
 
-def test_a_single_draw_proves_nothing_and_says_so() -> None:
+def test_a_single_draw_certifies_nothing() -> None:
     result = made((0, 1, 1))
     assert result.columns == ("L2 above 0",)
     assert rights(result) == ["0"]

@@ -1,4 +1,4 @@
-"""The command line: what it says of itself, and what it says when it can't."""
+"""The command line: its help, and its error messages."""
 
 import dataclasses
 import importlib.metadata
@@ -12,7 +12,7 @@ from docstring_parser import parse_from_object
 
 from oag_transform import DivergenceError
 from oag_transform.apps import cli, demo
-from tests.tiny import write_photographs
+from tests.tiny import write_images
 
 CONVERTED = [name for name in cli.COMMANDS if hasattr(cli._module(name), "COMMAND")]
 
@@ -76,7 +76,7 @@ def test_the_extra_of_the_command_is_named(monkeypatch: pytest.MonkeyPatch, caps
 
 
 @pytest.mark.parametrize(("arguments", "called"), [(["--help"], "oag-transform"), (["serve", "-h"], "oag-transform serve")])
-def test_without_tyro_one_line_says_what_to_install(arguments: list[str], called: str) -> None:
+def test_without_tyro_the_error_names_the_extra(arguments: list[str], called: str) -> None:
     code = f"import sys; sys.modules['tyro'] = None; from oag_transform.apps.cli import main; sys.exit(main({arguments}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, f"{called}: needs tyro: pip install 'oag-transform[cli]'\n")
@@ -94,7 +94,7 @@ def test_demo_without_its_extra_names_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error", [ValueError("first\n  second"), OSError("first second"), DivergenceError("first second", [0])]
 )
-def test_what_a_user_can_mend_is_one_line(
+def test_errors_of_users_are_one_line(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert raising(error, monkeypatch) == 2
@@ -145,7 +145,7 @@ def test_a_wrong_argument_is_one_line_that_names_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_photographs(tmp_path / "d")
+    write_images(tmp_path / "d")
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding))  # decides how tyro draws its boxes
     assert cli.main(arguments.split()) == 2
     shown = capsys.readouterr().err

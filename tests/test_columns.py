@@ -1,4 +1,4 @@
-"""Rows and columns: equal to the plain computation, whatever the chunks, and each row with images of its own."""
+"""Rows and columns equal the plain computation for any chunks, and each row has its own images."""
 
 import re
 from pathlib import Path
@@ -31,12 +31,12 @@ from oag_transform.evaluation.provenance import in_code
 from oag_transform.evaluation.store import Store
 from oag_transform.evaluation.subject import UNDEFENDED, Row, Subject, choose_subject
 from oag_transform.evaluation.targets import load_target
-from tests.tiny import CLASSES, Brightness, make_subject, write_photographs
+from tests.tiny import CLASSES, Brightness, make_subject, write_images
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photographs(tmp_path_factory.mktemp("photographs"))
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_only_images_that_the_target_gets_right_count(folder: Path, tmp_path: Pa
         choose_subject(small._replace(model=Wrong()), listing, 3, Store(tmp_path), 0, torch.device("cpu"))
 
 
-def test_measurements_equal_the_plain_computation_whatever_the_chunks(folder: Path, tmp_path: Path) -> None:
+def test_measurements_equal_the_plain_computation_for_any_chunks(folder: Path, tmp_path: Path) -> None:
     found = []
     for chunk in (1, 4):
         subject = make_subject(folder, tmp_path / str(chunk), chunk=chunk, seed=7)
@@ -155,15 +155,19 @@ def test_a_gray_box_column_passes_over_the_row(subject: Subject) -> None:
     assert [cell.n for cell in cells if cell] == [2]
 
 
-def test_a_row_knows_its_defense_setting_seconds_and_code(subject: Subject) -> None:
+def test_a_row_has_its_defense_setting_seconds_and_code(subject: Subject) -> None:
     row = Row("JPEG, quality 15", lambda _: JPEG(15), in_views=True, defense="jpeg", setting=15)
     found = measure(subject, row, [Clean()])
     assert (found.name, found.defense, found.setting, found.error) == ("JPEG, quality 15", "jpeg", 15, "")
     assert found.seconds is not None
     assert found.seconds > 0
     assert found.code == "DefendedModel(target, JPEG(quality=15))"
-    bare = measure(subject, UNDEFENDED, [Clean()])
-    assert (bare.seconds, bare.defense, bare.code) == (None, "", "DefendedModel(target, torch.nn.Identity(), shift=0)")
+    undefended = measure(subject, UNDEFENDED, [Clean()])
+    assert (undefended.seconds, undefended.defense, undefended.code) == (
+        None,
+        "",
+        "DefendedModel(target, torch.nn.Identity(), shift=0)",
+    )
 
 
 MADE = [each for each in DEFENSES if each.key not in ("pixeldefend", "bm3d", "zeropur", "anti-adversary")]  # without needs
@@ -173,9 +177,9 @@ MADE = [each for each in DEFENSES if each.key not in ("pixeldefend", "bm3d", "ze
 def test_the_code_of_a_row_makes_its_model_but_for_the_seed(defense: Any, subject: Subject) -> None:
     row = Row("", lambda seed: defense.make(defense.tuned, seed, Needs()), defense.in_views)
     model = row.model(subject)
-    ours = {"DefendedModel": DefendedModel, "OnlineAlternateGenerator": OnlineAlternateGenerator}
+    classes = {"DefendedModel": DefendedModel, "OnlineAlternateGenerator": OnlineAlternateGenerator}
     modules = (filters, denoisers, per_image, barrage, tensor_network, zero_shot)
-    names = {name: value for module in modules for name, value in vars(module).items()} | ours
+    names = {name: value for module in modules for name, value in vars(module).items()} | classes
     names["target"] = subject.target.model
     made = eval(in_code(model), names)
     assert (made.shift, made.samples) == (model.shift, model.samples)
@@ -183,7 +187,7 @@ def test_the_code_of_a_row_makes_its_model_but_for_the_seed(defense: Any, subjec
     assert given == expected  # 12 and 12.0 are one number
 
 
-def test_ours_as_it_comes_is_one_word(subject: Subject) -> None:
+def test_the_code_of_the_default_is_one_call(subject: Subject) -> None:
     row = Row("", lambda seed: OnlineAlternateGenerator(seed=seed), in_views=True)
     assert in_code(row.model(subject)) == "DefendedModel(target)"
     plain = Row("", lambda seed: OnlineAlternateGenerator(seed=seed))
@@ -232,14 +236,14 @@ def test_a_failing_defense_is_a_line_of_its_own(subject: Subject) -> None:
     assert measure(subject, Row("unmakeable", unmakeable), [Clean()]).error == "ValueError: not here"
 
 
-def test_probabilities_are_the_bare_targets(subject: Subject) -> None:
+def test_probabilities_are_those_of_the_undefended_target(subject: Subject) -> None:
     images = subject.images.float() / 255
     expected = subject.target.model(images).softmax(1)
     assert torch.equal(probabilities(subject, images), expected)
     assert torch.equal(probabilities(subject, subject.images), expected)
 
 
-def test_only_ours_has_a_trace(subject: Subject) -> None:
+def test_only_oag_has_a_trace(subject: Subject) -> None:
     with pytest.raises(TypeError, match="which has a trace, got JPEG"):
         traced(Row("", lambda _: JPEG(25)).model(subject))
 

@@ -1,4 +1,4 @@
-"""What every user of a torchvision transform relies on, as properties."""
+"""The contract of a torchvision transform, as properties."""
 
 import copy
 import inspect
@@ -225,7 +225,7 @@ BAD: list[tuple[object, type[Exception], str]] = [
 def test_bad_images_are_refused_before_any_work(
     images: Any, error: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oag_transform.transform.purify", lambda *_, **__: pytest.fail("work began"))
+    monkeypatch.setattr("oag_transform.transform.synthesise", lambda *_, **__: pytest.fail("work began"))
     for call in (small(), small().trace):
         with pytest.raises(error, match=message):
             call(images)
@@ -306,12 +306,6 @@ def test_help_shows_every_argument_with_its_default_and_meaning() -> None:
         assert parameter.default == getattr(built, name)
         assert f"\n    {name}: " in text
         assert f"{name}=" in repr(built)
-
-
-def test_the_old_name_of_the_step_size_works_and_says_so() -> None:
-    with pytest.warns(DeprecationWarning, match="noise is called step_size now"):
-        old = small(noise=0.2)
-    assert repr(old) == repr(small(step_size=0.2))
 
 
 def test_streams_for_each_image() -> None:

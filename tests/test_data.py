@@ -1,4 +1,4 @@
-"""The kinds of image sets on tiny files, and what is said of broken ones."""
+"""Image sets of each layout on tiny files, and the messages about broken ones."""
 
 import pickle
 import re
@@ -51,7 +51,7 @@ def test_image_folder_keeps_the_place_of_a_class_without_images(tmp_path: Path) 
     ]
 
 
-def test_image_folder_says_what_is_missing(tmp_path: Path) -> None:
+def test_image_folder_names_missing_parts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere is not a folder"):
         image_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no folders of classes"):
@@ -76,7 +76,7 @@ def test_flower17_has_80_of_each_class_in_order(tmp_path: Path) -> None:
     assert len(listing.classes) == 17
 
 
-def test_flower17_says_what_is_missing(tmp_path: Path) -> None:
+def test_flower17_names_missing_parts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"datasplits\.mat is missing"):
         flower17(tmp_path)
     flower_folder(tmp_path, [1])
@@ -105,7 +105,7 @@ def test_ilsvrc2012_has_the_class_order_of_torchvision(tmp_path: Path) -> None:
     assert [listing.classes[label] for label in listing.labels] == ["cat", "ape", "ape"]
 
 
-def test_ilsvrc2012_says_what_is_missing(tmp_path: Path) -> None:
+def test_ilsvrc2012_names_missing_parts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"meta\.mat is missing, and 1 more"):
         ilsvrc2012(tmp_path, tmp_path / "kit")
     kit = devkit(tmp_path / "kit")
@@ -145,7 +145,7 @@ def test_images_are_those_of_torchvisions_own_pipeline(tmp_path: Path) -> None:
     assert sizes == [(1, [0]), (1, [0])]
 
 
-def test_sixteen_bits_and_turned_photographs_are_read_as_a_viewer_shows_them(tmp_path: Path) -> None:
+def test_16_bit_and_rotated_images_are_read_as_viewers_show_them(tmp_path: Path) -> None:
     (tmp_path / "ape").mkdir()
     wide = np.linspace(0, 65535, 24 * 24).reshape(24, 24).astype(np.uint16)
     PIL.Image.fromarray(wide).save(tmp_path / "ape" / "1.png")
@@ -179,7 +179,7 @@ def test_an_image_that_cannot_be_used_is_left_out_and_named(tmp_path: Path, capl
     assert (tuple(nothing.shape), none) == ((0, 3, 20, 20), [])
 
 
-def test_resizing_is_torchvisions_and_refuses_what_a_small_file_would_blow_up() -> None:
+def test_resizing_is_torchvisions_and_refuses_extreme_enlargement() -> None:
     bicubic = v2.InterpolationMode.BICUBIC
     for size in ((30, 50), (50, 30), (3, 60), (600, 40000)):  # the last one is thin, but gets smaller
         image = PIL.Image.new("RGB", size, (10, 20, 30))
@@ -224,7 +224,7 @@ def test_cifar10_is_read_where_it_lies(tmp_path: Path, monkeypatch: pytest.Monke
         open_images(f"cifar10:{tmp_path}", split="tst1")
 
 
-def test_a_data_set_that_is_not_there_is_not_downloaded(tmp_path: Path) -> None:
+def test_a_missing_data_set_is_not_downloaded(tmp_path: Path) -> None:
     for kind in ("cifar10", "cifar100"):
         with pytest.raises(ValueError, match=f"doesn't hold {kind} .* nothing is downloaded"):
             open_images(f"{kind}:{tmp_path}")

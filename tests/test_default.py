@@ -1,4 +1,4 @@
-"""The default, so that nobody changes it unseen: a golden test, and each constant that it rests on by what it is there for.
+"""The default: a golden test against unintended changes, and a test of each constant by its purpose.
 
 The golden figures are for two images that come with scikit-image; ``pytest tests/test_default.py`` prints what differs.
 ``python -m benchmarks.detail`` measures the same quantities on other images.
@@ -14,16 +14,16 @@ from torchvision.models import WeightsEnum, get_model
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator, noise_level, streams
 from oag_transform.generator import energy, reference
-from oag_transform.generator.run import alternate, choose_loop, diverged
+from oag_transform.generator.run import diverged, prepare, trajectory
 from oag_transform.generator.settings import Settings
-from oag_transform.generator.state import State, begin
+from oag_transform.generator.state import Inputs, State, begin
 from oag_transform.images import to_model_units, to_pixels
 from tests.sample_images import sample_images, synthetic_image
 
-# the middle of what operands in float32 and in bfloat16 gave on two machines
-PSNR = (33.42, 33.73)  # of the mode, which has no Langevin noise, to the clean image, in dB
-FULL_PSNR = (31.45, 30.82)  # with strength=1
-SHARE = (0.051, 0.057)  # of white noise of 6 grey levels that comes through
+# with compute_dtype=torch.float32; AVX2 and AVX512 kernels give the same five digits
+PSNR = (33.433, 33.729)  # of the mode, which has no Langevin noise, to the clean image, in dB
+FULL_PSNR = (31.474, 30.827)  # with strength=1
+SHARE = (0.0519, 0.0573)  # of white noise of 6 grey levels that comes through
 STRENGTH = (0.493, 0.366)
 GREY_ESTIMATE = (0.772, 0.541)  # of the images in grey, in grey levels
 
@@ -36,7 +36,7 @@ def modes(images: Tensor, purify: OnlineAlternateGenerator) -> Tensor:
     """The modes of the synthesised images, (N, 3, H, W) in [0, 1]."""
     s, found = purify.settings_for(*images.shape[-2:]), []
     for i, image in enumerate(images.split(1)):
-        (state,) = alternate(image, s, choose_loop(s, image.device, image.dtype), 0, [i], every=s.network_steps)
+        (state,) = trajectory(prepare(image, s, 0, [i]), every=s.network_steps)
         found.append(to_pixels(state.mode, s.scale))
     return torch.cat(found)
 
@@ -45,15 +45,25 @@ def psnr(one: Tensor, other: Tensor) -> list[float]:
     return (-10 * (one - other).square().mean((1, 2, 3)).log10()).tolist()
 
 
-@pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_golden_what_the_default_keeps_and_what_it_lets_through(compute_dtype: torch.dtype) -> None:
-    clean, purify = sample_images(), OnlineAlternateGenerator(compute_dtype=compute_dtype)
-    kept, full = modes(clean, purify), modes(clean, OnlineAlternateGenerator(strength=1, compute_dtype=compute_dtype))
+def test_golden_what_the_default_keeps_and_what_it_lets_through() -> None:
+    clean, purify = sample_images(), OnlineAlternateGenerator(compute_dtype=torch.float32)
+    kept, full = modes(clean, purify), modes(clean, OnlineAlternateGenerator(strength=1, compute_dtype=torch.float32))
     assert psnr(kept, clean) == pytest.approx(PSNR, abs=0.05)
     assert psnr(full, clean) == pytest.approx(FULL_PSNR, abs=0.05)
     through = modes((clean + noise()).clamp(0, 1), purify) - kept
     share = (through * noise()).sum((1, 2, 3)) / noise().square().sum((1, 2, 3))
     assert share.tolist() == pytest.approx(SHARE, abs=0.002)
+
+
+def test_bfloat16_operands_change_the_mode_by_less_than_their_rounding() -> None:
+    """The two operands of a product round by at most 2^-8 each: the mode changes by at most 2^-7 of the image's RMS."""
+    clean = sample_images()
+    full, half = (modes(clean, OnlineAlternateGenerator(compute_dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
+    scale = OnlineAlternateGenerator().settings_for(224, 224).scale
+    rms = scale / 255 * to_model_units(clean, scale).square().mean((1, 2, 3)).sqrt()  # around the mean colour
+    change = (full - half).square().mean((1, 2, 3)).sqrt()
+    assert (change > 0).all()
+    assert (change <= 2**-7 * rms).all()
 
 
 def test_golden_strength_and_estimate() -> None:
@@ -82,7 +92,7 @@ def test_noise_in_brightness_counts_a_third_of_its_smoothest_tenth_of_blocks() -
 
 
 def test_gabor_functions_are_half_as_fine_in_hue_and_as_wide_as_half_their_period() -> None:
-    """Frequency from the zero crossings' spacing and width from the envelope, of long kernels with room for both."""
+    """Frequency from the spacing of zero crossings and width from the envelope, of kernels long enough for both."""
     size, filters = 31, 400
     generator = torch.Generator().manual_seed(0)
     kernels = energy.gabor_kernels([generator], filters, 3, size, torch.float64)[0, filters // 10 :]
@@ -107,12 +117,10 @@ def test_gabor_functions_are_half_as_fine_in_hue_and_as_wide_as_half_their_perio
     assert (width[fine] * frequency[fine]).median().item() == pytest.approx(0.5, rel=0.1)
 
 
-def test_an_image_diverges_beyond_twice_what_one_without_content_is_off() -> None:
+def test_the_limit_of_divergence_is_twice_the_residual_without_content() -> None:
     settings = Settings(filters=4)
-    reference_image = to_model_units(synthetic_image(3, 30, 30)[None], settings.scale)
-    generators = streams.generators(0, [0], torch.device("cpu"))
-    start = begin(reference_image, settings, generators)
-    limit = 2 * (reference_image.square().mean() + 1 / (1 - settings.step_size**2 / 4))
+    start, _ = begin(Inputs(synthetic_image(3, 30, 30)[None], settings, torch.ones(1), 0, [0]))
+    limit = 2 * (start.reference.square().mean() + 1 / (1 - settings.step_size**2 / 4))
 
     def off_by(mean_square: Tensor) -> State:
         pair = start.pair.clone()
@@ -124,14 +132,14 @@ def test_an_image_diverges_beyond_twice_what_one_without_content_is_off() -> Non
 
 
 def test_the_rate_of_w_is_half_of_what_the_curvature_allows() -> None:
-    """A rate that is always held, against the plain reference, which has a half of its own."""
+    """A rate that is always at its limit, against the plain reference, which has its own half."""
     image, purify = synthetic_image(3, 24, 27), OnlineAlternateGenerator(filters=16, conv_lr=1.0, seed=0)
     assert energy.STABLE == 0.5
     expected = reference.purify(image, purify.settings_for(24, 27), seed=0, index=0)
     torch.testing.assert_close(purify(image), expected, rtol=0, atol=1e-9)
 
 
-def test_noise_on_images_is_not_what_a_defense_of_the_same_seed_draws() -> None:
+def test_noise_on_images_is_independent_of_a_defense_with_the_same_seed() -> None:
     cpu = torch.device("cpu")
     drawn = [
         streams.fill_normal(torch.empty(3, 1000, dtype=torch.float64), make(7, range(3), cpu))

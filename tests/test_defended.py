@@ -1,4 +1,4 @@
-"""DefendedModel: the pipeline it stands for, the target left alone, and the callers it must please."""
+"""DefendedModel: its pipeline, the unchanged target, and its callers."""
 
 import copy
 import dataclasses
@@ -35,7 +35,7 @@ def defense(**overrides: Any) -> OnlineAlternateGenerator:
     return OnlineAlternateGenerator(**({"network_steps": 3, "filters": 4, "kernel_size": 9, "seed": 0} | overrides))
 
 
-def test_is_the_pipeline_it_stands_for() -> None:
+def test_equals_the_explicit_pipeline() -> None:
     target, normalize, images = make_target(), Normalize([0.4, 0.5, 0.6], [0.2, 0.3, 0.4]), rand(3, 3, 20, 20)
     actual = DefendedModel(target, defense(), normalize=normalize, shift=0)(images)
     assert torch.equal(actual, target(normalize(defense()(images))))
@@ -159,7 +159,7 @@ def test_gradient_passes_through_the_views() -> None:
     torch.autograd.gradcheck(lambda x: model(x).square().sum(), images.requires_grad_(), fast_mode=True)
 
 
-def test_foolbox_attacks_through_it() -> None:
+def test_foolbox_attacks_the_defended_model() -> None:
     model = foolbox.PyTorchModel(DefendedModel(make_target(), defense()), bounds=(0, 1), device="cpu")
     images, labels = rand(4, 3, 20, 20), torch.zeros(4, dtype=torch.int64)
     attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=1 / 255, steps=4, random_start=False)
@@ -242,7 +242,7 @@ class Output:
         (Output(torch.zeros(2, 1)), ValueError, r"got shape \(2, 1\)"),
     ],
 )
-def test_a_target_that_gives_no_logits_is_refused(answer: Any, error: type[Exception], message: str, shift: int) -> None:
+def test_a_target_without_logits_is_refused(answer: Any, error: type[Exception], message: str, shift: int) -> None:
     with pytest.raises(error, match=message):
         DefendedModel(Answers(answer), nn.Identity(), shift=shift)(rand(2, 3, 20, 20))
 
@@ -254,7 +254,7 @@ def test_logits_in_an_output_object_are_taken(shift: int) -> None:
     torch.testing.assert_close(found.softmax(-1), logits.softmax(-1))
 
 
-def test_a_bare_targets_checkpoint_loads() -> None:
+def test_a_checkpoint_of_the_undefended_target_loads() -> None:
     source, model = make_target(), DefendedModel(make_target(), defense())
     for parameter in model.parameters():
         parameter.data.zero_()
@@ -311,7 +311,7 @@ def test_from_torchvision(name: str | WeightsEnum, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", ["resnet5000", "fasterrcnn_resnet50_fpn", "FCN_ResNet50_Weights.DEFAULT", 3])
-def test_from_torchvision_refuses_what_is_no_classifier(name: Any) -> None:
+def test_from_torchvision_refuses_models_that_are_not_classifiers(name: Any) -> None:
     with pytest.raises(ValueError, match="classifier"):
         DefendedModel.from_torchvision(name)
 
@@ -334,15 +334,15 @@ class WorksInPlace(nn.Module):
 
 @pytest.mark.parametrize("shift", [0, 3])
 @pytest.mark.parametrize("samples", [1, 2])
-def test_what_works_in_place_changes_neither_other_views_nor_the_callers_images(samples: int, shift: int) -> None:
-    images, bare = rand(2, 3, 20, 20), make_target()
+def test_in_place_operations_change_neither_other_views_nor_the_inputs(samples: int, shift: int) -> None:
+    images, target_alone = rand(2, 3, 20, 20), make_target()
     mean, std = [0.45] * 3, [0.22] * 3
     for defended_by in (defense(), nn.Identity()):
         settings: dict[str, Any] = {"samples": samples, "shift": shift}
-        expected = DefendedModel(bare, defended_by, normalize=Normalize(mean, std), **settings)
+        expected = DefendedModel(target_alone, defended_by, normalize=Normalize(mean, std), **settings)
         models = [
-            DefendedModel(bare, defended_by, normalize=Normalize(mean, std, inplace=True), **settings),
-            DefendedModel(WorksInPlace(bare), defended_by, **settings),
+            DefendedModel(target_alone, defended_by, normalize=Normalize(mean, std, inplace=True), **settings),
+            DefendedModel(WorksInPlace(target_alone), defended_by, **settings),
         ]
         for model in models:
             given = images.clone()
@@ -370,9 +370,9 @@ def test_a_defense_that_works_in_place_leaves_the_callers_images(gradient: Any) 
 
 @pytest.mark.parametrize("shift", [0, 3])
 def test_a_target_may_begin_with_an_operation_in_place(shift: int) -> None:
-    bare, images = make_target(), rand(2, 3, 20, 20)
+    target_alone, images = make_target(), rand(2, 3, 20, 20)
     slopes: list[Tensor] = []
-    for target in (nn.Sequential(nn.ReLU(inplace=True), bare), nn.Sequential(nn.ReLU(), bare)):
+    for target in (nn.Sequential(nn.ReLU(inplace=True), target_alone), nn.Sequential(nn.ReLU(), target_alone)):
         point = images.clone().requires_grad_()
         slopes += torch.autograd.grad(DefendedModel(target, defense(), shift=shift)(point).square().sum(), point)
     assert torch.equal(*slopes)
@@ -413,10 +413,10 @@ def test_another_defense_after_construction_gets_the_streams_too() -> None:
 
 @pytest.mark.parametrize("gradient", ["straight_through", "own"])
 @pytest.mark.parametrize("shift", [0, 3])
-def test_clip_is_a_clamp_whose_gradient_is_the_identitys(gradient: Any, shift: int) -> None:
+def test_clip_clamps_with_the_gradient_of_the_identity(gradient: Any, shift: int) -> None:
     images = 1.5 * rand(2, 3, 20, 20) - 0.25
-    made = nn.Identity() if gradient == "own" else defense()
-    model, plain = (DefendedModel(make_target(), made, shift=shift, gradient=gradient, clip=clip) for clip in (True, False))
+    inner = nn.Identity() if gradient == "own" else defense()
+    model, plain = (DefendedModel(make_target(), inner, shift=shift, gradient=gradient, clip=clip) for clip in (True, False))
     assert "clip=True" in repr(model)
     point, inside = images.clone().requires_grad_(), images.clamp(0, 1).requires_grad_()
     assert torch.equal(model(point), plain(inside))
@@ -492,16 +492,16 @@ def test_the_gradient_of_several_defenses_has_a_part_for_each(kind: Any) -> None
 
 
 def test_unrolled_of_several_defenses_has_the_best_gradient_of_each() -> None:
-    """Ours unrolled, one's own, and the identity's where there is none: no part of the model is hidden from an attacker."""
+    """The exact gradient of OAG, the own gradient of a defense, and the identity's for one without: none is hidden."""
     target, images = make_target().double(), rand(1, 3, 20, 20).double()
-    ours, waves, rounds = defense(threshold=1.0), Waves(0.3), Lambda(lambda x: ((8 * x).round() / 8).detach())
-    model = DefendedModel(target, [ours, waves, rounds], shift=0)
+    oag, waves, rounds = defense(threshold=1.0), Waves(0.3), Lambda(lambda x: ((8 * x).round() / 8).detach())
+    model = DefendedModel(target, [oag, waves, rounds], shift=0)
     exact = unrolled(model)
     torch.testing.assert_close(exact(images), model(images))
     point, other = images.clone().requires_grad_(), images.clone().requires_grad_()
     (slope,) = torch.autograd.grad(exact(point).square().sum(), point)
     parts = [
-        unrolled(DefendedModel(target, ours, shift=0)).purify(other, index=[0]),
+        unrolled(DefendedModel(target, oag, shift=0)).purify(other, index=[0]),
         waves(other, index=[1]),
         other + (rounds(images) - images).detach(),
     ]
@@ -519,7 +519,7 @@ def test_several_defenses_are_submodules() -> None:
     for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
         assert torch.equal(other(images), model(images))
     assert model.double()(images.double()).dtype == torch.float64
-    model.load_state_dict(make_target().state_dict(), strict=False)  # of the bare target
+    model.load_state_dict(make_target().state_dict(), strict=False)  # of the undefended target
     assert model(rand(0, 3, 20, 20).double()).shape == (0, 5)
 
 

@@ -1,8 +1,8 @@
-"""The main job: a real classifier under real attacks, behind the default defense. Skipped only without the ``demo`` extra.
+"""The demo: a real classifier with the default defense under real attacks. Skipped only without the extra ``demo``.
 
-Bounds are paired counts over the images that the classifier gets right (17 of foolbox's 20), clean and under four attacks: OAG
-against no defense, against its views alone, and against white noise of the same size in them. Beside each bound stands the
-count that was measured.
+Bounds are paired counts over the images that the classifier classifies correctly (17 of foolbox's 20), clean and under four
+attacks: OAG against no defense, against its views alone, and against white noise of the same size in the same views. A comment
+beside each bound gives the measured count.
 """
 
 import importlib.util
@@ -25,15 +25,15 @@ from oag_transform.apps.demonstration import ADAPTIVE, CLEAN, COMPRESSED, NOISE,
 pytestmark = pytest.mark.slow  # two minutes of attacks
 
 GAIN = {"FGSM 6/255": 8, "IGSM 6/255": 13, "MI-FGSM 2/255": 9, "C&W": 12}  # seen: 11, 16, 12, 15
-"""At least so many images that OAG sets right, less those that it gets wrong."""
+"""Least gain of OAG over no defense, in images."""
 
 
 def gain(first: Tensor, other: Tensor) -> int:
-    """Images that the first alone gets right, less those that the other alone gets right."""
+    """Number of images that only the first classifies correctly, minus those that only the other does."""
     return int((first & ~other).sum() - (other & ~first).sum())
 
 
-def sets_right(right: dict[str, Tensor], undefended: dict[str, Tensor]) -> bool:
+def restores(right: dict[str, Tensor], undefended: dict[str, Tensor]) -> bool:
     return all(gain(right[name], undefended[name]) >= least for name, least in GAIN.items())
 
 
@@ -53,18 +53,18 @@ def test_the_attacks_fool_the_target_within_their_bounds(seen: Outcome) -> None:
         assert (255 * (seen.images[name] - seen.images[CLEAN])).abs().max() <= levels + 1e-3
 
 
-def test_oag_sets_them_right(seen: Outcome) -> None:
-    assert sets_right(seen.right[OAG], seen.right[NONE])
+def test_oag_restores_accuracy_under_gray_box_attacks(seen: Outcome) -> None:
+    assert restores(seen.right[OAG], seen.right[NONE])
     assert gain(seen.right[OAG][CLEAN], seen.right[NONE][CLEAN]) >= -2  # seen: -1
 
 
-def test_oag_is_no_worse_than_white_noise_of_its_strength(seen: Outcome) -> None:
+def test_oag_is_no_worse_than_white_noise_of_equal_size(seen: Outcome) -> None:
     assert sum(gain(seen.right[OAG][name], seen.right[NOISE][name]) for name in seen.images) >= -6  # seen: -2, of 85
 
 
-def test_oag_does_what_its_views_alone_do_not(seen: Outcome) -> None:
-    """A defense that returns its input is the views alone, and fails here."""
-    assert not sets_right(seen.right[VIEWS], seen.right[NONE])
+def test_views_alone_do_not_restore_accuracy(seen: Outcome) -> None:
+    """A defense that returns its input equals the views alone, and fails this test."""
+    assert not restores(seen.right[VIEWS], seen.right[NONE])
     assert sum(gain(seen.right[OAG][name], seen.right[VIEWS][name]) for name in GAIN) >= 6  # seen: 11, of 68
 
 
@@ -74,7 +74,7 @@ def test_an_adaptive_attack_breaks_each_defense(seen: Outcome) -> None:
         assert by_column[ADAPTIVE].sum() <= 2  # seen: 0, 0, 0, 1, 0 of 8
 
 
-def test_purified_images_are_no_copies(seen: Outcome) -> None:
+def test_purified_images_differ_from_their_inputs(seen: Outcome) -> None:
     for name, change in seen.changes.items():
         assert change.shape == seen.labels.shape
         expected = (seen.purified[name] - seen.images[name]).pow(2).flatten(1).mean(1).sqrt()
@@ -106,8 +106,8 @@ def test_command(seen: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         assert min(image.size) > 500
 
 
-def test_the_control_is_white_noise_of_that_level() -> None:
-    """The same for an image whoever else is there, clipped to [0, 1], and not what a defense of the same seed draws."""
+def test_the_control_is_white_noise_of_the_given_level() -> None:
+    """The noise is independent of the batch and of a defense with the same seed, and the result is clipped to [0, 1]."""
     images, levels = torch.full((3, 3, 64, 64), 0.5), torch.tensor([5.0, 11.0, 20.0])
     noisy = WhiteNoise(levels / 255, seed=4)(images, index=[7, 8, 9])
     added = 255 * (noisy - images)
@@ -116,5 +116,5 @@ def test_the_control_is_white_noise_of_that_level() -> None:
         assert abs((one[..., 1:] * one[..., :-1]).mean().item()) < 4 * level**2 / one.numel() ** 0.5
     assert torch.equal(WhiteNoise(levels[1:] / 255, seed=4)(images[1:], index=[8, 9]), noisy[1:])
     assert WhiteNoise(levels / 255, seed=4)(torch.ones(3, 3, 64, 64), index=[7, 8, 9]).amax() == 1
-    ours = streams.fill_normal(torch.empty(1, 3, 64, 64), streams.generators(4, [7], images.device))
-    assert abs(torch.corrcoef(torch.stack([ours.flatten(), added[0].flatten()]))[0, 1]) < 4 / ours.numel() ** 0.5
+    drawn = streams.fill_normal(torch.empty(1, 3, 64, 64), streams.generators(4, [7], images.device))
+    assert abs(torch.corrcoef(torch.stack([drawn.flatten(), added[0].flatten()]))[0, 1]) < 4 / drawn.numel() ** 0.5

@@ -1,4 +1,4 @@
-"""The denoisers against their definitions, in other words and by other libraries; test_filters has their contract."""
+"""The denoisers against independent definitions and other libraries; test_filters has their contract."""
 
 import sys
 from collections import Counter
@@ -101,7 +101,7 @@ def test_no_solver_gets_below_the_masked_minimum(weight: float, drop_rate: float
     assert best < 1.01 * reached  # the reference got there too
 
 
-def test_tvm_comes_as_close_as_it_says() -> None:
+def test_tvm_comes_close_to_the_minimum() -> None:
     image, kept = smooth(1, 1, 64, 64), rand(1, 1, 64, 64, seed=5) >= 0.5
     reached, minimum = (
         objective(minimize_tv(image, kept, 0.03, steps).numpy(), image.numpy(), kept.numpy(), 0.03) for steps in (300, 3000)
@@ -109,7 +109,7 @@ def test_tvm_comes_as_close_as_it_says() -> None:
     assert minimum <= reached < minimum * (1 + 1e-3)
 
 
-def test_tvm_sees_nothing_of_what_it_drops() -> None:
+def test_tvm_is_independent_of_dropped_values() -> None:
     image, kept = smooth(1, 3, 8, 9), rand(1, 3, 8, 9, seed=2) >= 0.5
     other = torch.where(kept, image, rand(1, 3, 8, 9, seed=7))
     assert torch.equal(minimize_tv(image, kept, 0.03, 50), minimize_tv(other, kept, 0.03, 50))
@@ -210,7 +210,7 @@ def test_pixel_deflection_deflects_and_then_denoises() -> None:
 
 
 def non_local_means(image: Array, h: float, patch: int, distance: int) -> Array:
-    """(C, H, W): each pixel the mean of those near it, by how alike the patches around the two are.
+    """(C, H, W): each pixel is the mean of nearby pixels, weighted by the similarity of the patches around the two.
 
     As in scikit-image's fast mode, the first row and column of a patch don't count.
     """
@@ -277,7 +277,7 @@ def test_wavelets_shrink_one_channel() -> None:
     np.testing.assert_allclose(Wavelets(12)(image)[0, 0], expected, atol=1e-12)
 
 
-def test_wavelets_shrink_ycbcr_by_the_noise_that_rgb_noise_becomes_there() -> None:
+def test_wavelets_convert_rgb_noise_to_ycbcr() -> None:
     image, sigma = smooth(1, 3, 16, 16), 12 / 255
     planes = np.moveaxis(color.rgb2ycbcr(image[0].permute(1, 2, 0).numpy()), -1, 0)
     matrix = np.stack([color.rgb2ycbcr(unit) for unit in np.eye(3)], -1) - color.rgb2ycbcr(np.zeros(3))[:, None]
@@ -292,7 +292,7 @@ def test_wavelets_shrink_ycbcr_by_the_noise_that_rgb_noise_becomes_there() -> No
 # BM3D
 
 
-def test_bm3d_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bm3d_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bm3d", None)
     with pytest.raises(ModuleNotFoundError, match=r"non-commercial use only: pip install 'oag-transform\[bm3d\]'"):
         BM3D()

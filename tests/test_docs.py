@@ -1,6 +1,5 @@
-"""README and docs say what their data say."""
+"""README and docs agree with their data."""
 
-import json
 import re
 from pathlib import Path
 
@@ -23,22 +22,103 @@ def test_every_result_is_shown_somewhere() -> None:
         assert path.relative_to(docs.DOCS).as_posix() in shown
 
 
-def test_a_block_is_written_from_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def write(folder: Path, key: str, columns: tuple[str, ...], *rows: RowResult, **facts: object) -> None:
+    known = {"n": 4, "data": "flowers: 4 of 5", "target": "a target"}
+    results.write(Result(key, "A title", "A caption.", "Defense", columns, rows, known | facts), folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three results of a data set, and the page that shows one of them."""
     cells = (Cell("1111"), Cell("1100"), Cell("1000"), Cell("11001000", 2))
-    rows = (RowResult("None", cells), RowResult("JPEG, quality 25", cells[::-1], defense="jpeg"))
-    facts = {"n": 4, "data": "flowers: 4 of 5"}
-    result = Result("table1", "Table I", "A caption.", "Defense", ("Clean", "A", "B", "Mean"), rows, facts)
-    results.write(result, tmp_path)
+    strong = (Cell("1110"), Cell("1110"), Cell("1100"), Cell("11101100", 2))
+    write(
+        tmp_path,
+        "table1",
+        ("Clean", "A", "B", "Mean"),
+        RowResult("None", cells),
+        RowResult("JPEG, 4 views, quality 25", strong, seconds=0.0012, defense="jpeg-4-views", setting=25),
+        RowResult("JPEG, 4 views, quality 15", cells[::-1], defense="jpeg-4-views", setting=15),
+        RowResult("slow", (None,) * 4, error="ValueError: no luck", defense="bm3d", setting=10),
+        RowResult("Two of them", strong, defense="jpeg:25+noise:12", setting=2),
+    )
+    by = {"attacks (gradients an image)": "bpda 10"}
+    write(
+        tmp_path,
+        "adaptive-linf",
+        ("Clean", "L∞ 1/255", "L∞ 2/255"),
+        RowResult("None", (Cell("1111"), Cell("1000"), Cell("0000"))),
+        RowResult("JPEG: bpda", (Cell("1111"), Cell("1111"), Cell("1110")), notes=by, defense="jpeg-4-views", setting=15),
+        RowResult("JPEG: margin", (Cell("1111"), Cell("1100"), None), defense="jpeg-4-views", setting=15),
+        RowResult("OAG alone", (Cell("1111"), None, Cell("1100")), notes=by, defense="oag", setting=9),
+    )
+    write(
+        tmp_path,
+        "certify",
+        ("L2 above 0", "L2 0.25 (L∞ 0.16/255)"),
+        RowResult("None", (Cell("1100"), Cell("1000")), defense="none"),
+        RowResult("Wavelets", (Cell("1100"), Cell("1100")), defense="wavelets"),
+        **{"sigma": 0.25, "draws counted": 100},
+    )
+    (tmp_path / "page.md").write_text("<!-- table: adaptive-linf.json -->\n<!-- end -->\n")
     monkeypatch.setattr(docs, "DOCS", tmp_path)
-    rows_block = "<!-- rows: flowers=table1.json | none -->\nstale 12.3\n<!-- end -->"
-    page = f"before\n{rows_block}\nafter <!-- table: table1.json -->\n<!-- end -->"
-    text = docs.made(page)
+    return tmp_path
+
+
+def test_a_result_is_written_from_its_file(folder: Path) -> None:
+    text = docs.made("before\n<!-- table: table1.json -->\nstale 12.3\n<!-- end -->\nafter")
     assert docs.made(text) == text
     assert "stale" not in text
-    assert "| None | 100.0 | 37.5 | 25.0 |" in text
     assert "A caption." in text
-    assert re.search(r"\| JPEG, quality 25 \| 37\.5", text)
+    assert re.search(r"\| JPEG, 4 views, quality 15 \| 37\.5", text)
+    assert text.index("<details>") < text.index("- data: flowers: 4 of 5") < text.index("</details>")
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter")
+
+
+def test_a_summary_has_each_defense_at_one_setting(folder: Path) -> None:
+    sets = "Flowers=table1.json,adaptive-linf.json,1 Frogs=frogs/table1.json,frogs/adaptive-linf.json,1"
+    keys = "none jpeg-4-views jpeg-4-views:15 jpeg:25+noise:12 of-frogs-alone"
+    text = docs.made(f"<!-- summary: {sets} | {keys} -->\nstale\n<!-- end -->")
     assert docs.made(text) == text
-    assert json.loads((tmp_path / "table1.json").read_text())["key"] == "table1"
-    with pytest.raises(ValueError, match="no row of 'tvm' in table1"):
-        docs.made(page.replace("none", "tvm"))
+    assert text.splitlines()[1:-1] == [
+        "| Defense | Flowers: clean | gray-box mean | adaptive, L∞ 1/255 |",
+        "|---|---|---|---|",
+        "| Undefended | 100.0 | 37.5 | 25.0 |",
+        "| JPEG, 4 views, quality 25 | 75.0 | 62.5 |  |",
+        "| JPEG, 4 views, quality 15 | 37.5 | 100.0 | 50.0 |",
+        "| Two of them | 75.0 | 62.5 |  |",
+        "",
+        "Accuracy in percent of images that the target gets right undefended. Flowers: n = 4, under adaptive attack 4.",
+    ]
+    alone = docs.made("<!-- summary: Flowers=table1.json Toads=table1.json | none -->\n<!-- end -->")
+    assert "| Defense | Flowers: clean | gray-box mean | Toads: clean | gray-box mean |" in alone
+    with pytest.raises(ValueError, match=r"no row of 'tvm' in Flowers=table1\.json"):
+        docs.made("<!-- summary: Flowers=table1.json | tvm -->\n<!-- end -->")
+    with pytest.raises(ValueError, match=r"a bound that adaptive-linf has, L∞ 1/255, L∞ 2/255; got 3"):
+        docs.made("<!-- summary: Flowers=table1.json,adaptive-linf.json,3 | none -->\n<!-- end -->")
+
+
+def test_the_board_has_a_row_for_each_defense_of_any_result(folder: Path) -> None:
+    block = "<!-- board: table1=table1.json adaptive=adaptive-linf.json linf=1 certify=certify.json radius=0.25 -->\n"
+    text = docs.made(f"{block}stale\n<!-- end -->")
+    assert docs.made(text) == text
+    lines = text.splitlines()
+    assert lines[1] == (
+        "| Defense | Clean | Gray-box mean | Gray-box worst | Adaptive, L∞ 1/255 | Adaptive attacks, n "
+        "| Certified, sigma 0.25, L2 0.25 (L∞ 0.16/255) | ms an image |"
+    )
+    assert lines[3:10] == [
+        "| Undefended | 100.0 | 37.5 | 25.0 (B) | [25.0](page.md) | n = 4 | 25.0 |  |",
+        "| JPEG, 4 views, quality 25 | 75.0 | 62.5 | 50.0 (B) |  |  |  | 1.2 |",
+        "| JPEG, 4 views, quality 15 | 37.5 | 100.0 | 25.0 (A) | [50.0](page.md) | margin, n = 4 |  |  |",
+        "| Two of them | 75.0 | 62.5 | 50.0 (B) |  |  |  |  |",
+        "| OAG alone |  |  |  |  |  |  |  |",
+        "| Wavelets |  |  |  |  |  | 50.0 |  |",
+        "",
+    ]
+    assert "n = 4 images, right or wrong; 100 draws" in text
+    part = docs.made("<!-- board: table1=toads.json adaptive=adaptive-linf.json,toads.json linf=2 -->\n<!-- end -->")
+    assert "| OAG alone | [100.0](page.md) |  |  | [50.0](page.md) | bpda 10, n = 4 |  |  |" in part
+    nothing = docs.made("<!-- board: table1=toads.json adaptive=toads.json linf=2 -->\n<!-- end -->")
+    assert "Nothing has been measured here yet." in nothing

@@ -1,4 +1,4 @@
-"""Figures drawn again from a result's JSON and the photographs beside it, and nothing else."""
+"""Figures drawn again from a result's JSON and the images beside it only."""
 
 import logging
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_each_figure_is_drawn_from_the_rows_and_files_that_it_names(tmp_path: Pa
     assert torch.equal(moments[0][1], purified)
 
 
-def test_what_is_drawn_again_is_the_same(tmp_path: Path) -> None:
+def test_redrawn_figures_are_equal(tmp_path: Path) -> None:
     write(RESULT, tmp_path)
     names = [figure.file for figure in FIGURES] + ["fig9.csv", "fig9.md"]
     files = []

@@ -159,7 +159,7 @@ def test_each_image_of_a_batch_gets_the_network_of_its_own_stream(init: str) -> 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [9, 15])
 def test_gabor_kernels(size: int, channels: int) -> None:
-    """Unit norm, no response to a constant, brightness or hue, and a spectrum whose centre is where it was drawn."""
+    """Unit norm, no response to a constant, brightness or hue, and a spectrum centred at the drawn frequency."""
     kernels = energy.gabor_kernels([torch.Generator().manual_seed(0)], 700, channels, size, torch.float64)[0]
     assert kernels.shape == (700, channels, size, size)
     torch.testing.assert_close(kernels.square().sum((1, 2, 3)), torch.ones(700).double())
@@ -235,8 +235,8 @@ def test_threshold_leaves_weak_contrasts_out(threshold: float) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 3])
-def test_curvature_is_what_a_step_takes_from_a_constant_residual(stride: int) -> None:
-    """One step of W for a constant residual, filters on everywhere: the image gradient moves by rate * curvature * residual."""
+def test_curvature_predicts_a_step_for_a_constant_residual(stride: int) -> None:
+    """One step of W, constant residual, all filters active: the image gradient changes by rate * curvature * residual."""
     size = 60 * stride
     _, theta = make(size, size, 5 * stride, stride, 1, count=1)
     theta = theta._replace(bias=theta.bias + 1e3, fc=torch.ones_like(theta.fc) * torch.arange(1.0, 6)[:, None, None])

@@ -1,4 +1,4 @@
-"""The figures: what is drawn, read back from matplotlib's artists and from the files."""
+"""The figures, read back from matplotlib's artists and from the files."""
 
 import math
 import subprocess
@@ -62,7 +62,7 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def photographs(*shape: int, seed: int = 0) -> Tensor:
+def random_images(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -160,8 +160,8 @@ def test_a_defense_keeps_its_color(tmp_path: Path, drawn: list[Figure]) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_residuals(tmp_path: Path, drawn: list[Figure], channels: int) -> None:
-    reference = photographs(2, channels, 16, 20)
-    attacked = (reference + 0.1 * photographs(2, channels, 16, 20, seed=1)).clamp(0, 1)
+    reference = random_images(2, channels, 16, 20)
+    attacked = (reference + 0.1 * random_images(2, channels, 16, 20, seed=1)).clamp(0, 1)
     residuals(
         tmp_path / "fig1.png",
         [("original", reference), ("attacked", attacked)],
@@ -184,7 +184,7 @@ def test_residuals(tmp_path: Path, drawn: list[Figure], channels: int) -> None:
 
 
 def test_iterations(tmp_path: Path, drawn: list[Figure]) -> None:
-    original, attacked, early, late = (photographs(2, 3, 16, 16, seed=seed) for seed in range(4))
+    original, attacked, early, late = (random_images(2, 3, 16, 16, seed=seed) for seed in range(4))
     iterations(tmp_path / "fig5.png", [("step 10", early), ("step 84", late)], original, attacked)
     titles = [axes.get_title().replace("\n", " ") for axes in drawn[0].axes]
     assert titles[:6] == ["original", "attacked", "step 10", "step 84", "(a)", "(b)"]
@@ -240,7 +240,7 @@ def test_names_are_taken_as_they_are(tmp_path: Path, drawn: list[Figure], name: 
     assert not any(text.get_parse_math() for text in (*drawn[0].legends[0].get_texts(), drawn[0].axes[0].xaxis.label))
 
 
-PHOTOGRAPHS = photographs(2, 3, 8, 8)
+IMAGES = random_images(2, 3, 8, 8)
 NOTES = [["", ""]]
 
 
@@ -258,13 +258,13 @@ NOTES = [["", ""]]
         (lambda f: cost(f / "a.svg", []), "at least one point, got none"),
         (lambda f: cost(f / "a.svg", [("one", 0.0, 0.5)]), "seconds above 0 .* got 0.0: 'one'"),
         (lambda f: cost(f / "a.svg", [("one", 1.0, 61)]), r"accuracies in \[0, 1\], got \(61,\)"),
-        (lambda f: residuals(f / "a.svg", [("a", PHOTOGRAPHS)], PHOTOGRAPHS, NOTES), "for images, got 'a.svg'"),
-        (lambda f: residuals(f / "a.png", [("a", PHOTOGRAPHS[:1])], PHOTOGRAPHS, NOTES), r"got \(1, 3, 8, 8\): 'a'"),
-        (lambda f: residuals(f / "a.png", [("a", 2 * PHOTOGRAPHS)], PHOTOGRAPHS, NOTES), r"values in \[0, 1\], got .*: 'a'"),
-        (lambda f: residuals(f / "a.png", [("a", PHOTOGRAPHS)], PHOTOGRAPHS, [[""]]), r"2 notes, got columns of \[1\]"),
-        (lambda f: residuals(f / "a.png", [], PHOTOGRAPHS, []), "got 0 of"),
-        (lambda f: iterations(f / "a.png", [], PHOTOGRAPHS, PHOTOGRAPHS), "at least one moment, got none"),
-        (lambda f: iterations(f / "a.png", [("s", PHOTOGRAPHS)], PHOTOGRAPHS, PHOTOGRAPHS / 0), "values in"),
+        (lambda f: residuals(f / "a.svg", [("a", IMAGES)], IMAGES, NOTES), "for images, got 'a.svg'"),
+        (lambda f: residuals(f / "a.png", [("a", IMAGES[:1])], IMAGES, NOTES), r"got \(1, 3, 8, 8\): 'a'"),
+        (lambda f: residuals(f / "a.png", [("a", 2 * IMAGES)], IMAGES, NOTES), r"values in \[0, 1\], got .*: 'a'"),
+        (lambda f: residuals(f / "a.png", [("a", IMAGES)], IMAGES, [[""]]), r"2 notes, got columns of \[1\]"),
+        (lambda f: residuals(f / "a.png", [], IMAGES, []), "got 0 of"),
+        (lambda f: iterations(f / "a.png", [], IMAGES, IMAGES), "at least one moment, got none"),
+        (lambda f: iterations(f / "a.png", [("s", IMAGES)], IMAGES, IMAGES / 0), "values in"),
     ],
 )
 def test_bad_input(tmp_path: Path, draw: Callable[[Path], None], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Image files as a viewer shows them, depths, broken metadata and frames, and files damaged at random."""
+"""Image files as viewers show them: depths, broken metadata and frames, and files damaged at random."""
 
 import io
 import math
@@ -65,7 +65,7 @@ GREY = np.rint(255 * RAMP).astype(np.uint8)
 
 
 def tiff(values: np.ndarray, bits: int, photometric: int = 1, sample_format: int = 1) -> bytes:
-    """An uncompressed TIFF of one channel by hand, values (H, W) packed in ``bits`` bits: Pillow writes few of these."""
+    """An uncompressed TIFF of one channel with values (H, W) packed in ``bits`` bits, of which Pillow writes few."""
     rows = [
         int("".join(f"{int(value) % 2**bits:0{bits}b}" for value in row), 2).to_bytes(bits * len(row) // 8, "big")
         for row in values
@@ -103,7 +103,7 @@ def tiff(values: np.ndarray, bits: int, photometric: int = 1, sample_format: int
         *("tiff8-white-is-zero", "pgm16", "pgm16-dark", "pgm12", "pgm300"),
     ],
 )
-def test_white_is_what_the_file_says(content: bytes, expected: np.ndarray) -> None:
+def test_white_is_that_of_the_file(content: bytes, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(np.asarray(read(content)), expected)
 
 
@@ -144,7 +144,7 @@ def test_an_image_is_turned_by_its_exif(tmp_path: Path) -> None:
     assert 0x0112 not in turned.getexif()  # or a viewer would turn it again
 
 
-def test_an_image_is_rgb_or_grey_whatever_its_mode(tmp_path: Path) -> None:
+def test_an_image_of_any_mode_becomes_rgb_or_grey(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     PIL.Image.new("RGBA", (3, 2), (10, 20, 30, 128)).save(path, dpi=(300, 300))
     decoded = decode(path)
@@ -156,7 +156,7 @@ def test_an_image_is_rgb_or_grey_whatever_its_mode(tmp_path: Path) -> None:
     assert (read(path).mode, read(path).getpixel((0, 0))) == ("L", 255)
 
 
-def test_what_is_no_image_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_unreadable_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = saved(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).read_bytes()
     jpeg = tmp_path / "whole.jpg"
     PIL.Image.open(tmp_path / "whole.png").save(jpeg)
@@ -189,7 +189,7 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, reader: Any) -> No
 
 
 def jpeg_with(tag: int, kind: int, count: int, value: bytes) -> bytes:
-    """A JPEG whose EXIF says to turn it clockwise, and has one more tag."""
+    """A JPEG whose EXIF has a clockwise rotation and one more tag."""
     buffer = io.BytesIO()
     picture().save(buffer, "JPEG", quality=95)
     tags = sorted([(0x0112, 3, 1, b"\6\0\0\0"), (tag, kind, count, value.ljust(4, b"\0"))])
@@ -249,7 +249,7 @@ def test_the_first_image_is_used_where_the_next_is_damaged(name: str) -> None:
         np.testing.assert_array_equal(np.asarray(decoded.image), np.asarray(first))
 
 
-def test_a_palette_that_is_missing_makes_no_difference_to_an_opaque_image() -> None:
+def test_a_missing_palette_does_not_affect_an_opaque_image() -> None:
     buffer = io.BytesIO()
     picture("P").save(buffer, "PNG")
     start = buffer.getvalue().index(b"PLTE") - 4
@@ -316,7 +316,7 @@ def test_a_program_is_not_run(tmp_path: Path) -> None:
 
 
 def look_at_mutations(count: int, seed: int) -> Counter[str]:
-    """Decode damaged files and write what comes of it; counts of what it was."""
+    """Decode damaged files and write the results; counts the outcomes."""
     seen: Counter[str] = Counter()
     for was, content in mutations(count, seed):
         seen[look_at(was, content)] += 1
@@ -343,14 +343,14 @@ def look_at(was: str, content: bytes) -> str:
 
 
 def printed(capfd: pytest.CaptureFixture[str]) -> list[str]:
-    """Lines of both streams but for libtiff's own, which come from C and name Pillow's stand-in for the file."""
+    """Lines of both streams, without those of libtiff, which name Pillow's placeholder for the file."""
     out, err = capfd.readouterr()
     return [line for line in (out + err).splitlines() if not line.startswith("tempfile.tif: ")]
 
 
 @pytest.fixture
 def _small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of damaged headers that state millions of pixels none is an image, and no test needs gigabytes."""
+    """Damaged headers that state millions of pixels are rejected, so that the test needs little memory."""
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", LARGEST)
 
 
@@ -370,7 +370,7 @@ def test_thousands_of_damaged_files_too(seed: int, capfd: pytest.CaptureFixture[
     assert not printed(capfd)
 
 
-def test_a_large_image_is_no_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_image_is_not_refused_as_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = saved(tmp_path / "a.png", np.zeros((40, 40, 3), np.uint8))
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)  # where Pillow warns, and refuses at twice as many
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The filters against their definitions, in other words and by other libraries, and the contract that all baselines keep."""
+"""The filters against independent definitions and other libraries, and the contract of all baselines."""
 
 import inspect
 import io
@@ -43,7 +43,7 @@ def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tens
 
 
 def smooth(*shape: int, seed: int = 0) -> Tensor:
-    """Blobs and a little noise, as in a natural image."""
+    """Smooth blobs with weak noise, as in a natural image."""
     blobs = F.interpolate(rand(*shape[:2], 3, 3, seed=seed), shape[2:], mode="bicubic")
     return (0.8 * blobs + 0.1 + 0.1 * rand(*shape, seed=seed + 1)).clamp(0, 1)
 
@@ -52,7 +52,7 @@ def smooth(*shape: int, seed: int = 0) -> Tensor:
 
 
 def windows(image: Array, size: int) -> Array:
-    """(H, W) -> (H, W, size^2), the nearest pixel standing in for those outside."""
+    """(H, W) -> (H, W, size^2), with the nearest pixel for positions outside."""
     height, width = image.shape
     reach = range(-(size // 2), size // 2 + 1)
     near = [(y, x) for y in reach for x in reach]
@@ -98,7 +98,7 @@ def test_jpeg_is_pillows(quality: int, mode: str) -> None:
 
 
 def test_noisy_jpeg_is_jpeg_then_noise() -> None:
-    """Of pixels away from 0 and 1 the noise has the standard deviation that was asked for, and none goes through the JPEG."""
+    """At pixels away from 0 and 1 the noise has the requested standard deviation; it is added after the JPEG."""
     images = 0.25 + 0.5 * smooth(4, 3, 64, 64)
     added = 255 * (NoisyJPEG(25, 8, seed=0)(images) - JPEG(25)(images))
     assert abs(added.std().item() - 8) < 4 * 8 / math.sqrt(2 * added.numel())
@@ -107,7 +107,7 @@ def test_noisy_jpeg_is_jpeg_then_noise() -> None:
 
 
 def test_noisy_jpeg_follows_the_noise() -> None:
-    """The clean one of two images is saved at quality 90 with the least noise, the noisy one as if nothing were followed."""
+    """A clean image gets quality 90 and the least noise, a noisy one the full setting."""
     images = torch.linspace(0.25, 0.75, 64).expand(2, 3, 64, 64).clone()
     images[1] += torch.randn(images[1].shape, generator=torch.Generator().manual_seed(0)) * 10 / 255
     strengths = noise_level.matching_strength(images)
@@ -172,7 +172,7 @@ def test_noise_is_white_and_normal() -> None:
 
 
 def found(result: Tensor) -> tuple[int, int, int, int]:
-    """Top, left, height and width of what is not zero."""
+    """Top, left, height and width of the non-zero part."""
     rows, columns = result.any(0).any(1).nonzero(), result.any(0).any(0).nonzero()
     top, left = int(rows[0]), int(columns[0])
     return top, left, int(rows[-1]) - top + 1, int(columns[-1]) - left + 1
@@ -199,7 +199,7 @@ def test_randomization_places_the_resized_image_on_zeros(height: int, width: int
     assert ratio == 1 or {0} < {above for above, _ in slack} == {below for _, below in slack}  # both ends of the offset
 
 
-def test_randomization_fills_with_what_it_is_told() -> None:
+def test_randomization_pads_with_the_given_value() -> None:
     results = Randomization(1.5, fill=0.5, seed=0)(torch.ones(8, 1, 10, 10))
     assert set(results.unique().tolist()) == {0.5, 1.0}
 
@@ -407,7 +407,7 @@ gradients = pytest.mark.parametrize(
 
 
 def apart(*shape: int) -> Tensor:
-    """Values in (0.1, 0.9) that all differ by more than a finite difference: medians have no kinks, and nothing is clipped."""
+    """Values in (0.1, 0.9) that differ by more than a finite difference, so that medians are smooth and nothing is clipped."""
     count = math.prod(shape)
     order = torch.randperm(count, generator=Generator().manual_seed(0)).double()
     return (0.1 + 0.8 * order / count).reshape(shape)
@@ -433,7 +433,7 @@ def test_a_defended_model_sees_the_own_gradient(defense: nn.Module) -> None:
     assert torch.autograd.gradcheck(lambda x: model(x, index=3), images)
 
 
-def test_noise_that_is_clipped_has_no_gradient() -> None:
+def test_clipped_noise_has_no_gradient() -> None:
     images = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64).repeat(40, 1)[None, None].requires_grad_()
     noisy = GaussianNoise(20, seed=0)(images)
     noisy.sum().backward()

@@ -1,4 +1,4 @@
-"""Classifiers that are fitted here: they learn, repeat, are saved and loaded."""
+"""Fitted classifiers: training, reproducibility, saving and loading."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from oag_transform.evaluation.fitting import AdversarialExamples, clean_accuracy
 from oag_transform.evaluation.targets import load_target, save_target
 from oag_transform.files import read_rgb
 from tests.test_data import write_image
-from tests.tiny import write_photographs
+from tests.tiny import write_images
 
 from .sample_images import synthetic_image
 
@@ -63,7 +63,7 @@ def test_training_all_layers_changes_them_and_repeats(flowers: Listing) -> None:
     assert not any(parameter.requires_grad for parameter in models[1].parameters())
 
 
-def test_one_class_is_none(flowers: Listing) -> None:
+def test_a_single_class_is_refused(flowers: Listing) -> None:
     with pytest.raises(ValueError, match="two classes or more, got 1"):
         fit_target(flowers._replace(names=flowers.names[:2], labels=(0, 0), classes=("red",)))
 
@@ -89,7 +89,7 @@ def test_a_random_start_has_no_head_fitted_to_it(flowers: Listing, monkeypatch: 
         fit_target(flowers)
 
 
-def test_the_size_is_the_crop_of_what_is_eight_sevenths_of_it(flowers: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_resized_to_eight_sevenths_of_the_crop(flowers: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "build", tiny_build)
     model, preprocessing = fit_target(flowers, epochs=1, size=28)
     assert preprocessing == Preprocessing(32, 28, tiny_build("", None, 3)[1].interpolation)
@@ -240,7 +240,7 @@ def bright() -> nn.Module:
 
 
 def test_accuracy_as_they_are_and_under_attack(tmp_path: Path) -> None:
-    listing = image_folder(write_photographs(tmp_path))  # 3.8 grey levels from the threshold
+    listing = image_folder(write_images(tmp_path))  # 3.8 grey levels from the threshold
     preprocessing = Preprocessing(40, 40)
     assert clean_accuracy(bright(), listing, preprocessing).right == "111111"
     assert robust_accuracy(bright(), listing, preprocessing, 3, steps=10).right == "111111"
@@ -254,7 +254,7 @@ def test_accuracy_as_they_are_and_under_attack(tmp_path: Path) -> None:
 def test_the_command_trains_adversarially_and_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = write_photographs(tmp_path / "data")
+    folder = write_images(tmp_path / "data")
     asked: dict[str, Any] = {}
 
     def fit(*_: Any, **given: Any) -> tuple[nn.Module, Preprocessing]:
@@ -268,8 +268,8 @@ def test_the_command_trains_adversarially_and_reports(
     assert asked["adversarial"] == AdversarialExamples(3, 2)
     assert (asked["size"], asked["epochs"], asked["compute_dtype"]) == (40, 2, torch.bfloat16)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("fitted to 6 images, of which it gets 100.0% right")
-    assert lines[1] == "held out, as they are: 100.0% [61, 100] of 6 images"
+    assert lines[0].endswith("fitted to 6 images, with 100.0% training accuracy")
+    assert lines[1] == "held out, clean: 100.0% [61, 100] of 6 images"
     assert lines[2] == "held out, under APGD-CE, L-infinity 3/255, 50 steps, 1 start: 100.0% [61, 100] of 6 images"
     assert torch.load(tmp_path / "t.pt", weights_only=True)["adversarial_eps"] == 3
     assert main([*run, "--epochs", "1"]) == 0
@@ -289,11 +289,11 @@ def test_the_command_trains_adversarially_and_reports(
         (["--report", "others"], r"--report has the classes ['a', 'b'], but --data has ['a_dark', 'b_bright']"),
     ],
 )
-def test_what_the_command_can_not_do_is_named(
+def test_unsupported_options_are_named(
     more: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = write_photographs(tmp_path / "data")
+    folder = write_images(tmp_path / "data")
     for name in ("a", "b"):
         (tmp_path / "others" / name).mkdir(parents=True)
         write_image(tmp_path / "others" / name / "0.png", size=(20, 20))
@@ -302,7 +302,7 @@ def test_what_the_command_can_not_do_is_named(
     assert not (tmp_path / "t.pt").exists()
 
 
-def test_an_adversarially_trained_target_says_so(tmp_path: Path) -> None:
+def test_an_adversarially_trained_target_is_named_as_such(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         model, preprocessing = build("shufflenet_v2_x0_5", None, 2)
     names = ("a", "b")

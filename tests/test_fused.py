@@ -17,7 +17,7 @@ from oag_transform import DivergenceError, OnlineAlternateGenerator, streams
 from oag_transform.generator import energy, loop, run
 from oag_transform.generator.energy import Parameters
 from oag_transform.generator.settings import Backend, Settings
-from oag_transform.generator.state import State, begin
+from oag_transform.generator.state import Inputs, State
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
@@ -106,7 +106,7 @@ def chunk_of(pair: Tensor, theta: Parameters, shape: Sequence[int], s: Settings,
 
 
 def strengths(count: int) -> Tensor:
-    """Another one for each image."""
+    """A different value for each image."""
     return torch.tensor([0.5, 0.75])[:count]
 
 
@@ -136,8 +136,8 @@ def assert_as_good_as_float32(actual: Tensor, expected: Tensor, float32: Tensor,
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-7}  # Triton's interpreter cuts bits off where a GPU rounds
 
 
-def assert_rounded(low: Tensor, full: Tensor) -> None:
-    torch.testing.assert_close(low.float(), full, rtol=ROUNDING[low.dtype], atol=0)
+def assert_rounded(operand: Tensor, full: Tensor) -> None:
+    torch.testing.assert_close(operand.float(), full, rtol=ROUNDING[operand.dtype], atol=0)
 
 
 def cells_of(packed: Tensor, channels: int) -> Tensor:
@@ -151,21 +151,21 @@ def test_gates(shape: tuple[int, int, int, int], overrides: dict[str, Any], dtyp
     pair, theta, chunk = example(shape, settings(compute_dtype=dtype, **overrides), device)
     chunk.respond()
     a = energy.responses(pair[1:].double(), double(theta))
-    gates = cells_of(chunk.held_gates, theta.bias.numel() // theta.groups).cpu()
+    gates = cells_of(chunk.mode_gates, theta.bias.numel() // theta.groups).cpu()
     clear = a.abs() > 1e-4  # the sign of a response closer to zero is a matter of rounding
     assert clear.double().mean() > 0.99
     assert torch.equal(gates.float()[clear], energy.gate(a, double(theta)).float()[clear])
-    assert not chunk.held_gates[..., theta.bias.numel() // theta.groups :].any()
+    assert not chunk.mode_gates[..., theta.bias.numel() // theta.groups :].any()
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("shape", "overrides", "dtype"), CASES)
 def test_image_step(shape: tuple[int, int, int, int], overrides: dict[str, Any], dtype: torch.dtype, device: str) -> None:
-    """Eq. 3 without noise, from the gates that the chunk has; and the residual that it leaves."""
+    """Eq. 3 without noise, from the gates of the chunk, and its residual."""
     s = settings(compute_dtype=dtype, **overrides)
     pair, theta, chunk = example(shape, s, device)
     chunk.respond()
-    gates = cells_of(chunk.held_gates, s.filters).cpu()
+    gates = cells_of(chunk.mode_gates, s.filters).cpu()
     chunk.image_step(0.25, 0.0)
 
     def stepped(precision: torch.dtype) -> Tensor:
@@ -174,7 +174,7 @@ def test_image_step(shape: tuple[int, int, int, int], overrides: dict[str, Any],
     expected = stepped(torch.float64)
     assert_as_good_as_float32(chunk.snapshot(1).pair[1:], expected, stepped(torch.float32))
     assert torch.equal(chunk.snapshot(1).pair[:1].cpu(), pair[:1])
-    assert_rounded(chunk.image_low, chunk.image)
+    assert_rounded(chunk.image_operand, chunk.image)
     assert not chunk.image[..., chunk.depth :].any()
     squares = chunk.squares.sum(1) / (chunk.size * chunk.depth)
     torch.testing.assert_close(squares.cpu().double(), energy.mean_square(pair[:1] - expected, shape[0]), rtol=3e-5, atol=0)
@@ -189,7 +189,7 @@ def test_network_step(
     device: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Eq. 5 at fixed rates, each parameter's change by itself, and the gates that are left for the next image."""
+    """Eq. 5 at fixed rates: the change of each parameter, and the gates for the next image."""
     monkeypatch.setattr(fused, "MIN_POSITIONS", 64)  # several partial sums
     s = settings(compute_dtype=dtype, adaptive_lr=False, conv_lr=0.125, fc_lr=0.25, **overrides)
     pair, theta, chunk = example(shape, s, device)
@@ -214,11 +214,11 @@ def test_network_step(
         assert isinstance(new, Tensor), name
         rounding = 2.0**-22 * old.norm() / expected.norm()  # the change is read off a float32 sum
         assert_as_good_as_float32(new.cpu() - old.double(), expected, float32, rounding.item())
-    held = cells_of(chunk.held_gates, s.filters).cpu()
+    gates = cells_of(chunk.mode_gates, s.filters).cpu()
     on = energy.responses(pair[1:].double(), double(theta)) > 0
-    close = torch.isclose(held.float(), torch.where(on, after.fc.cpu(), 0), rtol=ROUNDING[dtype], atol=0)
+    close = torch.isclose(gates.float(), torch.where(on, after.fc.cpu(), 0), rtol=ROUNDING[dtype], atol=0)
     assert close.float().mean() > 0.99  # the sign of a response close to zero is a matter of rounding
-    assert_rounded(chunk.weight_low, chunk.weight)
+    assert_rounded(chunk.weight_operand, chunk.weight)
     for padding in (chunk.weight[:, s.filters :], chunk.weight[..., chunk.depth :], chunk.fc[..., s.filters :]):
         assert not padding.any()
     assert not chunk.bias[:, s.filters :].any()
@@ -227,7 +227,7 @@ def test_network_step(
 def normals(
     shape: tuple[int, ...], s: Settings, generators: list[Generator], draw: int, strength: Tensor | None = None
 ) -> Tensor:
-    """The noise of one draw, (N, h, w, D): what a step from zero without a network leaves in the cells."""
+    """The noise of one draw, (N, h, w, D): the cells after a step from zero without a network."""
     device = generators[0].device
     zero = torch.zeros(shape, device=device)
     cells, n, k = energy.to_cells(zero, s.stride), shape[0], energy.kernel_cells(s.kernel_size, s.stride)
@@ -236,7 +236,7 @@ def normals(
     alone = settings(filters=1, stride=s.stride, kernel_size=s.kernel_size)
     strength = torch.ones(n, device=device) if strength is None else strength.to(device)
     chunk = Chunk(State(0, torch.cat([cells, cells]), theta, s.stride, shape), alone, generators, strength)
-    chunk.held_gates.zero_()
+    chunk.mode_gates.zero_()
     chunk.draw.fill_(draw - 1)
     chunk.image_step(0.0, 1.0)
     return chunk.snapshot(1).pair[1].unflatten(0, (n, -1)).movedim(1, -1)
@@ -246,12 +246,12 @@ RUNS: list[dict[str, Any]] = [
     {"threshold": 2.0},
     {"langevin": "exact", "image_steps": 2, "network_steps": 2},
     {"adaptive_lr": False, "stride": 2, "kernel_size": 5},
-    {"fc_lr": 10.0, "network_steps": 5},  # large enough for the pace to be halved
+    {"fc_lr": 10.0, "network_steps": 5},  # large enough for the rates to be halved
 ]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("overrides", RUNS, ids=["default", "exact", "fixed rates", "halved pace"])
+@pytest.mark.parametrize("overrides", RUNS, ids=["default", "exact", "fixed rates", "halved rates"])
 def test_the_loop_is_the_reference(overrides: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole runs from the same network and with the same noise: fused, and PyTorch in float32 and float64."""
     shape = (2, 3, 23, 25)
@@ -261,9 +261,9 @@ def test_the_loop_is_the_reference(overrides: dict[str, Any], device: str, monke
     theta = network(shape, s, "gabor")
     reference = 8 * torch.nn.functional.interpolate(random(2, 3, 5, 5), size=shape[2:], mode="bicubic")
     strength = strengths(2).flip(0)  # each image has one of its own
-    paces: list[Tensor] = []
-    rounds = s.image_steps if s.langevin == "exact" else 1
-    noise = [normals(shape, s, generators, draw) for draw in range(1, 1 + s.network_steps * rounds)]
+    lr_factors: list[Tensor] = []
+    updates = s.image_steps if s.langevin == "exact" else 1
+    noise = [normals(shape, s, generators, draw) for draw in range(1, 1 + s.network_steps * updates)]
 
     def ran(kind: run.Loop, dtype: torch.dtype, where: str) -> list[State]:
         draws = iter(noise)
@@ -271,17 +271,23 @@ def test_the_loop_is_the_reference(overrides: dict[str, Any], device: str, monke
         def same_noise(out: Tensor, _: object) -> Tensor:
             return out.copy_(next(draws))
 
-        def kept_pace(*args: Tensor) -> tuple[Tensor, Tensor]:
-            paces.append(slow_down(*args)[0].cpu())
+        def recorded(*args: Tensor) -> tuple[Tensor, Tensor]:
+            lr_factors.append(slow_down(*args)[0].cpu())
             return slow_down(*args)
 
+        def same_start(_: Inputs) -> tuple[State, list[Generator]]:
+            cells = energy.to_cells(reference.to(where, dtype), s.stride)
+            pair = torch.cat([cells, torch.zeros_like(cells)])
+            return State(0, pair, moved(theta, where, dtype), s.stride, shape), generators
+
         slow_down = energy.slow_down
-        start = begin(reference.to(where, dtype), s, streams.generators(0, range(2), torch.device(where)))
-        start = start._replace(theta=moved(theta, where, dtype))
+        inputs = Inputs(torch.empty(shape, dtype=dtype, device=where), s, strength.to(where, dtype), 0, range(2))
         with monkeypatch.context() as patch:
             patch.setattr(streams, "fill_normal", same_noise)
-            patch.setattr(energy, "slow_down", kept_pace)
-            return list(kind(start, s, generators, strength.to(where, dtype), every=1))
+            patch.setattr(energy, "slow_down", recorded)
+            for module in (loop, fused):
+                patch.setattr(module, "begin", same_start)
+            return list(kind(inputs, 1))
 
     kernels = ran(fused.alternate, torch.float32, device)
     plain, expected = (ran(loop.alternate, dtype, "cpu") for dtype in (torch.float32, torch.float64))
@@ -293,7 +299,7 @@ def test_the_loop_is_the_reference(overrides: dict[str, Any], device: str, monke
             else:  # TF32 operands
                 assert error(a, c) < 0.02, step
     if s.fc_lr == 10:
-        assert any((pace < 1).any() for pace in paces)  # the case does what it is there for
+        assert any((factor < 1).any() for factor in lr_factors)  # the case does what it is there for
     assert error(kernels[-1].pair[1:], expected[0].pair[1:]) > 0.01  # the image moved
 
 
@@ -400,11 +406,8 @@ SYNCHRONIZING = {  # reads of a value, and copies from Python's memory
 @pytest.mark.parametrize("langevin", ["closed_form", "exact"])
 def test_the_loop_never_waits_for_the_device(kind: Any, langevin: Any) -> None:
     s = settings(backend=kind, langevin=langevin, image_steps=2, filters=3, compute_dtype=torch.bfloat16)
-    reference = random(2, 3, 12, 12)
-    generators = streams.generators(0, range(2), torch.device("cpu"))
-    chosen = run.choose_loop(s, reference.device, reference.dtype)
-    states = chosen(begin(reference, s, generators), s, generators, strengths(2), every=1)
-    next(states)  # what comes before the loop may
+    states = run.trajectory(Inputs(random(2, 3, 12, 12), s, strengths(2), 0, range(2)), every=1)
+    next(states)  # what comes before the loop may wait
     with Recorder() as recorder:
         assert [state.step for state in states] == [2, 3]
     assert "aten::addcmul_" in recorder.names
@@ -438,7 +441,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
         (CUDA, torch.float32, 3, "13.0", (9, 0), False, "triton is not installed"),
     ],
 )
-def test_backend_runs_or_says_why_not(
+def test_backend_runs_or_names_the_reason(
     device: torch.device,
     dtype: torch.dtype,
     stride: int,
@@ -469,7 +472,7 @@ def test_backend_runs_or_says_why_not(
 
 def test_triton_that_cannot_run_raises_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr("oag_transform.transform.purify", lambda *_, **__: pytest.fail("work began"))
+    monkeypatch.setattr("oag_transform.transform.synthesise", lambda *_, **__: pytest.fail("work began"))
     transform = OnlineAlternateGenerator(kernel_size=9, backend="triton")
     for call in (transform, transform.trace):
         with pytest.raises(RuntimeError, match="needs an NVIDIA GPU, got a tensor on cpu"):
@@ -492,7 +495,7 @@ def python(*arguments: str, folder: Path) -> str:
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
 @pytest.mark.skipif(tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3), reason="another interface of the compiler")
 def test_kernels_compile_ahead_of_time_for_tensor_cores(tmp_path: Path) -> None:
-    """For compute capability 9.0, without a GPU: warpgroup products in all but the sum of splits, within shared memory.
+    """Compiled for compute capability 9.0 without a GPU: warpgroup products except in the sum of splits, within shared memory.
 
     The package itself doesn't import the kernels' module.
     """
@@ -521,7 +524,7 @@ def test_a_cuda_graph_changes_nothing(langevin: Any, monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(not ON_GPU, reason="no CUDA device")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fused_and_pytorch_agree_on_the_device(dtype: torch.dtype) -> None:
-    """At full size, with noise of their own: the same residual."""
+    """At full size with independent noise, the residuals agree."""
     generator = Generator().manual_seed(0)
     images = torch.nn.functional.interpolate(torch.rand(4, 3, 16, 16, generator=generator), size=(224, 224), mode="bicubic")
     residuals = [

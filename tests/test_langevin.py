@@ -1,4 +1,4 @@
-"""Eq. 3: a held step against its law, and the exact inner loop against the closed form."""
+"""Eq. 3: a step with fixed mask against its law, and the exact inner loop against the closed form."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from skimage import data as photographs
+from skimage import data
 from torch import Tensor
 
 from oag_transform import OnlineAlternateGenerator
@@ -39,18 +39,18 @@ def test_one_step_is_equation_3() -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
 
 
-def test_many_single_steps_have_the_moments_of_one_held_step() -> None:
+def test_many_single_steps_have_the_moments_of_one_long_step() -> None:
     """Monte Carlo over 200,000 pixels: 5 standard errors of a mean and of a variance."""
     n, steps, e = 200_000, 20, 0.3
     generator = torch.Generator().manual_seed(1)
     mode = torch.full((n,), 3.0, dtype=torch.float64)
-    single, held = (torch.full((n,), -2.0, dtype=torch.float64) for _ in range(2))
+    single, long = (torch.full((n,), -2.0, dtype=torch.float64) for _ in range(2))
     for _ in range(steps):
         langevin.step(single, mode, torch.empty_like(mode).normal_(generator=generator), step_size=e, steps=1)
-    langevin.step(held, mode, torch.empty_like(mode).normal_(generator=generator), step_size=e, steps=steps)
+    langevin.step(long, mode, torch.empty_like(mode).normal_(generator=generator), step_size=e, steps=steps)
     std = single.std().item()
-    assert abs(single.mean().item() - held.mean().item()) < 5 * std * math.sqrt(2 / n)
-    assert abs(single.var().item() - held.var().item()) < 5 * std**2 * math.sqrt(4 / n)
+    assert abs(single.mean().item() - long.mean().item()) < 5 * std * math.sqrt(2 / n)
+    assert abs(single.var().item() - long.var().item()) < 5 * std**2 * math.sqrt(4 / n)
 
 
 def test_any_number_of_steps_costs_the_same() -> None:
@@ -67,9 +67,9 @@ def test_stationary_variance_is_the_fixed_point() -> None:
     assert (1 - e**2 / 2) ** 2 * variance + e**2 == pytest.approx(variance, rel=1e-12)
 
 
-def test_exact_and_closed_form_make_the_same_image_of_a_photograph() -> None:
-    """PSNR to the photograph, which differs by the held mask and by the draw, is the same to 0.3 dB."""
-    image = torch.from_numpy(np.ascontiguousarray(photographs.astronaut()[:224, 100:324])).permute(2, 0, 1) / 255
+def test_exact_and_closed_form_make_the_same_image() -> None:
+    """The PSNR to the input, which differs by the fixed mask and by the draw, agrees to 0.3 dB."""
+    image = torch.from_numpy(np.ascontiguousarray(data.astronaut()[:224, 100:324])).permute(2, 0, 1) / 255
 
     def psnr(purified: Tensor) -> float:
         return -10 * math.log10((purified - image).square().mean().item())

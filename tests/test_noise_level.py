@@ -1,4 +1,4 @@
-"""The estimate of an image's noise, against noise of known strength and scikit-image's estimator; and what follows from it."""
+"""The noise estimate, against noise of known strength and scikit-image's estimator, and the strength that follows from it."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.sample_images import synthetic_image
 
 
 def smooth(channels: int = 3, size: int = 96) -> Tensor:
-    """A picture without noise (1, channels, size, size), away from black and white."""
+    """An image without noise (1, channels, size, size), away from black and white."""
     turn = torch.linspace(0, 6, size, dtype=torch.float64)
     phase = torch.arange(channels, dtype=torch.float64)[:, None, None]
     return (0.5 + 0.05 * (turn + phase).sin() + 0.05 * (turn[:, None] - phase).cos())[None]
@@ -25,7 +25,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 @settings(deadline=None, max_examples=20)
 @given(std=st.floats(0.5, 18), seed=st.integers(0, 99))
 def test_white_noise_is_found(std: float, seed: int) -> None:
-    """To a twentieth: a standard error is 0.6%, and the border takes 1.2%."""
+    """Tolerance of 5%: the standard error is 0.6%, and the border lowers the estimate by 1.2%."""
     noisy = smooth(size=192) + std / 255 * normal(1, 3, 192, 192, seed=seed)
     assert estimate(noisy).item() == pytest.approx(std, rel=0.05)
 
@@ -38,7 +38,7 @@ def test_agrees_with_scikit_image() -> None:
 
 
 def test_noise_that_is_the_same_in_all_channels_is_found_in_brightness() -> None:
-    """Along (1, 1, 1) / sqrt(3) it has sqrt(3) times its standard deviation; its smoothest blocks are a little below it."""
+    """Grey noise has sqrt(3) times the deviation along (1, 1, 1) / sqrt(3); the smoothest blocks are slightly below it."""
     grey = smooth(1) + 6 / 255 * normal(1, 1, 96, 96)
     assert 0.85 * 3**0.5 * 6 / TEXTURE < estimate(grey).item() < 3**0.5 * 6 / TEXTURE
     torch.testing.assert_close(estimate(grey), estimate(grey.expand(1, 3, 96, 96)), rtol=1e-9, atol=0)
@@ -67,7 +67,7 @@ def test_letterbox_and_clipped_areas_say_nothing() -> None:
 
 
 def test_structure_in_brightness_counts_only_where_it_is_everywhere() -> None:
-    """A texture as strong as noise of 20 grey levels over half of the picture leaves the estimate alone."""
+    """A texture of 20 grey levels over half of the image does not change the estimate."""
     texture = 20 / 255 * normal(1, 1, 96, 96)
     texture[..., :48, :] /= 100
     assert estimate(smooth() + texture).item() < 0.2
@@ -120,7 +120,7 @@ def transform(**overrides: object) -> OnlineAlternateGenerator:
     return OnlineAlternateGenerator(**{"network_steps": 6, "filters": 16, "seed": 0} | overrides)  # type: ignore[arg-type]
 
 
-def test_none_is_the_strength_that_the_noise_calls_for() -> None:
+def test_strength_none_follows_the_noise() -> None:
     noisy = torch.cat([smooth() + std / 255 * normal(1, 3, 96, 96) for std in (0, 0.5 * FULL)])
     for i, chosen in enumerate(matching_strength(noisy).tolist()):
         expected = transform(strength=chosen)(noisy[i], index=i)
@@ -131,7 +131,7 @@ def test_none_is_the_strength_that_the_noise_calls_for() -> None:
 
 @pytest.mark.parametrize("langevin", ["closed_form", "exact"])
 def test_strength_is_the_temperature_and_the_share_of_the_threshold(langevin: str) -> None:
-    """Without a network to speak of, what is left of the image is noise; with one, a weaker one lets more of it in."""
+    """With a negligible network the result is noise; otherwise a lower strength lets more of the image in."""
     image = synthetic_image(3, 64, 64)
     spreads = [
         (255 * transform(strength=share, fc_lr=0.0, langevin=langevin)(image)).std((1, 2)).mean().item() for share in (0.2, 0.8)

@@ -1,4 +1,4 @@
-"""The defenses trained on each image alone, against PyTorch's own layers and optimisers."""
+"""The defenses trained on each image, against PyTorch's own layers and optimisers."""
 
 import itertools
 import math
@@ -106,7 +106,7 @@ def test_hourglass_equals_its_functional_pieces(skips: tuple[int, ...]) -> None:
     torch.testing.assert_close(network(z), expected, rtol=0, atol=1e-12)
 
 
-def test_initialise_draws_what_pytorch_draws() -> None:
+def test_initialise_equals_pytorchs_initialisation() -> None:
     def layers() -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False), nn.Conv2d(4, 2, 1))
 
@@ -116,8 +116,8 @@ def test_initialise_draws_what_pytorch_draws() -> None:
     with torch.device("meta"):
         network = layers()
     initialise(network, Generator().manual_seed(3), torch.float32)
-    for ours, theirs in zip(network.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    for actual, reference in zip(network.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(actual, reference, rtol=1e-6, atol=0)
 
 
 def test_prior_is_trained_as_by_adam_on_the_mean_squared_error() -> None:
@@ -177,8 +177,8 @@ class Layers(nn.Module):
         return output[..., self.margin : self.margin + self.height, self.margin : self.margin + self.width]
 
     def load(self, theta: Weights) -> "Layers":
-        for ours, theirs in zip(self.parameters(), theta, strict=True):
-            ours.data = theirs.detach().clone().reshape(ours.shape)
+        for actual, reference in zip(self.parameters(), theta, strict=True):
+            actual.data = reference.detach().clone().reshape(actual.shape)
         return self
 
 
@@ -201,9 +201,9 @@ def test_autoencoder_equals_pytorch_layers(shape: tuple[int, int, int], kernel_s
     model = Layers(shape, kernel_size, stride, 4).load(theta)
     output, expected = autoencode(images, theta, stride), model(images)
     torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
-    ours = torch.autograd.grad((output - images).square().mean(), list(theta))
-    theirs = torch.autograd.grad((expected - images).square().mean(), list(model.parameters()))
-    for a, b in zip(ours, theirs, strict=True):
+    actual = torch.autograd.grad((output - images).square().mean(), list(theta))
+    reference = torch.autograd.grad((expected - images).square().mean(), list(model.parameters()))
+    for a, b in zip(actual, reference, strict=True):
         torch.testing.assert_close(a.reshape(b.shape), b, rtol=0, atol=1e-12)
 
 
@@ -225,14 +225,14 @@ def test_autoencoder_is_trained_as_pytorch_layers_are(shape: tuple[int, int, int
     torch.testing.assert_close(defense(image, index=2), expected, rtol=0, atol=1e-9)
 
 
-def test_autoencoder_draws_what_pytorch_draws() -> None:
+def test_the_autoencoder_is_initialised_as_in_pytorch() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         expected = Layers((3, 16, 19), 7, 3, 4).double()  # float32 draws
     theta = initial_weights(Generator().manual_seed(3), (1, 3, 16, 19), kernel_size=7, stride=3, filters=4, dtype=torch.float32)
-    for ours, theirs in zip(theta, expected.parameters(), strict=True):
-        assert ours.requires_grad
-        torch.testing.assert_close(ours.double().reshape(theirs.shape), theirs, rtol=1e-5, atol=1e-7)
+    for actual, reference in zip(theta, expected.parameters(), strict=True):
+        assert actual.requires_grad
+        torch.testing.assert_close(actual.double().reshape(reference.shape), reference, rtol=1e-5, atol=1e-7)
 
 
 def test_autoencoder_fits_the_image_and_removes_noise_on_the_way() -> None:
@@ -303,7 +303,7 @@ def test_the_callers_mode_does_not_matter(make: Callable[..., Defense], mode: Ca
 
 
 @both
-def test_an_input_that_asks_for_gradients_gets_none(make: Callable[..., Defense]) -> None:
+def test_an_input_that_requires_gradients_gets_none(make: Callable[..., Defense]) -> None:
     image = rand(1, 3, 12, 12).requires_grad_()
     assert not make()(image).requires_grad
     assert image.grad is None

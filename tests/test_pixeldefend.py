@@ -125,7 +125,7 @@ def test_an_image_alone_is_the_image_in_a_batch() -> None:
     assert defense(batch[:0]).shape == (0, 3, 6, 7)
 
 
-def test_no_gradient_and_the_model_is_left_alone() -> None:
+def test_no_gradient_and_the_model_is_unchanged() -> None:
     net = model().float().requires_grad_()
     defense = PixelDefend(net)
     assert not defense(torch.rand(1, 3, 4, 4, generator=Generator().manual_seed(0)).requires_grad_()).requires_grad
@@ -189,7 +189,7 @@ def test_load_refuses_other_files(tmp_path: Path, content: object) -> None:
         load_pixelcnn(tmp_path / "missing.pt")
 
 
-def test_repr_tells_the_bound_the_settings_and_the_weights() -> None:
+def test_repr_has_the_bound_the_settings_and_the_weights() -> None:
     net = model()
     text = repr(PixelDefend(net, 12))
     for part in ("epsilon=12", "channels=3", "radius=1", "hidden=16", "layers=1", "components=3", "weights="):

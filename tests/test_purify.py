@@ -1,4 +1,4 @@
-"""``oag-transform purify``: what it writes, what it refuses, what it tells, and that nothing is lost or done twice."""
+"""``oag-transform purify``: its results, refusals and messages, and that no image is lost or purified twice."""
 
 import itertools
 import multiprocessing
@@ -64,7 +64,7 @@ def purify(*arguments: str | Path) -> int:
 
 
 def exif() -> PIL.Image.Exif:
-    """A camera's, of a photograph 33 x 28 that is to be turned by a quarter."""
+    """EXIF of a camera, for an image of 33 x 28 to be turned by 90 degrees."""
     found = PIL.Image.Exif()
     found[0x0112] = 6
     found[0x010F] = "Camera"
@@ -76,7 +76,7 @@ def exif() -> PIL.Image.Exif:
 # what is written
 
 
-def test_files_are_what_the_transform_gives_by_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_equal_the_transform_with_streams_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sources = [save(tmp_path / "a.png"), save(tmp_path / "b.png", "L")]
     out = tmp_path / "new" / "folder"
     settings = ["--network-steps", "2", "--threshold", "3.5", "--strength", "0.6", "--seed", "4"]
@@ -97,7 +97,7 @@ def test_the_papers_setting(tmp_path: Path) -> None:
     assert pixels(tmp_path / "o" / "a.png") == expected.tobytes()
 
 
-def test_a_result_follows_the_name_whoever_else_is_there(tmp_path: Path) -> None:
+def test_a_result_depends_on_the_name_and_not_on_other_files(tmp_path: Path) -> None:
     for name in ("b.png", "sub/c.png"):
         save(tmp_path / "few" / name)
     for name in ("a.png", "b.png", "sub/0.png", "sub/c.png", "z.png"):
@@ -239,7 +239,7 @@ def test_folders_keep_their_tree_and_globs_are_files(tmp_path: Path, capsys: pyt
     (photos / "sub" / "README").write_text("")
     assert purify(photos, "--out", tmp_path / "1") == 0
     assert sorted(tree(tmp_path / "1")) == ["a.png", "sub/a.png", "sub/deep/B.PNG"]
-    assert "left out 2 file(s) in folders that are no images by their suffix: 1 .csv, 1 README" in capsys.readouterr().err
+    assert "skipped 2 file(s) in folders without the suffix of an image: 1 .csv, 1 README" in capsys.readouterr().err
     assert purify(photos / "sub" / "**" / "*.[pP][nN][gG]", "--out", tmp_path / "2") == 0
     assert sorted(tree(tmp_path / "2")) == ["B.PNG", "a.png"]
 
@@ -252,7 +252,7 @@ def test_a_name_with_the_characters_of_a_glob_is_a_name(tmp_path: Path) -> None:
 
 
 @POSIX
-def test_a_name_that_is_no_unicode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_is_not_unicode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         save(tmp_path / os.fsdecode(b"a\xff.png"))
     except OSError:
@@ -326,13 +326,15 @@ def test_linked_folders_are_folders_and_loops_end(tmp_path: Path, capsys: pytest
     assert purify(tmp_path / "in", "--out", tmp_path / "o") == 0
     assert sorted(tree(tmp_path / "o")) == ["a.png", "linked/b.png", "one/c.png"]
     assert capsys.readouterr().err.splitlines() == [
-        f"{tmp_path}/in/{link}: left out, a link to a folder that it lies in" for link in ("linked/back", "one/itself")
+        f"{tmp_path}/in/{link}: skipped, a link to a folder that contains it" for link in ("linked/back", "one/itself")
     ]
 
 
 @POSIX
 @pytest.mark.parametrize("more", [[], ["--batch-size", "2"]])
-def test_what_is_no_file_is_named_and_not_opened(more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_that_are_not_files_are_named_and_not_opened(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(tmp_path / "in" / "a.png")
     pipe = tmp_path / "in" / "p.png"
     os.mkfifo(pipe)  # nobody writes to it: opened, it would hang
@@ -347,7 +349,7 @@ def test_what_is_no_file_is_named_and_not_opened(more: list[str], tmp_path: Path
 
 @POSIX
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_a_pipe_that_is_given_by_its_name_is_read_once(jobs: str, tmp_path: Path) -> None:
+def test_a_pipe_given_by_name_is_read_once(jobs: str, tmp_path: Path) -> None:
     source = save(tmp_path / "a.png")
     reader, writer = os.pipe()  # it has room for the file
     with open(reader, "rb"):
@@ -366,7 +368,7 @@ def test_a_pipe_that_is_given_by_its_name_is_read_once(jobs: str, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
 @pytest.mark.parametrize("chosen", ["keep", "jpeg", "png", "tiff", "webp"])
-def test_metadata_pass_through_and_the_picture_stands_upright(name: str, chosen: str, tmp_path: Path) -> None:
+def test_metadata_are_kept_and_the_image_is_upright(name: str, chosen: str, tmp_path: Path) -> None:
     picture().save(tmp_path / name, exif=exif().tobytes(), icc_profile=PROFILE, dpi=(300, 300))
     assert purify(tmp_path / name, "--out", tmp_path / "o", "--format", chosen) == 0
     (written,) = (tmp_path / "o").iterdir()
@@ -389,7 +391,7 @@ def test_without_metadata_there_are_none(tmp_path: Path) -> None:
     assert not read(tmp_path / "o" / "a.png").info
 
 
-def test_what_cannot_be_kept_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_omitted_metadata_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     picture("RGBA").save(folder / "rgba.png")
@@ -481,7 +483,7 @@ def test_bad_files_are_named_in_a_line_each_and_the_others_go_on(tmp_path: Path,
         assert any(name in line and reason in line for line in lines), name
 
 
-def test_the_name_of_a_bad_file_breaks_no_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_of_bad_files_stay_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a\nb\x1b[31m.png").write_text("no image")
     assert purify(tmp_path / "in", "--out", tmp_path / "o") == 1
@@ -557,7 +559,7 @@ def test_one_that_diverges_does_not_take_its_batch_along(
         (["a.png", "a.gif", "--out", "o"], "a.png and a.gif would both be written to o/a.png"),
         (["a.png", "--out", "."], "a.png would be overwritten, and it is one of the images"),
         (["a.png", "--out", "sub/..", "--overwrite"], "would be overwritten, and it is one of the images"),
-        (["a.png", "a.gif", "--out", "o"], "to o/a.png; rename one of them, or purify them one after the other to two folders"),
+        (["a.png", "a.gif", "--out", "o"], "to o/a.png; rename one of them, or purify them separately to two folders"),
         (["a.png", "a.jpg", "--out", "o", "--format", "png"], "to o/a.png; use --format keep, or purify them"),
         (["a.png", "sub/a.png", "--out", "o"], "to o/a.png; give the folder that holds both, or purify them"),
         (["sub/a.png", "a.png", "--out", "sub", "--overwrite"], "would both be written"),
@@ -579,7 +581,7 @@ def test_one_that_diverges_does_not_take_its_batch_along(
         (["--out", "o"], "give at least one IMAGE"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(
+def test_bad_arguments_are_refused_before_any_work(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -595,7 +597,7 @@ def test_what_cannot_be_is_refused_before_any_work(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
-def test_a_device_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_device_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert purify(save(tmp_path / "a.png"), "--out", tmp_path / "o", "--device", "cuda") == 2
     assert "device 'cuda' can't be used here" in capsys.readouterr().err
 
@@ -619,7 +621,7 @@ def test_overwrite_and_skip_existing(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("moment", ["write_bytes", "replace"])
-def test_a_file_is_as_it_was_or_whole(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_unchanged_or_complete(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "new" / "a.png"
     saving.write(target, b"first", "t")
     write_bytes = Path.write_bytes
@@ -658,7 +660,7 @@ def test_a_folder_that_cannot_be_read_is_a_failure(
     assert capsys.readouterr().err == f"{closed}: Permission denied\n"
 
 
-def test_what_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_that_cannot_be_written_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "in" / "a.png")
     save(tmp_path / "in" / "b.png")
     (tmp_path / "o" / "a.png").mkdir(parents=True)  # a folder where the file is to be
@@ -686,7 +688,7 @@ def test_no_bar_in_a_pipe_and_one_on_demand(tmp_path: Path, capsys: pytest.Captu
     assert f"\r{tmp_path}/in/bad.png is not an image" in said.err.replace(" " * 10, "")  # a line of its own, above the bar
 
 
-def test_without_tqdm_there_is_no_bar_and_no_word(
+def test_without_tqdm_there_is_no_bar_and_no_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "tqdm", None)
@@ -758,7 +760,7 @@ def written(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 @POSIX
-def test_a_process_that_is_killed_from_outside_ends_the_run_in_one_line(
+def test_a_killed_process_ends_the_run_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i in range(4):
@@ -766,7 +768,7 @@ def test_a_process_that_is_killed_from_outside_ends_the_run_in_one_line(
     monkeypatch.setattr(worker, "purify_batch", dies)
     assert purify(tmp_path / "in", "--out", tmp_path / "o", "--jobs", "2") == 2
     said = capsys.readouterr().err
-    assert "a process ended in the middle of its work" in said
+    assert "a process was killed, perhaps because memory ran out" in said
     assert len(said.splitlines()) == 1
 
 

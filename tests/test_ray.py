@@ -1,4 +1,4 @@
-"""``--engine ray`` and the callable class: whatever is killed and however data is cut, results are those of one process."""
+"""``--engine ray`` and the callable class: results equal those of one process, for any partition and any killed worker."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ from oag_transform.apps.cluster_store import ClusterStore  # noqa: E402
 from oag_transform.evaluation import result as results  # noqa: E402
 from oag_transform.streams import index_of  # noqa: E402
 from tests.test_purify import FAST, POSIX, odd_exif, purify, read, save, tree  # noqa: E402
-from tests.tiny import write_photographs  # noqa: E402
+from tests.tiny import write_images  # noqa: E402
 
 pytestmark = [pytest.mark.ray, POSIX]
 SEED = ["--seed", "1"]
@@ -133,7 +133,7 @@ def test_files_are_those_of_purify_however_they_are_cut(
     assert results_of(tmp_path / "o") == expected
 
 
-def test_parquet_keeps_labels_and_goes_on_with_what_is_not_there(
+def test_parquet_keeps_labels_and_resumes_with_missing_images(
     parquet: Path, expected: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, more = tmp_path / "o", ["--format", "parquet", "--rows", "2", *SEED, *RAY]
@@ -164,7 +164,7 @@ def test_parquet_of_hugging_face_to_files_and_names_that_cannot_be(
     said = capsys.readouterr()
     assert said.out.splitlines()[-1] == "9 purified, 0 there already, 6 failed"
     assert f"the name {names[0]!r} is there more than once" in said.err
-    assert said.err.count("is no path within a folder") == 3
+    assert said.err.count("is not a path within a folder") == 3
 
 
 def test_webdataset_keeps_labels_and_gives_the_same_images(expected: dict[str, bytes], folder: Path, tmp_path: Path) -> None:
@@ -243,8 +243,8 @@ def test_a_bad_sample_or_shard_of_webdataset_is_a_failure_and_the_others_are_mad
     assert {name: found[name] for name in png[1:3]} == {name: expected[name] for name in png[1:3]}
     reasons = dict(failures(tmp_path / "o")[1:])
     assert reasons["none"] == "none: it has no image, only txt"
-    assert reasons["cat.png"] == "cat.png: its cls is no integer: b'cat'"
-    assert reasons["1.tar"].startswith("1.tar: it can't be read to its end, and what follows is missing: ")
+    assert reasons["cat.png"] == "cat.png: its cls is not an integer: b'cat'"
+    assert reasons["1.tar"].startswith("1.tar: it can't be read to its end, and the rest is missing: ")
 
 
 def test_the_parts_of_samples(tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_the_parts_of_samples(tmp_path: Path) -> None:
     assert table.to_pylist() == [
         {"name": "d.1/a", "image": None, "read_error": "it has no image, only b.JPG, json, bin"}
         | {"b.jpg": b"i", "json": "{}", "bin": b"\xff", "txt": None, "png": None},
-        {"name": "b.png", "image": b"p", "read_error": "its txt is no UTF-8: b'\\xff'"}
+        {"name": "b.png", "image": b"p", "read_error": "its txt is not UTF-8: b'\\xff'"}
         | {"b.jpg": None, "json": None, "bin": None, "txt": None, "png": b"q"},
     ]
 
@@ -278,7 +278,7 @@ class KilledOnce(cluster_purify.PartWorker):
         return super().make(batch)
 
 
-def test_a_worker_that_is_killed_is_started_again_and_nothing_is_lost_or_done_twice(
+def test_a_killed_worker_is_restarted_without_loss_or_duplicates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i in range(9):
@@ -309,9 +309,7 @@ cli.main(sys.argv[1:])
 """
 
 
-def test_a_driver_that_is_killed_is_resumed_and_nothing_is_lost_or_done_twice(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_driver_is_resumed_without_loss_or_duplicates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     count = 24
     for i in range(count):
         save(tmp_path / "in" / f"{i:02d}.png", seed=i)
@@ -349,7 +347,7 @@ def test_an_image_that_takes_its_worker_along_is_a_failure_and_the_others_go_on(
         save(tmp_path / "in" / f"{i}.png")
     monkeypatch.setattr(cluster_purify, "PartWorker", Deadly)
     assert purify(tmp_path / "in", "--out", tmp_path / "o", "--rows", "5", "--batch-size", "5", *RAY) == 1
-    assert capsys.readouterr().err == f"{tmp_path}/in/2.png: {cluster_purify.TOOK_WORKER}\n"
+    assert capsys.readouterr().err == f"{tmp_path}/in/2.png: {cluster_purify.ENDED_WORKER}\n"
     assert sorted(results_of(tmp_path / "o")) == ["0.png", "1.png", "3.png", "4.png"]
 
 
@@ -370,7 +368,7 @@ def test_an_image_that_takes_its_worker_along_is_a_failure_and_the_others_go_on(
         (["--engine", "ray", "--network-steps", "0"], "network_steps must be an integer >= 1, got 0"),
     ],
 )
-def test_what_does_not_go_together_is_refused(
+def test_incompatible_options_are_refused(
     arguments: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["purify", str(folder), "--out", str(tmp_path / "o"), *arguments]) == 2
@@ -380,7 +378,7 @@ def test_what_does_not_go_together_is_refused(
     assert not (tmp_path / "o").exists()
 
 
-def test_sources_that_do_not_say_what_is_needed(parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sources_without_required_columns(parquet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pq.write_table(pa.table({"picture": [b""], "label": [1]}), tmp_path / "a.parquet")
     for more, message in (
         ([], "has no column 'image': give --image-column, one of picture, label"),
@@ -455,7 +453,7 @@ def test_structures_stay_structures(folder: Path, expected: dict[str, bytes]) ->
         (batch_of(["a"], ["text"]), "expected whole files or arrays of uint8 in column 'image', got str"),
         (batch_of(["a"], [np.zeros((9, 9, 3), np.float32)]), "in column 'image', got array of float32"),
         (batch_of(["a"], [np.zeros((3, 9, 9), np.uint8)]), r"a: expected an array \(H, W\).*, got \(3, 9, 9\)"),
-        (batch_of(["a"], [np.zeros((8, 8), np.uint8)]), "a: expected height and width of at least kernel_size = 9 pixels"),
+        (batch_of(["a"], [np.zeros((5, 5), np.uint8)]), "a: expected height and width of at least kernel_size = 6 pixels"),
         (batch_of([None], [np.zeros((9, 9), np.uint8)]), "an image has no name in column 'name'"),
         (batch_of(["a"], [b""], error=np.array(["mine"])), "has a column 'error' already: give error=, the name of a new one"),
         ({"image": np.array([b""])}, "there is no column 'name': give name=, one of image"),
@@ -482,8 +480,8 @@ def test_files_of_any_name_are_read_and_written(tmp_path: Path, caplog: pytest.L
     assert [row["read_error"] for row in rows if row["name"] == "B.PNG"] == ["No such file or directory"]
     assert dataset.write_images(ray.data.from_arrow(pa.Table.from_pylist(rows)), tmp_path / "o") == len(names) - 1
     assert sorted(tree(tmp_path / "o")) == sorted({*names} - {"B.PNG"})
-    assert "B.PNG: left out, No such file or directory" in caplog.text
-    assert "../out.png: left out, '../out.png' is no path within a folder" in caplog.text
+    assert "B.PNG: skipped, No such file or directory" in caplog.text
+    assert "../out.png: skipped, '../out.png' is not a path within a folder" in caplog.text
     with pytest.raises(ValueError, match="no image in"):
         dataset.read_images(tmp_path / "nothing")
 
@@ -492,11 +490,11 @@ def test_files_of_any_name_are_read_and_written(tmp_path: Path, caplog: pytest.L
 
 
 def test_an_evaluation_is_the_same_in_every_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    photographs = write_photographs(tmp_path / "photographs")
+    images = write_images(tmp_path / "images")
     found = []
     for name, engine in (("local", []), ("ray", ["--engine", "ray"])):
         out = tmp_path / name
-        arguments = ["--model", "tests.tiny:brightness", "--other", "tests.tiny:left_half", "--data", str(photographs)]
+        arguments = ["--model", "tests.tiny:brightness", "--other", "tests.tiny:left_half", "--data", str(images)]
         sizes = ["--resize", "40", "--crop", "40", "--count", "6", "--slow-count", "2", "--batch-size", "2"]
         chosen = ["--attacks", "fgsm", "igsm", "--defenses", "oag", "jpeg"]
         assert main(["evaluate", "table1", "table2", "table3", *arguments, *sizes, *chosen, "--out", str(out), *engine]) == 0
@@ -514,7 +512,7 @@ def test_an_evaluation_is_the_same_in_every_string(tmp_path: Path, monkeypatch: 
     assert len(stored[0]) > 3
 
 
-def test_what_a_worker_raises_arrives_as_it_was(tmp_path: Path) -> None:
+def test_errors_of_workers_arrive_unchanged(tmp_path: Path) -> None:
     def compute(rows: range) -> Any:
         if rows.start == 2:
             raise ZeroDivisionError("in row 2")

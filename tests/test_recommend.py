@@ -1,4 +1,4 @@
-"""What is recommended: statistically indistinguishable by paired tests, and the cheapest of those, whoever's it is."""
+"""The recommendation: statistically indistinguishable by paired tests, and the cheapest of these defenses."""
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_rows_that_failed_or_have_fewer_images_are_left_out() -> None:
     assert recommend([], clean=0, attacked=[1]) == "Nothing was measured that could be recommended."
 
 
-def test_no_defense_is_recommended_where_none_can_be_told_from_it() -> None:
+def test_no_defense_is_recommended_if_it_is_indistinguishable() -> None:
     strong = row("None", 40, 29)
     words = recommend([strong, OAG], clean=0, attacked=(1, 2))
     assert "No defense can be told from 'None' here" in words

@@ -1,4 +1,4 @@
-"""The fast loop against Algorithm 1 as plain autograd in float64, setting by setting; and the reference's own derivative."""
+"""The fast loop against Algorithm 1 as plain autograd in float64, setting by setting, and the derivative of the reference."""
 
 from typing import Any
 
@@ -17,9 +17,9 @@ CASES: dict[str, dict[str, Any]] = {
     "full strength": {"strength": 1.0},
     "half strength": {"strength": 0.5, "threshold": 3.0},
     "exact": {"langevin": "exact", "network_steps": 4},
-    "halved pace": {"fc_lr": 3.0, "kernel_size": 9, "stride": 3, "threshold": 7.5, "scale": 6.5},
+    "halved rates": {"fc_lr": 3.0, "kernel_size": 9, "stride": 3, "threshold": 7.5, "scale": 6.5},
     "default of large images": {"kernel_size": 9, "stride": 3, "threshold": 7.5, "scale": 6.5},
-    "held rate": {"conv_lr": 1.0},
+    "capped rate": {"conv_lr": 1.0},
     "fixed rates": {"adaptive_lr": False, "conv_lr": 0.003},
     "uniform": {"init": "uniform", "threshold": 0.0, "fc_lr": 0.01},
     "stride 1": {"stride": 1, "kernel_size": 7},
@@ -57,11 +57,11 @@ def normal(*shape: int, seed: int) -> Tensor:
 def test_the_result_resembles_its_input() -> None:
     """So that a failure shared by both loops shows."""
     image = synthetic_image(3, 60, 60)
-    made = reference.purify(image, OnlineAlternateGenerator().settings_for(60, 60), seed=0, index=0)
-    assert (made - image).square().mean() < 0.25 * (image - image.mean((1, 2), keepdim=True)).square().mean()
+    purified = reference.purify(image, OnlineAlternateGenerator().settings_for(60, 60), seed=0, index=0)
+    assert (purified - image).square().mean() < 0.25 * (image - image.mean((1, 2), keepdim=True)).square().mean()
 
 
-@pytest.mark.parametrize("case", ["default", "full strength", "exact", "halved pace", "held rate", "uniform", "stride 2"])
+@pytest.mark.parametrize("case", ["default", "full strength", "exact", "halved rates", "capped rate", "uniform", "stride 2"])
 def test_the_reference_is_differentiable(case: str) -> None:
     """Its derivative along a random direction, by central differences over a step that no mask changes in."""
     settings = OnlineAlternateGenerator(**{"filters": 6, "network_steps": 4, "image_steps": 12} | CASES[case]).settings_for(
@@ -81,15 +81,15 @@ def test_the_reference_is_differentiable(case: str) -> None:
     torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_rounds_are_what_the_trace_shows() -> None:
+def test_images_of_each_step_are_what_the_trace_shows() -> None:
     image, purify = synthetic_image(3, 20, 22), OnlineAlternateGenerator(filters=6, network_steps=4, seed=0, strength=1.0)
     (generator,) = streams.generators(0, [2], torch.device("cpu"))
     settings = purify.settings_for(20, 22)
-    rounds = list(reference.alternate(to_model_units(image, settings.scale), settings, generator, 1.0))
+    images = list(reference.alternate(to_model_units(image, settings.scale), settings, generator, 1.0))
     moments = list(purify.trace(image, index=2))
     assert [moment.step for moment in moments] == [1, 2, 3, 4]
-    for made, moment in zip(rounds, moments, strict=True):
-        residual = settings.scale * (made - to_model_units(image, settings.scale)).square().mean().sqrt()
+    for step_image, moment in zip(images, moments, strict=True):
+        residual = settings.scale * (step_image - to_model_units(image, settings.scale)).square().mean().sqrt()
         assert moment.residual.item() == pytest.approx(residual.item(), rel=1e-9)
 
 

@@ -81,7 +81,7 @@ def report(folder: Path, *found: Result) -> Page:
     return Page(path)
 
 
-def photographs(folder: Path) -> tuple[str, str, str]:
+def write_triple(folder: Path) -> tuple[str, str, str]:
     names = ("original.png", "attacked.png", "purified.png")
     for i, name in enumerate(names):
         save_image(torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(i)), folder / name)
@@ -118,14 +118,14 @@ def test_every_number_is_there_and_the_best_are_bold(tmp_path: Path) -> None:
     assert page.all("code")
 
 
-def test_what_to_take_stands_above_the_table(tmp_path: Path) -> None:
+def test_the_recommendation_is_above_the_table(tmp_path: Path) -> None:
     facts = {**FACTS, "recommendation": "Take <this> & no other."}
     page = report(tmp_path, replace(RESULT, facts=facts))
     assert [text.strip() for text in page.text].count("Take <this> & no other.") == 1
 
 
 def test_it_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
-    names = photographs(tmp_path)
+    names = write_triple(tmp_path)
     (tmp_path / "cost.svg").write_bytes(SVG)
     pair = Pair("cat", *names, ("cat", "dog", "cat"), (0.9, 0.1, 0.8))
     page = report(tmp_path, replace(RESULT, figures=(Cost("cost.svg", "What it costs.", (), 0),), pairs=(pair,)))
@@ -153,8 +153,8 @@ def test_it_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
         assert base64.b64decode(data, validate=True) == (tmp_path / file).read_bytes()
 
 
-def test_pairs_have_a_slider_each_and_say_what_the_target_sees(tmp_path: Path) -> None:
-    names = photographs(tmp_path)
+def test_pairs_have_a_slider_and_the_predictions(tmp_path: Path) -> None:
+    names = write_triple(tmp_path)
     pairs = tuple(Pair(f"cat {i}", *names, (f"cat {i}", "dog", "cat 1"), (0.9, 0.125, 0.75)) for i in range(2))
     page = report(tmp_path, replace(RESULT, columns=(), rows=(), pairs=pairs))
     assert len(page.all("input", type="range")) == len(page.all("input", type="checkbox")) == 2
@@ -175,7 +175,7 @@ def test_text_stays_text(tmp_path: Path) -> None:
         (RowResult(HOSTILE, (Cell("1"),)), RowResult("b", (None,), None, HOSTILE)),
         {HOSTILE: HOSTILE, "target": HOSTILE, "command": HOSTILE},
         (Cost(HOSTILE + ".png", HOSTILE, (), 0),),
-        (Pair(HOSTILE, *photographs(tmp_path), (HOSTILE,) * 3, (0.1, 0.2, 0.3)),),
+        (Pair(HOSTILE, *write_triple(tmp_path), (HOSTILE,) * 3, (0.1, 0.2, 0.3)),),
     )
     page = report(tmp_path, result)
     assert len(page.all("script")) == 1
@@ -188,7 +188,7 @@ def test_text_stays_text(tmp_path: Path) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1), min_size=4, max_size=4))
-def test_any_text_comes_back(texts: list[str]) -> None:
+def test_any_text_is_read_back(texts: list[str]) -> None:
     title, caption, first, name = texts
     with tempfile.TemporaryDirectory() as folder:
         rows = (RowResult(name, (Cell("1"),)),)
@@ -209,7 +209,7 @@ def test_a_figure_that_cannot_be_shown_is_named(tmp_path: Path, file: str) -> No
     assert not page.all("img")
 
 
-def test_order_and_what_is_passed_over(tmp_path: Path) -> None:
+def test_order_and_skipped_images(tmp_path: Path) -> None:
     keys = ["zoo", "fig10", "fig4", "table6", "autoencoder", "cost", "apple", "fig1", "table2", "tradeoff", "table1"]
     (tmp_path / "settings.json").write_text('{"seed": 0}')
     (tmp_path / "list.json").write_text("[1, 2]")

@@ -1,4 +1,4 @@
-"""Tables: intervals and paired tests against closed forms, and nothing lost in JSON."""
+"""Results: intervals and paired tests against closed forms, and lossless JSON."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A whole run: what the paper's setting is, what a trace shows, and what happens when an image diverges."""
+"""A complete run: the paper's setting, the trace, and diverging images."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from oag_transform import DivergenceError, OnlineAlternateGenerator
 from oag_transform.generator import run
 from oag_transform.generator.energy import slow_down
 from oag_transform.generator.run import _multiplies_bfloat16 as multiplies_bfloat16
-from oag_transform.generator.run import alternate, choose_loop
+from oag_transform.generator.run import prepare, trajectory
 from oag_transform.images import IMAGENET_MEAN, to_pixels
 from tests.sample_images import sample_images, synthetic_image
 
@@ -30,7 +30,7 @@ def test_paper_holds_the_papers_values() -> None:
 
 
 @pytest.mark.parametrize(("std", "scale", "threshold"), [(0.05, 5.0, 5.7375), (0.25, 14.0, 10.2455), (0.5, 14.0, 20.4911)])
-def test_for_noise_sets_what_follows_from_it(std: float, scale: float, threshold: float) -> None:
+def test_for_noise_sets_threshold_and_scale(std: float, scale: float, threshold: float) -> None:
     """A contrast of 2.25 standard deviations of the noise, in units of ``scale``."""
     purify = OnlineAlternateGenerator.for_noise(std, seed=3)
     assert (purify.strength, purify.scale, purify.seed) == (1.0, pytest.approx(scale), 3)
@@ -96,7 +96,7 @@ def test_hopeless_rates_raise_and_name_the_image_or_return_the_input() -> None:
     with pytest.warns(UserWarning, match="returning the input unpurified") as caught:
         returned = small(**hopeless, on_failure="return_input")(images)
     assert torch.equal(returned, images)
-    assert caught[0].filename == __file__  # the line of whoever called it
+    assert caught[0].filename == __file__  # the line of the caller
     with pytest.warns(UserWarning, match="returning the input unpurified") as caught:
         small(**hopeless, on_failure="return_input")((255 * images).byte())
     assert caught[0].filename == __file__
@@ -128,7 +128,7 @@ def test_a_snapshot_is_a_snapshot(backend: str, monkeypatch: pytest.MonkeyPatch)
     purify = small(network_steps=3, backend=backend)
     pixels = synthetic_image(1, 3, 20, 20).float()
     s = purify.settings_for(20, 20)
-    states = list(alternate(pixels, s, choose_loop(s, pixels.device, pixels.dtype), 0, [0], every=1))
+    states = list(trajectory(prepare(pixels, s, 0, [0]), every=1))
     assert [state.step for state in states] == [1, 2, 3]
     for one, other in itertools.pairwise(states):
         assert not torch.equal(one.images, other.images)
@@ -146,7 +146,7 @@ def test_trace_ends_with_what_forward_returns() -> None:
     assert [moment.step for moment in trace] == [5, 10, 12]
     assert torch.equal(trace[-1].images, transform(images, index=4))
     residual = 255 * (trace[-1].images - images).square().mean((1, 2, 3)).sqrt()
-    torch.testing.assert_close(trace[-1].residual, residual, rtol=0.05, atol=0)  # pixels are held to [0, 1], the residual isn't
+    torch.testing.assert_close(trace[-1].residual, residual, rtol=0.05, atol=0)  # pixels are clipped, the residual isn't
     assert trace[0].energy.shape == trace[0].reference_energy.shape == (2,)
     # Eq. 5 lowers the energy of the reference relative to the synthesised image's
     assert (trace[-1].reference_energy < trace[-1].energy).all()
@@ -168,7 +168,7 @@ def test_bfloat16_operands_make_the_same_image_but_for_their_rounding() -> None:
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_bfloat16_is_taken_where_the_cpu_multiplies_it_and_repr_says_so(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_used_where_the_cpu_is_faster_and_repr_shows_it(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_multiplies_bfloat16", lambda: fast)
     image = synthetic_image(3, 30, 33).float()
     chosen, other = (torch.bfloat16, torch.float32) if fast else (torch.float32, torch.bfloat16)
@@ -210,15 +210,15 @@ def test_an_older_pytorch_is_asked_for_amx(amx: bool, monkeypatch: pytest.Monkey
     assert multiplies_bfloat16() is amx
 
 
-def test_slow_down_halves_the_pace_of_those_whose_residual_rose() -> None:
-    pace, best = torch.ones(3), torch.full((3,), torch.inf)
-    for residual, expected_pace, expected_best in [
+def test_slow_down_halves_the_rates_of_those_whose_residual_rose() -> None:
+    lr_factor, best = torch.ones(3), torch.full((3,), torch.inf)
+    for residual, expected_factor, expected_best in [
         ([4.0, 4.0, 4.0], [1, 1, 1], [4, 4, 4]),
         ([3.0, 4.1, 4.3], [1, 1, 0.5], [3, 4, 4.3]),  # 2.5% up is noise, 7.5% isn't
         ([3.2, 4.1, 4.4], [0.5, 1, 0.5], [3.2, 4, 4.3]),
     ]:
-        pace, best = slow_down(pace, best, torch.tensor(residual))
-        torch.testing.assert_close(pace, torch.tensor(expected_pace, dtype=torch.float32))
+        lr_factor, best = slow_down(lr_factor, best, torch.tensor(residual))
+        torch.testing.assert_close(lr_factor, torch.tensor(expected_factor, dtype=torch.float32))
         torch.testing.assert_close(best, torch.tensor(expected_best, dtype=torch.float32))
 
 

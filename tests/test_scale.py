@@ -1,4 +1,4 @@
-"""The tables on scale follow from what was measured."""
+"""The tables on scale agree with the measurements."""
 
 import pytest
 

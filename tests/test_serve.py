@@ -1,4 +1,4 @@
-"""The service: real servers on loopback, with a classifier of dark and bright; its limits, its batches, its page."""
+"""The service: real servers on loopback, with a classifier of brightness; limits, batches, page."""
 
 import asyncio
 import base64
@@ -155,7 +155,7 @@ def test_top_guesses_are_the_classifiers_own_and_those_behind_the_defense(server
     assert server.post("/classify", encoded(image(0.6))).json["undefended"][0]["name"] == "b_bright"
 
 
-def test_the_purified_image_comes_on_request_and_is_what_was_classified(server: Server) -> None:
+def test_the_purified_image_on_request_is_the_classified_one(server: Server) -> None:
     answer = server.post("/classify?purified=true", png(0.49)).json
     head, _, data = answer["purified"].partition(",")
     assert head == "data:image/png;base64"
@@ -166,7 +166,7 @@ def test_the_purified_image_comes_on_request_and_is_what_was_classified(server: 
     assert answer["defended"][0]["probability"] == pytest.approx(max(bright, 1 - bright), abs=0.05)
 
 
-def test_a_large_photograph_is_resized_and_cropped_as_the_classifier_wants_it(server: Server) -> None:
+def test_a_large_image_is_resized_and_cropped_for_the_classifier(server: Server) -> None:
     wide = PIL.Image.new("RGB", (300, 100), "black")
     wide.paste(PIL.Image.new("RGB", (100, 100), "white"), (100, 0))  # the centre is what is left
     for kind, name in (("JPEG", "image/jpeg"), ("PNG", "image/png"), ("WEBP", "image/webp")):
@@ -184,7 +184,7 @@ def test_an_image_is_purified_at_its_own_size(server: Server) -> None:
     assert not np.array_equal(np.asarray(purified), np.asarray(picture))
 
 
-def test_an_answer_does_not_depend_on_who_else_asks(server: Server) -> None:
+def test_an_answer_is_independent_of_other_requests(server: Server) -> None:
     """With a seed: alone, and in a crowd of other sizes and pictures."""
     bodies = [png(0.3 + 0.04 * i, side, i) for i, side in enumerate([40, 40, 50, 40, 60, 50, 40, 40, 50, 60] * 2)]
     alone = [server.post("/purify", body).body for body in bodies]
@@ -276,7 +276,7 @@ def test_bad_files_are_told_in_one_sentence(server: Server, body: bytes, status:
 
 
 @given(st.binary(max_size=300), st.integers(0, 300))
-def test_no_damage_to_a_file_makes_anything_but_a_refusal(noise: bytes, place: int) -> None:
+def test_damaged_files_are_refused(noise: bytes, place: int) -> None:
     whole = PNG_AND_JPEG[len(noise) % 2]
     damaged = whole[:place] + noise + whole[place + len(noise) :]
     try:
@@ -294,7 +294,7 @@ PNG_AND_JPEG = (png(0.5), encoded(image(0.5), "JPEG"))
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}], ids=["baseline", "progressive"])
-def test_what_lies_behind_a_jpeg_or_in_its_thumbnail_has_no_scans(options: dict[str, Any]) -> None:
+def test_data_behind_a_jpeg_and_its_thumbnail_have_no_scans(options: dict[str, Any]) -> None:
     thumbnail = PNG_AND_JPEG[1][:-2] + 200 * SCAN
     buffer = io.BytesIO()
     image(0.5).save(buffer, "JPEG", exif=b"Exif\0\0" + thumbnail, **options)
@@ -314,13 +314,13 @@ def test_a_turned_jpeg_with_a_tag_of_another_type_is_answered(server: Server) ->
         assert server.post(path, content, "image/jpeg").status == 200
 
 
-def test_an_upload_that_is_too_long_is_refused_and_the_client_hears_it(server: Server) -> None:
+def test_a_too_long_upload_is_refused_and_the_client_gets_the_answer(server: Server) -> None:
     for size in (SMALL.body + 1, 3 * SMALL.body):
         refused(server.post("/classify", bytes(size)), 413, "more than 0.19")
     assert server.post("/classify", png(0.5) + bytes(SMALL.body - len(png(0.5)))).status == 200  # as many as may be
 
 
-def test_a_body_of_unknown_length_is_counted_as_it_comes(server: Server) -> None:
+def test_a_body_of_unknown_length_is_counted(server: Server) -> None:
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as connection:
         parts = (bytes(10_000) for _ in range(30))
         connection.request("POST", "/classify", parts, {"Content-Type": "image/png"}, encode_chunked=True)
@@ -432,7 +432,7 @@ def test_there_is_an_answer_in_time_though_the_work_hangs(monkeypatch: pytest.Mo
     assert len(engine.seen) == 2  # what nobody waits for any more is not worked on
 
 
-def test_a_client_that_is_slow_to_send_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_client_gets_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     deadlines = Deadlines(monkeypatch)
     with serving(make_engine(), SMALL) as server, socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nabc")
@@ -569,7 +569,7 @@ def test_a_full_batch_does_not_wait_and_an_item_does_not_wait_long() -> None:
     assert not quick.alive()
 
 
-def test_what_is_cancelled_while_it_waits_is_forgotten() -> None:
+def test_cancelled_items_are_not_processed() -> None:
     seen: list[int] = []
 
     def work(_: str, batch: Sequence[int]) -> Sequence[int]:
@@ -585,7 +585,7 @@ def test_what_is_cancelled_while_it_waits_is_forgotten() -> None:
     batcher.close()
 
 
-def test_engine_batches_are_bit_for_bit_what_single_images_are() -> None:
+def test_engine_batches_equal_single_images_bit_for_bit() -> None:
     engine = make_engine()
     images = [F.pil_to_tensor(image(0.3 + 0.1 * i, seed=i)) for i in range(4)]
     together = engine.run(Work(CLASSIFY, (3, SIDE, SIDE)), images)

@@ -1,4 +1,4 @@
-"""The default for images of every size: the rule, what is given against it, and chunks by pixels."""
+"""The default for images of every size: the rule, explicit arguments, and chunks by pixels."""
 
 import itertools
 from typing import Any
@@ -43,7 +43,7 @@ def test_only_the_short_side_counts(height: int, width: int) -> None:
 
 
 def test_it_is_smooth() -> None:
-    """From one side to the next a number moves by a twentieth of its whole way at most; kernels change once, views seldom."""
+    """Between successive sides, numbers change by at most 5% of their range; kernels change once, and shifts only grow."""
     every = [default_for(side, side) for side in range(SMALL, LARGE + 1)]
     for name in ("threshold", "scale"):
         values = [found[name] for found in every]
@@ -60,9 +60,9 @@ def test_it_is_smooth() -> None:
 @pytest.mark.parametrize("shape", [(2, 2), (2, 9), (3, 3), (5, 4), (6, 7), (8, 40), (31, 33)])
 def test_it_works_from_two_pixels_on(shape: tuple[int, int]) -> None:
     image = synthetic_image(3, *shape).float()
-    made = OnlineAlternateGenerator(seed=0, network_steps=3)(image)
-    assert made.shape == image.shape
-    assert 0 <= made.min() <= made.max() <= 1
+    purified = OnlineAlternateGenerator(seed=0, network_steps=3)(image)
+    assert purified.shape == image.shape
+    assert 0 <= purified.min() <= purified.max() <= 1
     with pytest.raises(ValueError, match="at least 2 pixels, got 1 x 9"):
         OnlineAlternateGenerator()(image[..., :1, :1].expand(3, 1, 9))
     with pytest.raises(ValueError, match="height must be an integer >= 2, got 1"):
@@ -116,10 +116,10 @@ def test_repr_says_what_follows_the_size() -> None:
 
 
 def test_kernels_smaller_than_the_stride_of_a_size_are_refused_before_any_work() -> None:
-    wide = OnlineAlternateGenerator(stride=7)
-    assert wide.settings_for(224, 224).stride == 7
+    coarse = OnlineAlternateGenerator(stride=7)
+    assert coarse.settings_for(224, 224).stride == 7
     with pytest.raises(ValueError, match=r"kernel_size must be at least stride.*got kernel_size=6 and stride=7"):
-        wide(synthetic_image(3, 40, 40))
+        coarse(synthetic_image(3, 40, 40))
 
 
 @pytest.mark.parametrize(("shape", "given_shift", "expected"), [((32, 40), None, 1), ((224, 240), None, 5), ((32, 32), 3, 3)])

@@ -1,4 +1,4 @@
-"""Randomized smoothing: against a classifier whose margin is known, the binomial distribution itself, and its own rules."""
+"""Randomized smoothing: against a classifier of known margin, the binomial distribution, and its own rules."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from oag_transform import ABSTAIN, DefendedModel, OnlineAlternateGenerator, SmoothedModel
-from oag_transform.smoothed import COUNTING, LOOKS, SELECTION, Tally, certificate, lower_bound
+from oag_transform.smoothed import COUNTING, INTERIM_SHARES, SELECTION, ClassCounts, certificate, lower_bound
 
 SIDE = 6
 
@@ -145,14 +145,14 @@ def test_an_interrupted_certification_goes_on() -> None:
                 raise KeyboardInterrupt
             return super().forward(images)
 
-    tallies = [Tally(), Tally()]
+    counts = [ClassCounts(), ClassCounts()]
     model = SmoothedModel(Interrupted(-0.02), 0.05, seed=3)
     with pytest.raises(KeyboardInterrupt):
-        model.certify(images, n0=30, n=300, tallies=tallies)
-    assert 0 < tallies[0].draws(SELECTION) + tallies[0].draws(COUNTING) < 330
-    assert model.certify(images, n0=30, n=300, tallies=tallies) == whole
-    with pytest.raises(ValueError, match="a tally for each of 2 images, got 1"):
-        model.certify(images, tallies=tallies[:1])
+        model.certify(images, n0=30, n=300, counts=counts)
+    assert 0 < counts[0].draws(SELECTION) + counts[0].draws(COUNTING) < 330
+    assert model.certify(images, n0=30, n=300, counts=counts) == whole
+    with pytest.raises(ValueError, match="class counts for each of 2 images, got 1"):
+        model.certify(images, counts=counts[:1])
 
 
 def test_counts_give_other_alphas_for_nothing() -> None:
@@ -164,25 +164,25 @@ def test_counts_give_other_alphas_for_nothing() -> None:
         loose.at(2)
 
 
-def test_it_stops_when_the_wanted_radius_is_proven_or_out_of_reach_and_pays_for_looking() -> None:
+def test_it_stops_when_the_wanted_radius_is_proven_or_out_of_reach_and_pays_for_interim_analyses() -> None:
     easy, hopeless, near = (
         SmoothedModel(Coin(p), 0.25, seed=0).certify(grey(), n=2000, radius=0.1)[0] for p in (0.999, 0.5, 0.66)
     )
     assert easy.radius >= 0.1
-    assert easy.n == round(LOOKS[0] * 2000)
+    assert easy.n == round(INTERIM_SHARES[0] * 2000)
     assert (hopeless.label, hopeless.radius) == (ABSTAIN, 0)
     assert hopeless.n < 2000
     assert near.n == 2000
-    assert easy.looks == len(LOOKS)
-    assert easy.radius == pytest.approx(0.25 * _quantile(lower_bound(easy.count, easy.n, 0.001 / len(LOOKS))))
-    assert easy == certificate(easy.tally, 0.25, 0.001, len(LOOKS))
+    assert easy.analyses == len(INTERIM_SHARES)
+    assert easy.radius == pytest.approx(0.25 * _quantile(lower_bound(easy.count, easy.n, 0.001 / len(INTERIM_SHARES))))
+    assert easy == certificate(easy.counts, 0.25, 0.001, len(INTERIM_SHARES))
 
 
-def test_an_interrupted_certification_is_looked_at_where_it_would_have_been() -> None:
-    """A tally that stopped between two looks, with all draws right, goes on to the next one before anything is decided."""
-    tally = Tally(torch.tensor([30, 0, 0]), torch.tensor([25, 0, 0]))
-    (found,) = SmoothedModel(Coin(1.0), 0.25, seed=0).certify(grey(), n0=30, n=2000, radius=0.1, tallies=[tally])
-    assert found.n == round(LOOKS[0] * 2000)
+def test_an_interrupted_certification_is_analysed_where_it_would_have_been() -> None:
+    """Counts that stopped between two analyses, with all draws right, go on to the next one before anything is decided."""
+    counts = ClassCounts(torch.tensor([30, 0, 0]), torch.tensor([25, 0, 0]))
+    (found,) = SmoothedModel(Coin(1.0), 0.25, seed=0).certify(grey(), n0=30, n=2000, radius=0.1, counts=[counts])
+    assert found.n == round(INTERIM_SHARES[0] * 2000)
 
 
 def test_forward_averages_probabilities_and_has_their_gradient() -> None:
@@ -198,14 +198,14 @@ def test_forward_averages_probabilities_and_has_their_gradient() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"noise_std": 0}, r"noise_std must be a finite number > 0, got 0"),
+        ({"sigma": 0}, r"sigma must be a finite number > 0, got 0"),
         ({"samples": 0}, "samples must be an integer >= 1, got 0"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"seed": -1}, "seed must be"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    good: dict[str, Any] = {"model": Halfspace(0.0), "noise_std": 0.1}
+    good: dict[str, Any] = {"model": Halfspace(0.0), "sigma": 0.1}
     with pytest.raises(ValueError, match=message):
         SmoothedModel(**good | arguments)
 
@@ -218,7 +218,7 @@ def test_bad_calls() -> None:
         (lambda: model.certify(grey(), n=0), "n must be an integer >= 1"),
         (lambda: model.certify(grey(), radius=-1), "radius must be"),
         (lambda: model.predict(grey(), n=0), "n must be"),
-        (lambda: certificate(Tally(), 0.1, 0.01), "expected a tally with draws"),
+        (lambda: certificate(ClassCounts(), 0.1, 0.01), "expected class counts with draws"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -237,7 +237,7 @@ class SometimesNaN(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda x: x, lambda x: DefendedModel(x, nn.Identity(), shift=2, samples=2)], ids=["bare", "defended"]
+    "wrap", [lambda x: x, lambda x: DefendedModel(x, nn.Identity(), shift=2, samples=2)], ids=["undefended", "defended"]
 )
 def test_nothing_is_proven_by_logits_that_are_not_finite(wrap: Any) -> None:
     model = SmoothedModel(wrap(SometimesNaN()), 0.1, seed=0, samples=2, batch_size=7)

@@ -1,4 +1,4 @@
-"""What is computed is computed once, as long as the code is the same; and a run that is interrupted goes on."""
+"""The store: each computation is done once for the same code, and an interrupted run continues."""
 
 import io
 import logging

@@ -29,7 +29,7 @@ def target() -> nn.Module:
 
 @pytest.mark.parametrize("defense", DEFENSES)
 def test_a_defended_model_has_the_targets_gradient_at_what_the_defense_returns(defense: Callable[..., Any]) -> None:
-    """Reverse and forward mode, ``torch.func``'s too: a loss that is not linear, so that the point counts."""
+    """Reverse and forward mode, with ``torch.func`` too; the loss is non-linear, so that its gradient depends on the point."""
     images, direction = rand(2, 3, 16, 16), rand(2, 3, 16, 16, seed=1)
     model = DefendedModel(target(), defense, shift=0)
 
@@ -91,7 +91,7 @@ def test_vmap_is_refused_in_one_sentence() -> None:
 )
 @pytest.mark.parametrize("defense", [*DEFENSES, lambda x: x, lambda x: x[..., :], lambda x: x.flip(-1).flip(-1)[:]])
 def test_the_result_can_be_changed_in_place(change: Callable[[Tensor], object], defense: Callable[..., Any]) -> None:
-    """As that of any other layer, and neither the images nor the gradient's place are touched."""
+    """As for any layer, the output can be changed in place; images and gradients remain unchanged."""
     images, weights = rand(2, 3, 16, 16), rand(2, 3, 16, 16, seed=1)
     given = images.clone().requires_grad_()
     result = straight_through(given, defense)

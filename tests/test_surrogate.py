@@ -1,4 +1,4 @@
-"""Gradients of baselines: the filters in PyTorch against scikit-image's and finite differences, and the chain that chooses."""
+"""Gradients of baselines: the PyTorch filters against scikit-image's and finite differences, and the choice among them."""
 
 import sys
 from typing import Any
@@ -122,7 +122,7 @@ def test_those_with_a_gradient_of_their_own_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize("key", ["tv", "nlm"])
 def test_the_surrogate_says_more_of_a_small_change_than_the_identity(key: str) -> None:
-    """Changes of the result along random directions: predicted by the surrogate's derivative, and by the identity (BPDA)."""
+    """The surrogate's derivative predicts changes along random directions better than the identity (BPDA)."""
     defense, image = SURROGATES[key], smooth(1, 3, 32, 32)
     made = differentiable(defense)
     assert made is not None
@@ -147,7 +147,7 @@ def test_the_codec_is_pillows_to_a_few_grey_levels(quality: int) -> None:
 
 
 def test_the_gradient_of_jpeg_leaves_out_what_jpeg_removes() -> None:
-    """A chessboard of two grey levels is gone; brightness is kept."""
+    """Removes a chessboard of two grey levels and keeps brightness."""
     image = smooth(1, 3, 32, 32)
     board = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1
     made = differentiable(JPEG(30))

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from oag_transform.evaluation.render.tables import to_csv, to_markdown
-from oag_transform.evaluation.result import Cell
+from oag_transform.evaluation.result import Cell, replace
 from tests.test_result import RESULT
 
 
@@ -26,3 +26,12 @@ def test_markdown_shows_accuracy_interval_seconds_and_error() -> None:
     assert "| JPEG, quality 75 | 75.0 [30, 95] |  | 0.0012 |" in lines
     assert "| slow | 50.0 [9, 91], n = 2 | 100.0 [34, 100], n = 2 | 123 |" in lines
     assert any("failed: ValueError: a \\| b" in line for line in lines)
+
+
+def test_settings_are_folded_and_what_was_found_is_not() -> None:
+    facts = {"n": 4, "command": "oag-transform evaluate table1 --out o", "recommendation": "Take JPEG."}
+    lines = to_markdown(replace(RESULT, facts=facts), folded=True).splitlines()
+    fold = lines.index("<details><summary>Settings of this run (n = 4)</summary>")
+    assert lines[fold + 1 :] == ["", "- n: 4", "- command: `oag-transform evaluate table1 --out o`", "", "</details>"]
+    assert "- recommendation: Take JPEG." in lines[:fold]
+    assert "details" not in to_markdown(RESULT)

@@ -1,4 +1,4 @@
-"""Defenses that use the gradient of the target: steps by hand, bounds, and what they leave alone."""
+"""Defenses that use the gradient of the target: explicit steps, bounds, and the unchanged target."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Targets: torchvision's and a callable's, and what is said where something doesn't fit."""
+"""Targets: torchvision's models and callables, and error messages."""
 
 import sys
 import types

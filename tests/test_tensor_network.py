@@ -1,4 +1,4 @@
-"""Tensor network purification: the train, its truncation, and what the fit does to images."""
+"""Tensor network purification: the train, its truncation, and the effect of the fit on images."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def test_a_train_of_full_rank_is_the_image(bits: int, channels: int, seed: int) 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
 def test_ranks_are_bounded_and_the_error_is_that_of_the_svds(rank: int) -> None:
-    """The squared error is at most what the truncations of all unfoldings leave out together (Oseledets 2011, theorem 2.2)."""
+    """The squared error is at most the sum of the truncation errors of all unfoldings (Oseledets 2011, theorem 2.2)."""
     image = smooth(1, 3, 16, 16)
     cores = tensor_train(image, rank)
     assert all(max(core.shape[0], core.shape[-1]) <= max(rank, 3) for core in cores[:-1])
@@ -35,7 +35,7 @@ def test_ranks_are_bounded_and_the_error_is_that_of_the_svds(rank: int) -> None:
 
 
 def test_one_core_speaks_of_one_bit_of_rows_and_columns() -> None:
-    """An image of blocks of two pixels has a last core that doesn't look at its bit."""
+    """The last core of an image of 2 x 2 blocks is independent of its bit."""
     image = rand(1, 3, 4, 4).repeat_interleave(2, 2).repeat_interleave(2, 3)
     finest = tensor_train(image, 100)[2]
     torch.testing.assert_close(finest, finest[:, :1].expand_as(finest))
@@ -57,7 +57,7 @@ def test_it_removes_noise() -> None:
 
 
 def test_steps_lower_the_adversarial_error() -> None:
-    """max over |delta| <= eta of (x + delta - y)^2, by trying both ends, plus the pull of the coarse result."""
+    """max over |delta| <= eta of (x + delta - y)^2, by evaluation at both ends, plus the error to the coarse result."""
     image, eta = smooth(1, 3, 16, 16), 0.1
     coarse = TensorNetworkPurification(6, scales=0, steps=0)(F.avg_pool2d(image, 2))
 

@@ -1,4 +1,4 @@
-"""Large images in tiles: how they lie and fade, and that nothing shows where they meet."""
+"""Large images in tiles: positions and weights, and seamless overlaps."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def columns(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_nothing_shows_where_tiles_meet() -> None:
-    """The residual in the overlap is as strong as elsewhere, without a step in its mean; 5 standard errors."""
+    """The residual in the overlap has the same deviation as elsewhere, and no step in its mean; 5 standard errors."""
     image = synthetic_image(3, 120, 330).float()
     purify = OnlineAlternateGenerator(filters=24, network_steps=8, strength=1.0, tile_size=None, seed=0)
     tiled = OnlineAlternateGenerator(filters=24, network_steps=8, strength=1.0, tile_size=189, seed=0)
@@ -61,7 +61,7 @@ def test_a_row_of_a_tiled_batch_is_the_image_alone_and_tiles_draw_noise_of_their
 
 
 def test_strength_is_that_of_the_whole_image() -> None:
-    """Noise in one half only: the quiet half gets as much as the noisy one."""
+    """With noise in one half only, both halves get the same strength."""
     image = torch.full((3, 130, 400), 0.5)
     image[..., :200] += 4 / 255 * torch.randn(3, 130, 200, generator=torch.Generator().manual_seed(0))
     quiet = image[..., 240:]

@@ -1,4 +1,4 @@
-"""The zero-shot denoisers against the authors' definitions in other words; test_filters has their contract."""
+"""The zero-shot denoisers against independent definitions; test_filters has their contract."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from .test_filters import rand
 
 
 def scene(noise: float, side: int = 32) -> tuple[Tensor, Tensor]:
-    """A smooth image, and with white noise."""
+    """A smooth image, without and with white noise."""
     y, x = torch.linspace(0, 3, side)[:, None], torch.linspace(0, 3, side)
     clean = (0.5 + 0.3 * torch.stack([torch.sin(x + y), torch.cos(x - y), torch.sin(x * y / 3)]))[None]
     return clean, (clean + noise * torch.randn(clean.shape, generator=Generator().manual_seed(0))).clamp(0, 1)
@@ -48,7 +48,7 @@ def test_both_remove_noise() -> None:
 
 
 def test_a_step_of_zs_n2n_is_that_of_its_losses() -> None:
-    """One step by hand: the residual and the consistency loss, symmetric in the halves."""
+    """One step with explicit residual and consistency losses, symmetric in the halves."""
     _, noisy = scene(0.1, side=8)
     defense = ZeroShotNoise2Noise(steps=1, channels=4, lr=0.01, seed=3)
     trained = defense._trained(noisy, Generator().manual_seed(5))
@@ -77,7 +77,7 @@ def test_the_gradient_of_zs_n2n_is_that_of_the_trained_network() -> None:
 
 
 def test_noise2fast_stops_when_nothing_comes_closer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results are numbered; the closest is the third, and those before the last are averaged."""
+    """Results are numbered. The closest is the third, and the average excludes the last."""
     results = iter([0.3, 0.4, 0.5, *[0.2] * 100])
     counted = []
 

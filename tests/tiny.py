@@ -1,4 +1,4 @@
-"""Two tiny classifiers and six photographs for them: dark and bright."""
+"""Tiny classifiers, and six dark or bright images for them."""
 
 from pathlib import Path
 
@@ -23,14 +23,14 @@ class Brightness(nn.Module):
 
 
 class LeftHalf(Brightness):
-    """The same by the left half alone, and sooner bright: what is moved for it, or kept by it, differs."""
+    """The same from the left half only, with a lower threshold: attacks and defenses have other results than on Brightness."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images[..., : images.shape[-1] // 2] + 0.004)
 
 
 class Normalized(Brightness):
-    """The same behind batch normalization, whose statistics are those of the photographs, and dropout."""
+    """The same after batch normalization with the statistics of the images, and dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,8 +53,8 @@ def left_half() -> nn.Module:
     return LeftHalf()
 
 
-def write_photographs(root: Path) -> Path:
-    """Six photographs in two folders of classes, each of the same mean in both halves."""
+def write_images(root: Path) -> Path:
+    """Write six images in a folder for each class, each with the mean of its class."""
     generator = torch.Generator().manual_seed(0)
     for name, level in zip(CLASSES, (0.485, 0.515), strict=True):
         (root / name).mkdir(parents=True)
@@ -66,6 +66,6 @@ def write_photographs(root: Path) -> Path:
 
 
 def make_subject(folder: Path, cache: Path, *, model: str = "brightness", chunk: int = 8, seed: int = 0) -> Subject:
-    """All six photographs, and one of the classifiers."""
+    """All six images, with one of the classifiers."""
     target = load_target(f"tests.tiny:{model}", classes=CLASSES, resize=40, crop=40)
     return choose_subject(target, image_folder(folder), 6, Store(cache, chunk=chunk), seed, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Online Alternate Generator: purify images for a classifier that is already trained, without touching it."""
+"""Online Alternate Generator (OAG): image purification for classifiers that are already trained and stay unchanged."""
 
 import importlib
 from importlib.metadata import version
@@ -26,7 +26,7 @@ __version__ = version("oag-transform")
 
 
 def __getattr__(name: str) -> Any:
-    # on first use, so that --help and --version don't wait for torch
+    # imported on first use, so that --help and --version don't wait for torch
     if name in __all__:
         for home in ("transform", "defended", "smoothed", "stopping"):
             module = importlib.import_module(f".{home}", __name__)

@@ -1,4 +1,4 @@
-"""The validators: what is wrong is named, with what was expected, before any work is done."""
+"""The validators. Their errors name the value and what was expected, before any work is done."""
 
 import contextlib
 import math
@@ -14,14 +14,14 @@ from torchvision import tv_tensors
 NOT_TRACED = "a defense can't be exported or traced: it trains a network for each image; export the target alone"
 NOT_VMAPPED = "a defense can't be vmapped: it takes batches (N, C, H, W) as they are; call it on the batch"
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
-RANGE_TOLERANCE = 1e-4  # rounding of a normalisation undone; anything more is an error
+RANGE_TOLERANCE = 1e-4  # the rounding of a normalisation and its inverse; larger deviations are errors
 
 
 class NonFiniteLogitsError(ValueError):
-    """A classifier gave logits that are NaN or infinite.
+    """A classifier returned logits that are NaN or infinite.
 
     Attributes:
-        images: positions of the images in what was classified.
+        images: the positions of the images in the batch.
     """
 
     def __init__(self, images: list[int]) -> None:
@@ -37,10 +37,10 @@ class NonFiniteLogitsError(ValueError):
 
 
 def integer(name: str, value: Any, *, at_least: int = 0) -> int:
-    """``value`` as an int: a Python or NumPy integer of at least that much.
+    """``value`` as an int: a Python or NumPy integer of at least ``at_least``.
 
     Raises:
-        ValueError: anything else, True and False among it.
+        ValueError: anything else, including True and False.
     """
     if not _is_integer(value) or value < at_least:
         raise ValueError(f"{name} must be an integer >= {at_least}, got {value!r}")
@@ -62,7 +62,7 @@ def odd(name: str, value: Any) -> int:
 def number(
     name: str, value: Any, *, above: float | None = None, at_least: float | None = None, below: float | None = None
 ) -> Any:
-    """``value`` as a Python number: a finite Python or NumPy number within the bounds that are given.
+    """``value`` as a Python number: a finite Python or NumPy number within the given bounds.
 
     Raises:
         ValueError: anything else.
@@ -86,10 +86,10 @@ def share(name: str, value: Any) -> Any:
 
 
 def choice(name: str, value: Any, choices: Collection[Any]) -> Any:
-    """``value``, which is one of the choices.
+    """``value``, which must be one of the choices.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: anything else.
     """
     if isinstance(value, (Tensor, list, dict)) or value not in choices:
         raise ValueError(f"{name} must be one of {tuple(choices)}, got {value!r}")
@@ -97,10 +97,10 @@ def choice(name: str, value: Any, choices: Collection[Any]) -> Any:
 
 
 def flag(name: str, value: Any) -> bool:
-    """``value``, which is True or False.
+    """``value``, which must be True or False.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: anything else.
     """
     if not isinstance(value, bool):
         raise ValueError(f"{name} must be True or False, got {value!r}")
@@ -108,7 +108,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def seed(value: Any) -> int | None:
-    """A seed: None, or an integer of at least 0 as an int.
+    """A seed: None, or an integer of at least 0, as an int.
 
     Raises:
         ValueError: anything else.
@@ -119,10 +119,11 @@ def seed(value: Any) -> int | None:
 
 
 def indices(index: Any, count: int) -> list[int]:
-    """The random stream of each of ``count`` images: ``index``, ``index + 1``, ... of an integer, or one given for each.
+    """The random streams of ``count`` images: ``index``, ``index + 1``, ... for an integer, or one given for each image.
 
     Raises:
-        ValueError: not an integer of at least 0, nor a sequence or a one-dimensional tensor or array of ``count`` of them.
+        ValueError: neither an integer of at least 0, nor a sequence, one-dimensional tensor or array of ``count`` such
+            integers.
     """
     if _is_integer(index):
         first = integer("index", index)
@@ -136,7 +137,7 @@ def indices(index: Any, count: int) -> list[int]:
 
 
 def eager(value: Any) -> None:
-    """Raise unless ``value`` is there to be worked on, not a stand-in of a tracer.
+    """Raise if ``value`` is the placeholder of a tracer.
 
     Raises:
         RuntimeError: under ``torch.export``, ``torch.fx`` or ``torch.jit.trace``.
@@ -177,17 +178,17 @@ def images(images: Any, *, minimum_size: int) -> None:
         )
     if images.numel() and images.is_floating_point():
         low, high = _extremes(images)
-        if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):  # also true for NaN
+        if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):  # true for NaN, too
             raise ValueError(
                 f"expected floating-point values in [0, 1], got [{low:.4g}, {high:.4g}]; {_range_remedy(low, high)}"
             )
 
 
 def batch(value: Any) -> None:
-    """Raise unless ``value`` is a floating-point tensor (N, C, H, W) that :func:`images` lets through at any size.
+    """Raise unless ``value`` is a floating-point tensor (N, C, H, W) that :func:`images` accepts at any size.
 
     Raises:
-        TypeError, ValueError: see :func:`images`; another kind or dtype, or another number of dimensions.
+        TypeError, ValueError: see :func:`images`; or another kind, dtype or number of dimensions.
     """
     images(value, minimum_size=1)
     if not isinstance(value, Tensor) or not value.is_floating_point():
@@ -215,8 +216,8 @@ def logits(output: Any, count: int) -> Tensor:
     """The logits (``count``, classes) in a classifier's output: the tensor itself, or its ``.logits`` (Hugging Face).
 
     Raises:
-        TypeError: neither, or not floating point.
-        ValueError: of another shape than (``count``, at least 2).
+        TypeError: the output is neither a tensor nor an object with ``.logits``, or its logits aren't floating point.
+        ValueError: a shape other than (``count``, at least 2).
     """
     found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(found, Tensor):
@@ -235,10 +236,10 @@ def logits(output: Any, count: int) -> Tensor:
 
 
 def finite_pixels(images: Tensor) -> Tensor:
-    """The images themselves, all of whose values are finite.
+    """The images themselves, if all their values are finite.
 
     Raises:
-        ValueError: NaN or infinity, which no clipping mends.
+        ValueError: NaN or infinity; clipping can't repair them.
     """
     if not images.isfinite().all():
         low, high = _extremes(images)
@@ -247,10 +248,10 @@ def finite_pixels(images: Tensor) -> Tensor:
 
 
 def finite(logits: Tensor) -> Tensor:
-    """The logits (..., N, classes) themselves, all of them finite.
+    """The logits (..., N, classes) themselves, if all of them are finite.
 
     Raises:
-        NonFiniteLogitsError: NaN or infinity, with the rows 0 to N - 1 that have it; see :func:`rows_are`.
+        NonFiniteLogitsError: NaN or infinity. The error has the rows, from 0 to N - 1; see :func:`rows_are`.
     """
     good = logits.detach().isfinite().all(-1)
     if not good.all():
@@ -260,7 +261,7 @@ def finite(logits: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def rows_are(images: Sequence[int]) -> Iterator[None]:
-    """In here row r of a batch is image ``images[r]``: a :class:`NonFiniteLogitsError` names that one."""
+    """A context in which a :class:`NonFiniteLogitsError` names image ``images[r]`` for row r of a batch."""
     try:
         yield
     except NonFiniteLogitsError as error:
@@ -285,7 +286,7 @@ def _extremes(images: Tensor) -> tuple[float, float]:
 def _range_remedy(low: float, high: float) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return "NaN and infinity are no pixels"
-    if high > 16:  # beyond what a normalisation or noise gives
+    if high > 16:  # larger than the results of normalisation and noise
         return "divide 0-255 images by 255"
     if low >= -1 and high <= 2:
         return (
@@ -310,7 +311,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Python's own number for NumPy's and for fractions, so that ``repr`` rebuilds and torch takes it; None stays."""
+    """The Python number for a NumPy number or a fraction, so that ``repr`` rebuilds the object; None stays None."""
     if hasattr(value, "item"):
         return value.item()
     return value if value is None or isinstance(value, (int, float)) else float(value)

@@ -1,4 +1,4 @@
-"""A defense as a preprocessor of the Adversarial Robustness Toolbox (extra ``art``)."""
+"""A defense as a preprocessor of the Adversarial Robustness Toolbox, ART (extra ``art``)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,19 +12,19 @@ from .transform import OnlineAlternateGenerator
 
 
 class DefensePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]  # ART has no types
-    """For ``preprocessing_defences=[...]`` of ART's ``PyTorchClassifier`` with ``clip_values=(0, 1)``.
+    """A defense for ``preprocessing_defences=[...]`` of ART's ``PyTorchClassifier`` with ``clip_values=(0, 1)``.
 
-    ART asks ``forward`` for gradients where all preprocessors are PyTorch's, so that the straight-through gradient (BPDA) is in
-    it: ART's attacks go through the defense as they do through any other. The views of a
-    :class:`~oag_transform.DefendedModel` are not in it; give ART that model itself where they are wanted.
+    ART differentiates ``forward`` if all preprocessors are PyTorch modules. ``forward`` therefore has the straight-through
+    gradient (BPDA), and ART's attacks are adaptive attacks on the defense. The views of a
+    :class:`~oag_transform.DefendedModel` are not included; for these, give ART the ``DefendedModel`` itself.
 
     Args:
-        defense: a batch transform on [0, 1] images; default ``OnlineAlternateGenerator()``.
-        clip: images beyond [0, 1] are clipped to it, with the straight-through gradient, as ART's randomized smoothing needs
-            it; False: they are an error of the default defense.
-        apply_fit: purify what the classifier is trained on.
-        apply_predict: purify what it predicts.
-        device_type: ``"gpu"`` or ``"cpu"``, as ART's.
+        defense: a batch transform of [0, 1] images; default ``OnlineAlternateGenerator()``.
+        clip: True: images outside [0, 1] are clipped to it, with the straight-through gradient, as ART's randomized smoothing
+            needs it. False: the default defense raises an error for them.
+        apply_fit: purify the training images of the classifier.
+        apply_predict: purify the images for prediction.
+        device_type: ``"gpu"`` or ``"cpu"``, as in ART.
 
     Example:
         >>> import torch
@@ -56,6 +56,6 @@ class DefensePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]  # ART has
         self.clip = _checks.flag("clip", clip)
 
     def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
-        """Purified images (N, C, H, W) in [0, 1], and the labels as they are."""
+        """Purified images (N, C, H, W) in [0, 1], and the labels unchanged."""
         x = clipped(x) if self.clip else x.clone()  # a copy: the defense may work in place
         return straight_through(x, self.defense), y

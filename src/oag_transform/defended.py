@@ -18,48 +18,49 @@ from .straight_through import clipped, straight_through
 from .transform import OnlineAlternateGenerator, uncompiled
 
 Defense = Callable[..., Tensor]
-"""A batch transform on [0, 1] images (N, C, H, W), which may have a keyword ``index`` for their random streams."""
+"""A batch transform of [0, 1] images (N, C, H, W). It may have a keyword ``index`` for the random streams of the images."""
 
 
 class DefendedModel(nn.Module):
     """A classifier that purifies its input: image in [0, 1] -> defense -> four shifted views -> normalize -> target.
 
-    The views move the purified image by a few pixels, off the grid of strides and pixels that a perturbation was computed for;
-    their class probabilities are averaged, at the cost of four passes of the target for each image. Alone, the views bring most
-    images back from gray-box IGSM and C&W, and fewer from MI-FGSM (docs/results.md, Table I: None, 4 views); what attacks
-    through the defense leave is in docs/adversaries.md. See :func:`shifted`.
+    The four views are test-time augmentation: they shift the purified image by a few pixels, off the grid of strides and pixels
+    that a perturbation was computed for, and their class probabilities are averaged. They cost four passes of the target for
+    each image. Under gray-box IGSM and C&W, the views alone restore the class of most images; under MI-FGSM, of fewer images
+    (docs/results.md, Table I: None, 4 views). docs/adversaries.md reports robust accuracy under adaptive attacks. See
+    :func:`shifted`.
 
-    Several defenses are given as a list. Each one purifies every image, and the class probabilities are averaged over the views
-    of all: defenses that err differently correct each other. It costs the sum of the defenses, and four passes of the target
-    for each.
+    Several defenses are given as a list. Each defense purifies every image, and the class probabilities are averaged over the
+    views of all, so that defenses with different errors correct each other. The cost is the sum of the defenses and four passes
+    of the target for each.
 
-    The target's parameters, training mode and gradient flags are left as they are; it is a submodule, so that ``.to()``,
-    ``.eval()`` and ``parameters()`` reach it as in any module. A checkpoint of the bare target loads, too.
+    The target's parameters, training mode and gradient flags are not changed. The target is a submodule, so that ``.to()``,
+    ``.eval()`` and ``parameters()`` reach it as in any module. A checkpoint of the undefended target also loads.
 
     Args:
-        target: any classifier (N, C, H, W) -> logits (N, classes), or an object that holds them as ``.logits``, as Hugging
-            Face's classifiers return.
-        defense: a batch transform on [0, 1] images; default ``OnlineAlternateGenerator()``. One that takes ``index`` gets the
-            random stream of each image. A list of D modules: D defenses, which are kept as a ``torch.nn.ModuleList``; what
-            they return for an image has one size.
-        normalize: what the target wants done to a [0, 1] image, e.g. ``torchvision.transforms.Normalize(mean, std)``.
-            ``None`` where the target takes [0, 1] images.
-        samples: number k of independent purifications whose class probabilities are averaged, of each defense: k times the
-            cost, for a point of accuracy at most with the default defense. 1 where the defense isn't random.
-        shift: pixels by which each of the four views is moved, up or down and left or right; less than the image's sides.
+        target: any classifier (N, C, H, W) -> logits (N, classes), or -> an object with these as ``.logits``, such as the
+            classifiers of Hugging Face.
+        defense: a batch transform of [0, 1] images; default ``OnlineAlternateGenerator()``. A defense that takes ``index`` gets
+            the random stream of each image. A list of D modules is D defenses; they are kept as a ``torch.nn.ModuleList``, and
+            their results for an image must have the same size.
+        normalize: the target's preprocessing of a [0, 1] image, e.g. ``torchvision.transforms.Normalize(mean, std)``. ``None``
+            if the target takes [0, 1] images.
+        samples: the number k of independent purifications by each defense whose class probabilities are averaged. It costs k
+            times the time and gains at most one point of accuracy with the default defense. Use 1 if the defense isn't random.
+        shift: pixels by which each of the four views is shifted, up or down and left or right; less than the image's sides.
             An odd number lies off the grid of every even stride. 0: the purified image itself is the only view. ``None``:
             follows the image's short side, see :func:`~oag_transform.generator.settings.shift_for`; 5 at 224 pixels.
-        clip: images beyond [0, 1] are clipped to it, with the straight-through gradient; False: they are an error of the
-            default defense. It is for attacks that look slightly beyond, as NI-FGSM, SPSA and Gaussian noise do; off, so that
-            images that were normalised by mistake are found. NaN and infinity are errors in either case.
-        gradient: ``"straight_through"``: whoever differentiates sees the identity in place of the defense, whichever that is
-            (BPDA). ``"own"``: what the defense itself gives. Of several defenses each has its part in the gradient of the
-            averaged probabilities. With ``"own"`` one without a gradient, as ``OnlineAlternateGenerator(gradient="none")`` is,
-            adds nothing to it; with ``"straight_through"`` it is the identity, too.
+        clip: True: images outside [0, 1] are clipped to it, with the straight-through gradient, for attacks that query slightly
+            outside, such as NI-FGSM, SPSA and Gaussian noise. False: the default defense raises an error for them, so that
+            images that were normalised by mistake are found. NaN and infinity are errors in both cases.
+        gradient: ``"straight_through"``: the gradient of the identity in place of any defense (BPDA). ``"own"``: the defense's
+            own gradient. Each of several defenses contributes to the gradient of the averaged probabilities. With ``"own"``, a
+            defense without a gradient, such as ``OnlineAlternateGenerator(gradient="none")``, contributes nothing; with
+            ``"straight_through"`` it contributes the identity.
 
     Returns (forward):
-        (N, classes): the target's own logits for ``samples=1, shift=0`` and one defense; for more, the log of the averaged
-        probabilities (they are logits too: their softmax is the average).
+        (N, classes): the target's own logits for ``samples=1, shift=0`` and one defense; otherwise the log of the averaged
+        probabilities (these are logits, too: their softmax is the average).
 
     Example:
         >>> import torch
@@ -93,8 +94,8 @@ class DefendedModel(nn.Module):
         self.target = target
         self.defense = OnlineAlternateGenerator() if defense is None else _one_or_list(defense)
         self.normalize = normalize
-        self.training = target.training  # callers look at the wrapper: say what is true of the target
-        self.register_load_state_dict_pre_hook(_from_bare_target)  # type: ignore[no-untyped-call]
+        self.training = target.training  # the wrapper's flag is that of the target
+        self.register_load_state_dict_pre_hook(_from_undefended_target)  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_torchvision(
@@ -108,12 +109,12 @@ class DefendedModel(nn.Module):
         gradient: Literal["straight_through", "own"] = "straight_through",
         progress: bool = True,
     ) -> "DefendedModel":
-        """A pretrained torchvision classifier, in eval mode, with the normalisation its weights ask for.
+        """A pretrained torchvision classifier in eval mode, with the normalisation of its weights.
 
-        The images are to be resized and cropped before, e.g. to the ``crop_size`` of ``weights.transforms()``.
+        The images must be resized and cropped before, e.g. to the ``crop_size`` of ``weights.transforms()``.
 
         Args:
-            model: a builder's name (``"resnet50"``, with its default weights), the name of weights
+            model: the name of a builder (``"resnet50"``, with its default weights), the name of weights
                 (``"ResNet50_Weights.IMAGENET1K_V2"``) or a member of a weights enum.
             defense: see the class.
             samples: see the class.
@@ -123,7 +124,7 @@ class DefendedModel(nn.Module):
             progress: show torchvision's download bar.
 
         Raises:
-            ValueError: no classifier of that name in torchvision.
+            ValueError: torchvision has no classifier of this name.
         """
         weights, builder = _classifier(model)
         preset = weights.transforms()
@@ -143,21 +144,21 @@ class DefendedModel(nn.Module):
         clip: bool = False,
         gradient: Literal["straight_through", "own"] = "straight_through",
     ) -> "DefendedModel":
-        """A classifier of timm (extra ``timm``), in eval mode, with the normalisation of its data config.
+        """A classifier of timm (extra ``timm``) in eval mode, with the normalisation of its data config.
 
-        The images are to be resized and cropped before, to the side that ``timm.data.resolve_model_data_config`` gives.
+        The images must be resized and cropped before, to the side that ``timm.data.resolve_model_data_config`` gives.
 
         Args:
-            model: its name in timm, such as ``"vit_small_patch16_224.augreg_in21k_ft_in1k"``.
+            model: the name in timm, such as ``"vit_small_patch16_224.augreg_in21k_ft_in1k"``.
             defense: see the class.
-            pretrained: load timm's weights; False: a random start.
+            pretrained: True: timm's weights; False: random weights.
             samples: see the class.
             shift: see the class.
             clip: see the class.
             gradient: see the class.
 
         Raises:
-            ValueError: no classifier of that name in timm.
+            ValueError: timm has no classifier of this name.
             ModuleNotFoundError: timm is missing.
         """
         import timm  # of an extra
@@ -173,25 +174,26 @@ class DefendedModel(nn.Module):
         """Logits (N, classes) for images (N, C, H, W) in [0, 1]; see the class.
 
         Args:
-            images: floating point; the defense says what else it asks of them.
-            index: random stream of the first image, or a sequence of one for each image. Sample k of an image with stream i
-                has stream ``i * samples + k`` of the defense's seed, and of defense d of D ``(i * D + d) * samples + k``, so
-                that two of one seed draw different numbers. It counts where the defense has a seed.
+            images: floating point; the defense may have further requirements.
+            index: the random stream of the first image, or a sequence with one stream for each image. Sample k of an image with
+                stream i has stream ``i * samples + k`` of the defense's seed. With D defenses, defense d has stream
+                ``(i * D + d) * samples + k``, so that two defenses of one seed draw different numbers. Without a seed of the
+                defense, ``index`` has no effect.
 
         Raises:
-            TypeError, ValueError: not such images, a shift that doesn't fit into them, a bad ``index``, or a target whose
-                output isn't logits (N, classes) of at least two classes, or not finite: the error names the image.
+            TypeError, ValueError: bad images, a shift that doesn't fit into them, a bad ``index``, or a target whose output
+                isn't finite logits (N, classes) of at least two classes; the error names the image.
         """
         return self.classify(self.purify(images, index=index))
 
     @uncompiled
     def purify(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """What the defense makes of images (N, C, H, W): (N * samples, C, H, W), those of an image one after the other.
+        """Purified images of images (N, C, H, W): (N * samples, C, H, W), the samples of each image one after the other.
 
-        Of D defenses: (N * D * samples, C, H, W), for each image the samples of the first defense, of the second, and so on.
+        With D defenses: (N * D * samples, C, H, W); for each image the samples of the first defense, of the second, and so on.
 
         Raises:
-            TypeError, ValueError: see :meth:`forward`; or defenses that return images of different sizes.
+            TypeError, ValueError: see :meth:`forward`; or the defenses return images of different sizes.
         """
         self._check(images)
         defenses, first = self._defenses(), _checks.indices(index, len(images))
@@ -218,21 +220,21 @@ class DefendedModel(nn.Module):
         return list(self.defense) if isinstance(self.defense, nn.ModuleList) else [self.defense]
 
     def classify(self, purified: Tensor) -> Tensor:
-        """Logits (N, classes) of what :meth:`purify` returns: views, normalisation, target, average."""
-        # one view after the other: four times the batch at once would be four times the target's memory
+        """Logits (N, classes) of the purified images of :meth:`purify`: views, normalisation, target, average."""
+        # one view after the other: all four at once would need four times the target's memory
         copies = len(self._defenses()) * self.samples
         if len(purified) % copies:
             raise ValueError(f"expected {copies} purified images for each image, got {len(purified)} images")
         logits = [self._logits(view) for view in self._views(purified)]
         averaged = average(logits, copies)
-        self._check_finite(torch.stack(logits), copies)  # last, and here: all that is compiled is one graph
+        self._check_finite(torch.stack(logits), copies)  # at the end, so that the compiled part is one graph
         return averaged
 
     def _views(self, purified: Tensor) -> Sequence[Tensor]:
         return shifted(purified, shift_for(*purified.shape[-2:]) if self.shift is None else self.shift)
 
     def _logits(self, view: Tensor) -> Tensor:
-        """What the target says of a view. Neither shares memory with another: normalisation and target may work in place."""
+        """The target's logits of a view. Views and logits are copies, because normalisation and target may work in place."""
         own = view.clone()
         output = self.target(own if self.normalize is None else self.normalize(own))
         return _checks.logits(output, len(view)).clone()
@@ -259,7 +261,7 @@ class DefendedModel(nn.Module):
 
 
 def _one_or_list(defense: Any) -> Any:
-    """A defense, or the ModuleList of several."""
+    """The defense, or the ModuleList of several defenses."""
     if isinstance(defense, (list, tuple, nn.ModuleList)):
         kinds = [type(each).__name__ for each in defense]
         if not defense or not all(isinstance(each, nn.Module) for each in defense):
@@ -274,10 +276,10 @@ def _one_or_list(defense: Any) -> Any:
 
 
 def shifted(images: Tensor, shift: int) -> Sequence[Tensor]:
-    """Views of images (N, C, H, W), of the same shape: moved by ``shift`` pixels towards each of the four corners.
+    """Four views of images (N, C, H, W), of the same shape: shifted by ``shift`` pixels towards each of the four corners.
 
-    What is missing at the border is filled by reflection: these are torchvision's ``five_crop`` of the padded images, but for
-    the centre, which is the images themselves and what an attack was computed for. 0: the images are their only view.
+    Reflection fills the border. The views are the corner crops of torchvision's ``five_crop`` of the padded images. The centre
+    crop is left out: it is the image that an attack was computed for. With ``shift=0``, the images are the only view.
     """
     if shift == 0:
         return [images]
@@ -288,7 +290,7 @@ def shifted(images: Tensor, shift: int) -> Sequence[Tensor]:
 
 
 def average(logits: Sequence[Tensor], samples: int) -> Tensor:
-    """Log of the class probabilities averaged over views and samples, (N, classes); the logits where there is one of both.
+    """The log of the class probabilities averaged over views and samples, (N, classes); the logits if there is one of both.
 
     ``logits``: (N * samples, classes) for each view, the samples of an image one after the other.
     """
@@ -307,17 +309,17 @@ def takes_index(function: Callable[..., Tensor]) -> bool:
         return False
 
 
-def _from_bare_target(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A checkpoint that has none of the names of the target in here is one of the target alone."""
-    bare = {f"{prefix}target.{name}": prefix + name for name in module.get_submodule("target").state_dict()}
-    if not bare.keys() & state_dict.keys():
-        for name, old in bare.items():
+def _from_undefended_target(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load a checkpoint without any of the target's names in this module as a checkpoint of the undefended target."""
+    undefended = {f"{prefix}target.{name}": prefix + name for name in module.get_submodule("target").state_dict()}
+    if not undefended.keys() & state_dict.keys():
+        for name, old in undefended.items():
             if old in state_dict:
                 state_dict[name] = state_dict.pop(old)
 
 
 def _classifier(model: str | WeightsEnum) -> tuple[Any, str]:
-    """Weights and builder's name from either of them."""
+    """The weights and the builder's name, from either of them."""
     names = torchvision.models.list_models(module=torchvision.models)
     if isinstance(model, WeightsEnum):
         builder = next((name for name in names if type(model) is torchvision.models.get_model_weights(name)), None)

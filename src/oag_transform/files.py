@@ -12,9 +12,8 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 
-logging.getLogger("PIL").addHandler(
-    logging.NullHandler()
-)  # its messages, which don't name the file, would be printed otherwise
+# Pillow's messages would be printed otherwise, without the file's name
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 ORIENTATION = PIL.ExifTags.Base.Orientation
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF

@@ -1,4 +1,4 @@
-"""Image kinds: bring what came in to one layout, and give the same kind back."""
+"""Kinds of images: conversion to one layout and back to the same kind."""
 
 from typing import TypeVar
 
@@ -14,11 +14,11 @@ ImageLike = TypeVar("ImageLike", PIL.Image.Image, Tensor)
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # grey levels; torchvision's (0.485, 0.456, 0.406)
 IMAGENET_MEAN_GREY = 117.0  # luminance of IMAGENET_MEAN
 THIN = 64
-"""Ratio of sides up to which :func:`resize` enlarges an image."""
+"""The largest aspect ratio up to which :func:`resize` enlarges an image."""
 
 
 def to_batch(images: PIL.Image.Image | Tensor) -> Tensor:
-    """An image or a batch of any checked kind -> (N, C, H, W), float32 (float64 stays), in [0, 1], detached, plain."""
+    """An image or a batch of any checked kind -> a plain, detached tensor (N, C, H, W) in [0, 1], float32 (float64 stays)."""
     if isinstance(images, PIL.Image.Image):
         with torch.device("cpu"):  # whatever torch.set_default_device says
             tensor = F.pil_to_tensor(images)
@@ -31,11 +31,11 @@ def to_batch(images: PIL.Image.Image | Tensor) -> Tensor:
 
 
 def resize(image: PIL.Image.Image, side: int, interpolation: InterpolationMode, name: str) -> PIL.Image.Image:
-    """The image with a short side of ``side`` pixels and a long side in proportion, by torchvision's ``resize``.
+    """Resize an image to a short side of ``side`` pixels, with its aspect ratio, by torchvision's ``resize``.
 
     Raises:
-        ValueError: the image, which the message calls ``name``, is so thin that the result would have more pixels than it, and
-            more than :data:`THIN` times ``side`` x ``side``. A small file would need any amount of memory.
+        ValueError: the image is so thin that the result would have more pixels than the image and more than :data:`THIN` times
+            ``side`` x ``side``: a small file would need an unbounded amount of memory. The message calls the image ``name``.
     """
     (width, height), short = image.size, min(image.size)
     long = max(width, height) * side // short
@@ -48,7 +48,7 @@ def resize(image: PIL.Image.Image, side: int, interpolation: InterpolationMode, 
 
 
 def work_type(images: PIL.Image.Image | Tensor) -> tuple[torch.device, torch.dtype]:
-    """Device and dtype of what :func:`to_batch` makes of images."""
+    """The device and the dtype of the result of :func:`to_batch`."""
     if isinstance(images, PIL.Image.Image):
         return torch.device("cpu"), torch.float32
     return images.device, torch.float64 if images.dtype == torch.float64 else torch.float32
@@ -68,12 +68,12 @@ def _to_uint8(batch: Tensor) -> Tensor:
 
 
 def to_model_units(batch: Tensor, scale: float) -> Tensor:
-    """Pixels in [0, 1] -> model units, I = (255 x - mean) / scale: zero is the mean colour, a unit is ``scale`` grey levels."""
+    """Pixels in [0, 1] -> model units I = (255 x - mean) / scale: zero is the mean colour, a unit is ``scale`` grey levels."""
     return (255 * batch - _mean(batch)) / scale
 
 
 def to_pixels(images: Tensor, scale: float) -> Tensor:
-    """Model units -> pixels, held to [0, 1] as any image is."""
+    """Model units -> pixels, clipped to [0, 1]."""
     return ((scale * images + _mean(images)) / 255).clamp(0, 1)
 
 

@@ -1,4 +1,4 @@
-"""How noisy an image is, and how strong a purification that calls for: clean photographs need little of it."""
+"""An estimate of the noise in an image, and the strength of the purification that matches it."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,32 +8,33 @@ from torch import Tensor
 
 from . import _checks
 
-LEAST = 0.25  # strength for an image without noise; docs/quality.md has the alternatives
-FULL = 2.6  # noise level in grey levels from which on the strength is 1: what FGSM 4/255 leaves, the usual bound on ImageNet
-BLOCK = 16  # side in pixels of the areas among which smooth ones are looked for
-TEXTURE = 3.0  # photographs have about so many times the fine structure in brightness that they have in hue
-BAND = 2**18  # pixels that are looked at together, so that memory stays bounded
-FLAT = 0.01  # grey levels; less is rounding: letterboxes and clipped areas say nothing about noise
+LEAST = 0.25  # strength for an image without noise; docs/quality.md compares alternatives
+FULL = 2.6  # estimate, in grey levels, from which the strength is 1: that of FGSM 4/255, the usual bound on ImageNet
+BLOCK = 16  # side in pixels of the blocks among which the smoothest are selected
+TEXTURE = 3.0  # ratio of the fine structure in brightness to that in hue, in photographs
+BAND = 2**18  # pixels that are processed together, so that memory stays bounded
+FLAT = 0.01  # grey levels; less is rounding: letterboxes and clipped areas carry no information about noise
 
 
 def estimate(images: Tensor) -> Tensor:
-    """Estimate how noisy images are, without clean ones to compare with.
+    """Estimate the noise of images without clean references.
 
-    Immerkaer's mask (1996) takes the picture away and leaves noise of the same standard deviation. Photographs have next to no
-    fine structure in hue, where noise and gradient-sign perturbations are as strong as in brightness, so the estimate is that
-    of the two directions of hue, from medians, at full or at half resolution, whichever has more: a perturbation that was
-    resized or saved as JPEG is left at the coarser one. Or, if that is more, a third of the noise in brightness where the image
-    is smoothest (the tenth percentile of blocks of 16 x 16 pixels), for noise that is the same in all channels, and greyscale.
+    Immerkaer's mask (1996) removes the image content and leaves noise of the same standard deviation. Photographs have almost
+    no fine structure in hue, while noise and gradient-sign perturbations are as strong in hue as in brightness. The estimate is
+    therefore that of the two directions of hue, from medians, at full or at half resolution, whichever is larger: a
+    perturbation that was resized or saved as JPEG remains at the coarser resolution. For greyscale images and for noise that is
+    equal in all channels there is a second estimate: a third of the noise in brightness in the smoothest areas (the tenth
+    percentile of blocks of 16 x 16 pixels). The larger estimate counts.
 
     Args:
         images: (N, C, H, W) floating point in [0, 1], C = 1 or 3, of any size.
 
     Returns:
-        (N,) in grey levels (0 to 255), of the images' dtype: the standard deviation of white noise in colour images. The median
-        of photographs is about 0.6, and 3.9 after FGSM 6/255. Greyscale is read as if it had three equal channels.
+        (N,) in grey levels (0 to 255), in the images' dtype: the standard deviation of white noise in colour images. The median
+        over photographs is about 0.6; after FGSM 6/255 it is 3.9. A greyscale image counts as three equal channels.
 
     Raises:
-        TypeError, ValueError: not such images.
+        TypeError, ValueError: bad images.
     """
     _checks.batch(images)
     full, half, blocks = [], [], []
@@ -54,9 +55,9 @@ def estimate(images: Tensor) -> Tensor:
 
 
 def matching_strength(images: Tensor) -> Tensor:
-    """Strength (N,) of the purification, from 0.25 to 1: in proportion to the :func:`estimate` of the images, full from 2.6.
+    """The strength (N,) of the purification, from 0.25 to 1: the :func:`estimate` of the images divided by 2.6, clipped.
 
-    Takes and raises what that does.
+    Arguments and errors are those of :func:`estimate`.
     """
     return (estimate(images) / FULL).clamp(LEAST, 1)
 
@@ -76,14 +77,14 @@ def _without_picture(colours: Tensor) -> Tensor:
 
 
 def _bands(height: int, width: int) -> Iterator[tuple[int, int]]:
-    """Rows that are looked at together, from the first to the one after the last: whole blocks."""
+    """Ranges of rows (first, end) that are processed together, in whole blocks."""
     rows = max(BAND // width // BLOCK, 1) * BLOCK
     firsts = [first for first in range(0, height, rows) if first == 0 or height - first >= BLOCK]
     yield from zip(firsts, [*firsts[1:], height], strict=True)
 
 
 def _hues(fine: Tensor) -> Tensor:
-    """What is left of the two directions of hue, NaN where it is flat: (N, 2, P)."""
+    """The residual in the two directions of hue, NaN where the image is flat: (N, 2, P)."""
     left = fine.abs()
     return left[:, 1:].masked_fill(left.amax(1, keepdim=True) < FLAT, torch.nan).flatten(2)
 
@@ -94,12 +95,12 @@ def _hue(bands: Sequence[Tensor]) -> Tensor:
 
 
 def _blocks(fine: Tensor) -> Tensor:
-    """Mean square of each block: (N, blocks)."""
+    """The mean square of each block: (N, blocks)."""
     return F.avg_pool2d(fine.square(), [min(BLOCK, side) for side in fine.shape[-2:]]).flatten(1)
 
 
 def _at(values: Tensor, skipped: Tensor, share: float) -> Tensor:
-    """The value (N,) below which a share of values (N, K) lies, but for the skipped ones; 0 where all are."""
+    """The quantile (N,) at ``share`` of the values (N, K) that are not skipped; 0 where all are skipped."""
     values.masked_fill_(skipped, torch.inf)
     count = (~skipped).sum(1)
     place = ((count - 1).clamp(min=0) * share).long()

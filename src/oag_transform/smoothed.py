@@ -1,9 +1,9 @@
-"""Randomized smoothing (Cohen, Rosenfeld & Kolter 2019): a class that can be proven not to change within an L2 radius.
+"""Randomized smoothing (Cohen, Rosenfeld & Kolter 2019): classes that provably don't change within an L2 radius.
 
-Any classifier does; with :meth:`oag_transform.OnlineAlternateGenerator.for_noise` before it, it is denoised smoothing (Salman
-et al. 2020) with a denoiser that needs no training. The proof is about the distribution of the classifier's answers under
-noise, so every draw has noise and purification of its own, the class is chosen on other draws than those that are counted, and
-nothing but the noisy image decides how it is purified.
+Any classifier can be smoothed. Behind :meth:`oag_transform.OnlineAlternateGenerator.for_noise` this is denoised smoothing
+(Salman et al. 2020) with a denoiser that needs no training. The proof is about the distribution of the classifier's
+predictions under noise. It needs three things: each draw has its own noise and its own purification, the class is selected on
+other draws than those that are counted, and the purification depends on the noisy image alone.
 """
 
 import math
@@ -19,32 +19,32 @@ from . import _checks, streams
 from .defended import takes_index
 
 ABSTAIN = -1
-"""The class of an image of which nothing is proven."""
+"""The class of an image for which nothing is proven."""
 
-SELECTION, COUNTING, AVERAGING = range(3)  # what a draw is for: each has random streams of its own
-GIVE_UP = 0.001  # a radius is out of reach where a probability that reaches it would give such counts less often
-LOOKS = (0.02, 0.1, 0.3, 1.0)  # shares of n after which a certification that wants a radius may stop
+SELECTION, COUNTING, AVERAGING = range(3)  # the purpose of a draw: each purpose has its own random streams
+INTERIM_SHARES = (0.02, 0.1, 0.3, 1.0)  # shares of n after which a certification with a wanted radius may stop
+FUTILITY_LEVEL = 0.001  # a radius is out of reach if a class that reaches it would give such counts with less probability
 
 
 @dataclass
-class Tally:
-    """How often each class was seen, for one image: an interrupted certification goes on from here.
+class ClassCounts:
+    """How often each class was predicted for one image. An interrupted certification continues from its counts.
 
     Attributes:
-        selection: (classes,) int64 on the CPU, of the draws that choose the class; None before the first.
-        counted: likewise, of the draws that are counted for the proof.
+        selection: (classes,) int64 on the CPU, from the draws that select the class; None before the first draw.
+        counted: (classes,) int64 on the CPU, from the draws that are counted for the proof; None before the first draw.
     """
 
     selection: Tensor | None = None
     counted: Tensor | None = None
 
     def draws(self, purpose: int) -> int:
-        """Number of draws so far."""
+        """The number of draws so far for a purpose, ``SELECTION`` or ``COUNTING``."""
         seen = self.selection if purpose == SELECTION else self.counted
         return 0 if seen is None else int(seen.sum())
 
     def add(self, purpose: int, classes: Tensor) -> None:
-        """Count more draws, (classes,) int64."""
+        """Add the counts (classes,) int64 of more draws."""
         if purpose == SELECTION:
             self.selection = classes if self.selection is None else self.selection + classes
         else:
@@ -53,17 +53,18 @@ class Tally:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What is proven of one image, with the counts that prove it.
+    """What is proven for one image, with the counts that prove it.
 
     Attributes:
         label: the class, or ``ABSTAIN``.
-        radius: L2 radius, on the [0, 1] scale, within which the smoothed classifier's class is ``label``; 0 with ``ABSTAIN``.
-        count: how many of the ``n`` counted draws were of the class that was chosen.
-        n: draws that were counted: fewer than asked for where it stopped early.
-        alpha: probability that the certificate is wrong.
-        noise_std: of the smoothing noise, on the [0, 1] scale.
-        looks: how many times it was allowed to stop; alpha is split over them.
-        tally: the counts themselves.
+        radius: L2 radius, on the [0, 1] scale, within which the smoothed classifier's class is ``label``; 0 for ``ABSTAIN``.
+        count: the number of the ``n`` counted draws that gave the selected class.
+        n: the number of counted draws. It is smaller than requested where the certification stopped early.
+        alpha: the probability that the certificate is wrong.
+        sigma: standard deviation of the smoothing noise, on the [0, 1] scale.
+        analyses: the number of interim analyses at which the certification could stop, the last one included; alpha is split
+            equally over them.
+        counts: all counts.
     """
 
     label: int
@@ -71,33 +72,33 @@ class Certificate:
     count: int
     n: int
     alpha: float
-    noise_std: float
-    looks: int = 1
-    tally: Tally = field(default_factory=Tally, repr=False, compare=False)
+    sigma: float
+    analyses: int = 1
+    counts: ClassCounts = field(default_factory=ClassCounts, repr=False, compare=False)
 
     def at(self, alpha: float) -> "Certificate":
         """The certificate that the same counts give for another ``alpha``."""
         alpha = _checks.number("alpha", alpha, above=0, below=1)
-        return certificate(self.tally, self.noise_std, alpha, self.looks)
+        return certificate(self.counts, self.sigma, alpha, self.analyses)
 
 
 class SmoothedModel(nn.Module):
-    """A classifier smoothed by Gaussian noise, which can prove that its class doesn't change within an L2 radius.
+    """A classifier smoothed by Gaussian noise. It can prove that its class doesn't change within an L2 radius.
 
-    The smoothed classifier gives the class that ``model`` gives most often to the image with ``N(0, noise_std^2)`` added. If it
-    gives class A with a probability of at least p > 1/2, no perturbation of an L2 norm below ``noise_std`` * Phi^-1(p) changes
-    it (Cohen et al. 2019, Theorem 1). That is in the units of [0, 1] pixels: an L-infinity bound that it implies is smaller by
-    sqrt(3 H W), 0.33/255 for a radius of 0.5 at 224 x 224.
+    The smoothed classifier predicts the class that ``model`` predicts most often for the image with ``N(0, sigma^2)`` added. If
+    ``model`` predicts class A with a probability of at least p > 1/2, no perturbation with an L2 norm below
+    ``sigma`` * Phi^-1(p) changes the class (Cohen et al. 2019, Theorem 1). The radius is in units of [0, 1] pixels. The
+    L-infinity radius that it implies is smaller by a factor of sqrt(3 H W): 0.33/255 for an L2 radius of 0.5 at 224 x 224.
 
     Args:
-        model: any classifier of [0, 1] images, (N, C, H, W) -> logits (N, classes), normalisation included; such as
-            ``DefendedModel(target, OnlineAlternateGenerator.for_noise(noise_std))``. Noisy images are held to [0, 1] first:
-            that is part of the classifier, and doesn't touch the proof. One that takes ``index`` gets another random stream for
-            each draw.
-        noise_std: standard deviation of the noise, on the [0, 1] scale; fixed before any image is seen.
-        samples: draws that :meth:`forward` averages over.
-        batch_size: noisy images that ``model`` sees together, of one or several images.
-        seed: an integer repeats noise; None draws fresh entropy in each call, as a defender should.
+        model: any classifier of [0, 1] images, (N, C, H, W) -> logits (N, classes), normalisation included, such as
+            ``DefendedModel(target, OnlineAlternateGenerator.for_noise(sigma))``. Noisy images are clipped to [0, 1] first. The
+            clipping is part of the classifier and doesn't affect the proof. A model that takes ``index`` gets another random
+            stream for each draw.
+        sigma: standard deviation of the noise, on the [0, 1] scale. It must be fixed before any image is seen.
+        samples: the number of draws that :meth:`forward` averages over.
+        batch_size: the number of noisy images in a batch of ``model``, of one or several images.
+        seed: an integer repeats the noise. None draws fresh entropy in each call, as a defender should.
 
     Raises:
         ValueError, TypeError: bad arguments.
@@ -113,30 +114,29 @@ class SmoothedModel(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, noise_std: float, *, samples: int = 16, batch_size: int = 32, seed: int | None = None
+        self, model: nn.Module, sigma: float, *, samples: int = 16, batch_size: int = 32, seed: int | None = None
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         self.model = model
-        self.noise_std = _checks.number("noise_std", noise_std, above=0)
+        self.sigma = _checks.number("sigma", sigma, above=0)
         self.samples = _checks.integer("samples", samples, at_least=1)
         self.batch_size = _checks.integer("batch_size", batch_size, at_least=1)
         self.seed = _checks.seed(seed)
         self.training = model.training
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Logits (N, classes): the logarithm of the class probabilities averaged over ``samples`` noisy draws.
+        """Logits (N, classes): the log of the class probabilities averaged over ``samples`` noisy draws.
 
-        Its gradient is that of the average: noise passes gradients on as they are. Nothing is proven by it; see
-        :meth:`certify`.
+        The gradient is that of the average. This method proves nothing; see :meth:`certify`.
 
         Args:
             images: (N, C, H, W), floating point in [0, 1].
-            index: random stream of the first image, or a sequence of one for each.
+            index: the random stream of the first image, or a sequence with one stream for each image.
 
         Raises:
-            TypeError, ValueError: not such images, a bad index, or a model that doesn't give logits, or none that are finite.
+            TypeError, ValueError: bad images, a bad index, a model that doesn't return logits, or logits that are not finite.
         """
         _checks.batch(images)
         indices = _checks.indices(index, len(images))
@@ -151,26 +151,26 @@ class SmoothedModel(nn.Module):
 
         Args:
             images: (N, C, H, W), floating point in [0, 1].
-            n: draws for each image.
-            alpha: probability that a class is not the smoothed classifier's.
+            n: the number of draws for each image.
+            alpha: the probability that a returned class is not the smoothed classifier's.
             index: see :meth:`forward`.
 
         Raises:
-            TypeError, ValueError: bad images or arguments, or logits that are not finite: nothing is proven by NaN.
+            TypeError, ValueError: bad images or arguments, or logits that are not finite.
             ModuleNotFoundError: SciPy is missing (extra ``certify``).
         """
         binomtest = _binomtest()
         _checks.batch(images)
         n, alpha = _checks.integer("n", n, at_least=1), _checks.number("alpha", alpha, above=0, below=1)
-        tallies = [Tally() for _ in images]
-        self._count(images, tallies, SELECTION, [n] * len(images), _checks.indices(index, len(images)))
-        found = []
-        for tally in tallies:
-            counts, classes = _seen(tally.selection).topk(2)
-            first, second = counts.tolist()
-            sure = binomtest(first, first + second, 0.5).pvalue <= alpha
-            found.append(int(classes[0]) if sure else ABSTAIN)
-        return torch.tensor(found, dtype=torch.int64, device=images.device)
+        counts = [ClassCounts() for _ in images]
+        self._count(images, counts, SELECTION, [n] * len(images), _checks.indices(index, len(images)))
+        labels = []
+        for each in counts:
+            highest, classes = _drawn(each.selection).topk(2)
+            first, second = highest.tolist()
+            significant = binomtest(first, first + second, 0.5).pvalue <= alpha
+            labels.append(int(classes[0]) if significant else ABSTAIN)
+        return torch.tensor(labels, dtype=torch.int64, device=images.device)
 
     def certify(
         self,
@@ -181,23 +181,23 @@ class SmoothedModel(nn.Module):
         *,
         radius: float | None = None,
         index: Any = 0,
-        tallies: list[Tally] | None = None,
+        counts: list[ClassCounts] | None = None,
     ) -> list[Certificate]:
         """Prove a class and a radius for each image (Cohen et al. 2019, ``Certify``).
 
         Args:
             images: (N, C, H, W), floating point in [0, 1].
-            n0: draws that choose the class.
-            n: draws that are counted for it.
-            alpha: probability that a certificate is wrong. The bound on the probability is Clopper and Pearson's.
-            radius: the radius that is wanted. An image is done as soon as it is proven, or as it can't be any more; what is
-                proven is then no more than was seen until there. ``alpha`` is split over the four times that it may stop.
+            n0: the number of draws that select the class.
+            n: the number of draws that are counted for it.
+            alpha: the probability that a certificate is wrong. The bound on the class probability is Clopper and Pearson's.
+            radius: the wanted radius. An image is finished as soon as this radius is proven or out of reach. Its certificate is
+                then based on the draws until that point. Four interim analyses decide; ``alpha`` is split equally over them.
             index: see :meth:`forward`.
-            tallies: what was counted before, one for each image, such as by a call that was interrupted: it goes on from
-                there, and they are kept up to date. Give the same ``index``, and another ``seed`` or the same one.
+            counts: earlier counts, one object for each image, such as those of an interrupted call. The certification continues
+                from them and updates them in place. ``index`` must be the same; ``seed`` may be the same or another one.
 
         Raises:
-            TypeError, ValueError: bad images or arguments, or logits that are not finite: nothing is proven by NaN.
+            TypeError, ValueError: bad images or arguments, or logits that are not finite.
             ModuleNotFoundError: SciPy is missing (extra ``certify``).
         """
         _binomtest()
@@ -207,83 +207,89 @@ class SmoothedModel(nn.Module):
         if radius is not None:
             radius = _checks.number("radius", radius, above=0)
         indices = _checks.indices(index, len(images))
-        tallies = [Tally() for _ in images] if tallies is None else tallies
-        if len(tallies) != len(images):
-            raise ValueError(f"expected a tally for each of {len(images)} images, got {len(tallies)}")
-        self._count(images, tallies, SELECTION, [n0] * len(images), indices)
-        looks = [n] if radius is None else sorted({max(1, round(share * n)) for share in LOOKS})
-        for look in looks:
-            # an interrupted tally is looked at where it would have been, and nowhere else: alpha pays for no more
-            done = [
-                radius is not None and tally.draws(COUNTING) in looks and not self._open(tally, radius, alpha, len(looks))
-                for tally in tallies
+        counts = [ClassCounts() for _ in images] if counts is None else counts
+        if len(counts) != len(images):
+            raise ValueError(f"expected class counts for each of {len(images)} images, got {len(counts)}")
+        self._count(images, counts, SELECTION, [n0] * len(images), indices)
+        analyses = [n] if radius is None else sorted({max(1, round(share * n)) for share in INTERIM_SHARES})
+        for total in analyses:
+            # interrupted counts are analysed at the planned numbers of draws alone: alpha is split over no more analyses
+            finished = [
+                radius is not None
+                and each.draws(COUNTING) in analyses
+                and not self._undecided(each, radius, alpha, len(analyses))
+                for each in counts
             ]
-            wanted = [tally.draws(COUNTING) if stop else look for tally, stop in zip(tallies, done, strict=True)]
-            self._count(images, tallies, COUNTING, wanted, indices)
-        return [certificate(tally, self.noise_std, alpha, len(looks)) for tally in tallies]
+            wanted = [each.draws(COUNTING) if stop else total for each, stop in zip(counts, finished, strict=True)]
+            self._count(images, counts, COUNTING, wanted, indices)
+        return [certificate(each, self.sigma, alpha, len(analyses)) for each in counts]
 
-    def _open(self, tally: Tally, radius: float, alpha: float, looks: int) -> bool:
-        """Whether a radius is neither proven yet nor out of reach: giving up costs no alpha, as nothing is claimed by it."""
-        if tally.counted is None:
+    def _undecided(self, counts: ClassCounts, radius: float, alpha: float, analyses: int) -> bool:
+        """Whether a radius is neither proven nor out of reach. Stopping for futility claims nothing and costs no alpha."""
+        if counts.counted is None:
             return True
-        if certificate(tally, self.noise_std, alpha, looks).radius >= radius:
+        if certificate(counts, self.sigma, alpha, analyses).radius >= radius:
             return False
-        count = int(tally.counted[int(_seen(tally.selection).argmax())])
-        likely = _binomtest()(count, tally.draws(COUNTING), alternative="less").proportion_ci(1 - GIVE_UP, method="exact").high
-        return likely >= NormalDist().cdf(radius / self.noise_std)
+        count = int(counts.counted[int(_drawn(counts.selection).argmax())])
+        test = _binomtest()(count, counts.draws(COUNTING), alternative="less")
+        upper_bound = test.proportion_ci(1 - FUTILITY_LEVEL, method="exact").high
+        return bool(upper_bound >= NormalDist().cdf(radius / self.sigma))
 
-    def _count(self, images: Tensor, tallies: list[Tally], purpose: int, wanted: list[int], indices: list[int]) -> None:
-        """Draw until each tally has as many draws as are wanted; images take turns, so that batches stay full."""
+    def _count(self, images: Tensor, counts: list[ClassCounts], purpose: int, wanted: list[int], indices: list[int]) -> None:
+        """Draw until each image has the wanted number of draws. Batches mix images so that they stay full."""
         seed = streams.fresh_seed() if self.seed is None else self.seed
-        missing = [(draw, row) for row, total in enumerate(wanted) for draw in range(tallies[row].draws(purpose), total)]
+        missing = [(draw, row) for row, total in enumerate(wanted) for draw in range(counts[row].draws(purpose), total)]
         for part in _parts(sorted(missing), self.batch_size):
             rows, draws = [row for _, row in part], [draw for draw, _ in part]
             with torch.no_grad(), _checks.rows_are(rows):
                 logits = self._logits(images[rows], [indices[row] for row in rows], draws, purpose, seed)
             classes = nn.functional.one_hot(logits.argmax(-1), logits.shape[1]).cpu()
             for row in set(rows):
-                tallies[row].add(purpose, classes[[each == row for each in rows]].sum(0))
+                counts[row].add(purpose, classes[[each == row for each in rows]].sum(0))
 
     def _logits(self, images: Tensor, indices: Sequence[int], draws: Sequence[int], purpose: int, seed: int) -> Tensor:
-        # a stream for each image, purpose and draw, of which no two are the same
+        # each combination of image, purpose and draw has its own stream
         own = [((index * 3 + purpose) << 40) + draw for index, draw in zip(indices, draws, strict=True)]
-        noisy = streams.add_normal(images, self.noise_std, streams.noise_generators(seed, own, images.device))
+        noisy = streams.add_normal(images, self.sigma, streams.noise_generators(seed, own, images.device))
         output = self.model(noisy, index=own) if takes_index(self.model) else self.model(noisy)
         return _checks.finite(_checks.logits(output, len(images)))
 
     def extra_repr(self) -> str:
         """Arguments that are not submodules."""
-        return f"noise_std={self.noise_std}, samples={self.samples}, batch_size={self.batch_size}, seed={self.seed}"
+        return f"sigma={self.sigma}, samples={self.samples}, batch_size={self.batch_size}, seed={self.seed}"
 
 
-def certificate(tally: Tally, noise_std: float, alpha: float, looks: int = 1) -> Certificate:
-    """What a tally proves: the class chosen by ``selection``, with the bound on its probability that ``counted`` gives.
+def certificate(counts: ClassCounts, sigma: float, alpha: float, analyses: int = 1) -> Certificate:
+    """The certificate that class counts give: ``selection`` selects the class, ``counted`` bounds its probability.
 
     Args:
-        tally: with draws of both kinds.
-        noise_std: of the noise that they were drawn with.
-        alpha: probability that the certificate is wrong.
-        looks: number of times that counting was allowed to stop.
+        counts: with draws of both kinds.
+        sigma: standard deviation of the noise of the draws, on the [0, 1] scale.
+        alpha: the probability that the certificate is wrong.
+        analyses: the number of interim analyses at which counting could stop, the last one included.
+
+    Raises:
+        ValueError: there are no draws of one kind.
     """
-    chosen, counted = int(_seen(tally.selection).argmax()), _seen(tally.counted)
-    count, n = int(counted[chosen]), int(counted.sum())
-    radius = _radius(count, n, noise_std, alpha / looks)
-    return Certificate(chosen if radius > 0 else ABSTAIN, radius, count, n, alpha, noise_std, looks, tally)
+    label, counted = int(_drawn(counts.selection).argmax()), _drawn(counts.counted)
+    count, n = int(counted[label]), int(counted.sum())
+    radius = _radius(count, n, sigma, alpha / analyses)
+    return Certificate(label if radius > 0 else ABSTAIN, radius, count, n, alpha, sigma, analyses, counts)
 
 
 def lower_bound(count: int, n: int, alpha: float) -> float:
-    """Clopper and Pearson's bound: a probability below it gives ``count`` or more of ``n`` less often than ``alpha``."""
+    """Clopper and Pearson's lower bound, at confidence 1 - ``alpha``, on a probability that gave ``count`` of ``n`` draws."""
     return float(_binomtest()(count, n, alternative="greater").proportion_ci(1 - alpha, method="exact").low)
 
 
-def _radius(count: int, n: int, noise_std: float, alpha: float) -> float:
+def _radius(count: int, n: int, sigma: float, alpha: float) -> float:
     p = lower_bound(count, n, alpha)
-    return noise_std * NormalDist().inv_cdf(p) if p > 0.5 else 0.0
+    return sigma * NormalDist().inv_cdf(p) if p > 0.5 else 0.0
 
 
-def _seen(counts: Tensor | None) -> Tensor:
+def _drawn(counts: Tensor | None) -> Tensor:
     if counts is None:
-        raise ValueError("expected a tally with draws that chose a class and draws that were counted, got none of one kind")
+        raise ValueError("expected class counts with draws for selection and draws for counting, got none of one kind")
     return counts
 
 

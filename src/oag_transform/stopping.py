@@ -11,7 +11,7 @@ from .transform import OnlineAlternateGenerator
 
 
 class NetworkSteps(NamedTuple):
-    """The chosen number of network steps, and accuracy along the trajectory as (step, accuracy) pairs."""
+    """The chosen number of network steps, and the accuracy along the trajectory as (step, accuracy) pairs."""
 
     steps: int
     curve: list[tuple[int, float]]
@@ -28,27 +28,26 @@ def choose_network_steps(
     tolerance: float = 0.01,
     seed: int = 0,
 ) -> NetworkSteps:
-    """The smallest T_N after which accuracy on purified Gaussian-noised images is flat: no attack is needed to choose it.
+    """The smallest T_N after which the accuracy on purified Gaussian-noised images is flat. The choice needs no attack.
 
-    Adds ``N(0, noise_std^2)`` to the images, purifies them, and asks the target for their class along the way.
+    The function adds ``N(0, noise_std^2)`` to the images, purifies them, and classifies the purified images along the way.
 
     Args:
         target: classifier of [0, 1] images (N, C, H, W) -> logits (N, classes), normalisation included.
-        images: (N, C, H, W), floating point in [0, 1]. The choice is no finer than 1/N.
+        images: (N, C, H, W), floating point in [0, 1]. The resolution of the accuracy is 1/N.
         labels: (N,) integer classes.
-        noise_std: standard deviation of the noise, on the [0, 1] scale; noised images are held to [0, 1].
-        defense: its settings are used, its ``network_steps`` being the longest trajectory looked at;
-            default ``OnlineAlternateGenerator(network_steps=120)``.
+        noise_std: standard deviation of the noise, on the [0, 1] scale; noised images are clipped to [0, 1].
+        defense: the transform; its ``network_steps`` is the length of the curve. Default
+            ``OnlineAlternateGenerator(network_steps=120)``.
         every: network steps between two points of the curve.
-        tolerance: flat means that no later point is better by more than this accuracy.
-        seed: seed of the noise.
+        tolerance: the curve is flat where no later point is higher by more than this accuracy.
+        seed: the seed of the noise.
 
     Returns:
-        The chosen T_N and the curve. Where T_N is the last step of the curve, the curve was still rising: look further.
+        The chosen T_N and the curve. If T_N is the last step of the curve, the curve was still rising: use more network steps.
 
     Raises:
-        ValueError, TypeError: images or labels of another kind, a negative ``noise_std`` or ``tolerance``, or logits that are
-            not finite.
+        ValueError, TypeError: bad images or labels, a negative ``noise_std`` or ``tolerance``, or logits that are not finite.
     """
     defense = OnlineAlternateGenerator(network_steps=120) if defense is None else defense
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
@@ -60,7 +59,7 @@ def choose_network_steps(
     noise_std = _checks.number("noise_std", noise_std, at_least=0)
     tolerance = _checks.number("tolerance", tolerance, at_least=0)
     every = _checks.integer("every", every, at_least=1)
-    # holding noised images to [0, 1] must not hide a wrong range
+    # clipping the noised images must not hide a wrong range
     _checks.images(images, minimum_size=defense.settings.minimum_size)
 
     correct: dict[int, int] = {}

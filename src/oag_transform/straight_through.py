@@ -1,4 +1,4 @@
-"""The gradient of a defense that has none: the identity, in every mode of differentiation (BPDA, Athalye et al. 2018)."""
+"""The straight-through gradient, in every mode of differentiation (BPDA, Athalye et al. 2018)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,16 +13,16 @@ from . import _checks
 def straight_through(images: Tensor, defense: Callable[[Tensor], Tensor]) -> Tensor:
     """``defense(images)`` with the derivative of the identity, in reverse and forward mode and under ``torch.func``.
 
-    Where the defense returns images (N, C, H', W') of another size, the derivative is that of a bilinear resize to it.
+    If the defense returns images (N, C, H', W') of another size, the derivative is that of a bilinear resize to this size.
 
     Raises:
-        RuntimeError: under ``torch.vmap``, which a defense that works on whole batches can't see through.
+        RuntimeError: under ``torch.vmap``: a defense works on whole batches.
     """
     return _StraightThrough.apply(images, defense)
 
 
 def clipped(images: Tensor) -> Tensor:
-    """Images clipped to [0, 1], with the derivative of the identity also where they are beyond.
+    """Images clipped to [0, 1], with the derivative of the identity everywhere.
 
     Raises:
         ValueError: NaN or infinity.
@@ -31,12 +31,12 @@ def clipped(images: Tensor) -> Tensor:
 
 
 class _StraightThrough(torch.autograd.Function):
-    # the defense runs in here because forward() gets plain tensors, under torch.func as well
+    # the defense runs in forward(), which gets plain tensors even under torch.func
     @staticmethod
     def forward(images: Tensor, defense: Callable[[Tensor], Tensor]) -> Tensor:
         result = defense(images.detach())
         shared = result.untyped_storage().data_ptr() == images.untyped_storage().data_ptr()
-        return result.clone() if shared else result.detach()  # no view, so that the caller may change it in place
+        return result.clone() if shared else result.detach()  # no view: the caller may change it in place
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:

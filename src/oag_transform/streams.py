@@ -1,4 +1,4 @@
-"""One random stream per image, so that a result never depends on who else is in the batch; and white noise from them."""
+"""One random stream for each image, so that a result doesn't depend on the rest of the batch; and white noise."""
 
 import hashlib
 import secrets
@@ -10,14 +10,14 @@ from torch import Generator, Tensor
 
 
 def fresh_seed() -> int:
-    """A seed from the operating system; global random state is neither read nor written."""
+    """A seed from the operating system. Global random state is neither read nor changed."""
     return secrets.randbits(63)
 
 
 def index_of(name: str) -> int:
-    """The random stream of a name, such as an image file's: 63 bits of its hash, the same on every machine.
+    """The random stream of a name, such as that of an image file: 63 bits of its hash, the same on every machine.
 
-    Bytes of a file's name that aren't UTF-8, which :func:`os.fsdecode` makes surrogates, count too.
+    Bytes of a file name that aren't UTF-8 count too; :func:`os.fsdecode` turns them into surrogates.
 
     Raises:
         TypeError: not a str.
@@ -28,30 +28,30 @@ def index_of(name: str) -> int:
 
 
 def generators(seed: int, indices: Iterable[int], device: torch.device) -> list[Generator]:
-    """A generator for each image index; seeds and indices are hashed together, so streams of nearby seeds don't overlap."""
+    """A generator for each image index. Seed and index are hashed together, so that streams of nearby seeds don't overlap."""
     return [_generator(seed, (i,), device) for i in indices]
 
 
 def noise_generators(seed: int, indices: Iterable[int], device: torch.device) -> list[Generator]:
-    """For noise that is added to images: streams that a defense of the same seed doesn't draw from."""
+    """Generators for noise that is added to images. They are independent of those of a defense with the same seed."""
     return [_generator(seed, (i, 1), device) for i in indices]
 
 
 def tile_generators(seed: int, indices: Iterable[int], tile: int, device: torch.device) -> list[Generator]:
-    """For the noise in tile number ``tile`` of a large image: streams that no other tile or image draws from."""
+    """Generators for the noise in tile number ``tile`` of large images. They are independent of other tiles and images."""
     return [_generator(seed, (i, 2, tile), device) for i in indices]
 
 
 def fill_normal(out: Tensor, streams: Sequence[Generator]) -> Tensor:
-    """Fill row i of ``out`` (N, ...) with N(0, 1) drawn from stream i, in place."""
+    """Fill row i of ``out`` (N, ...) in place with N(0, 1) from stream i."""
     for row, generator in zip(out, streams, strict=True):
         row.normal_(generator=generator)
     return out
 
 
 def add_normal(images: Tensor, std: float | Tensor, streams: Sequence[Generator]) -> Tensor:
-    """Images (N, ...) with white noise of standard deviation ``std``, on their scale; row i's from stream i; held to [0, 1]."""
-    normal = torch.empty_like(images, memory_format=torch.contiguous_format)  # the same noise in whatever layout images are
+    """Images (N, ...) in [0, 1] with white noise of standard deviation ``std``, row i's from stream i, clipped to [0, 1]."""
+    normal = torch.empty_like(images, memory_format=torch.contiguous_format)  # the same noise in every memory layout
     return (images + std * fill_normal(normal, streams)).clamp(0, 1)
 
 

@@ -1,4 +1,4 @@
-"""The public transform: kinds of input, chunks, failures, and the gradient that a caller sees."""
+"""The public transform: kinds of images, chunks, failures, and the gradient."""
 
 import contextlib
 import dataclasses
@@ -17,8 +17,8 @@ from torchvision import tv_tensors
 
 from . import _checks, streams
 from .generator import energy
-from .generator.run import Loop, alternate, choose_loop, diverged, operands, purify
-from .generator.settings import PAPER, RENAMED, SIZED, BySize, Settings, argument, for_noise, meanings, one_of
+from .generator.run import choose_loop, diverged, operands, prepare, synthesise, trajectory
+from .generator.settings import PAPER, SIZED, BySize, Settings, argument, for_noise, meanings, one_of
 from .generator.state import State
 from .generator.tiles import tiles
 from .images import ImageLike, like, to_batch, to_pixels, work_type
@@ -27,7 +27,7 @@ from .straight_through import straight_through
 Gradient = Literal["straight_through", "none"]
 OnFailure = Literal["raise", "return_input"]
 CHUNK_PIXELS = 2**14
-"""Of images that a CPU works on together: operators on fewer take less time than Python needs to call them."""
+"""Pixels in a chunk of images on the CPU: operators on fewer pixels take less time than Python needs to call them."""
 
 P = ParamSpec("P")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -35,28 +35,28 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(BySize):
-    """What :class:`OnlineAlternateGenerator` is made with: hyper-parameters, and how it behaves as a transform."""
+    """The arguments of :class:`OnlineAlternateGenerator`: hyper-parameters, and its behaviour as a transform."""
 
     seed: int | None = argument(
         None,
-        """an integer repeats the result; ``None`` draws fresh entropy from the system in each call, as a defender should.
-        Global random state is neither read nor changed.""",
+        """an integer repeats the result. ``None`` draws fresh entropy from the operating system in each call, as a defender
+        should. Global random state is neither read nor changed.""",
         lambda _, value: _checks.seed(value),
     )
     chunk_size: int | None = argument(
         None,
-        """images that are worked on together. ``None``: on the CPU as many as have 16,384 pixels together, and at least
-        one, which is fastest there; 32 elsewhere.""",
+        """number of images that are purified together. ``None``: on the CPU as many images as have 16,384 pixels together, at
+        least one, which is the fastest; 32 on other devices.""",
         lambda name, value: None if value is None else _checks.integer(name, value, at_least=1),
     )
     gradient: Gradient = argument(
         "straight_through",
-        'what a backward pass sees: ``"straight_through"`` the identity (BPDA), ``"none"`` nothing at all.',
+        'gradient of the transform: ``"straight_through"`` is that of the identity (BPDA), ``"none"`` no gradient.',
         one_of(Gradient),
     )
     on_failure: OnFailure = argument(
         "raise",
-        """for an image that diverges even at a quarter of the rates: ``"raise"`` a :class:`DivergenceError`, or
+        """for an image that diverges again at a quarter of the rates: ``"raise"`` a :class:`DivergenceError`, or
         ``"return_input"`` with a warning.""",
         one_of(OnFailure),
     )
@@ -64,10 +64,10 @@ class Arguments(BySize):
 
 
 class DivergenceError(RuntimeError):
-    """The energy network of an image diverged, also at a quarter of the learning rates.
+    """The energy network of an image diverged, and diverged again at a quarter of the learning rates.
 
     Attributes:
-        indices: positions in the batch of the images that did.
+        indices: the positions of these images in the batch.
     """
 
     def __init__(self, message: str, indices: list[int]) -> None:
@@ -79,14 +79,14 @@ class DivergenceError(RuntimeError):
 
 
 class TraceStep(NamedTuple):
-    """One moment of Algorithm 1, for a batch of N images.
+    """The state of Algorithm 1 after a network step, for a batch of N images.
 
     Attributes:
         step: network step t, from 1 to T_N.
         images: the synthesised images, of the same kind, shape and dtype as the input.
-        residual: (N,) root-mean-square difference to the input, in grey levels (0 to 255).
-        energy: (N,) energy U(I_s) = -F(I_s) of the synthesised images.
-        reference_energy: (N,) energy U(I_z) of the input images under the same networks.
+        residual: (N,) the root-mean-square difference to the input, in grey levels (0 to 255).
+        energy: (N,) the energy U(I_s) = -F(I_s) of the synthesised images.
+        reference_energy: (N,) the energy U(I_z) of the input images under the same networks.
     """
 
     step: int
@@ -97,7 +97,7 @@ class TraceStep(NamedTuple):
 
 
 def _with_arguments(arguments: Callable[P, object]) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
-    """Gives ``__init__`` the signature of a dataclass, for ``help`` and for type checkers: nothing is declared twice."""
+    """Give ``__init__`` the signature of a dataclass, for ``help`` and for type checkers."""
 
     def decorate(init: Callable[..., None]) -> Callable[Concatenate[Any, P], None]:
         signature = inspect.signature(arguments)
@@ -111,39 +111,39 @@ def _with_arguments(arguments: Callable[P, object]) -> Callable[[Callable[..., N
 
 
 def uncompiled(function: F) -> F:
-    """A method that ``torch.compile`` leaves alone: it draws randomness of its own and works in place."""
+    """Exclude a method from ``torch.compile``, because it draws its own random numbers and works in place."""
     return torch.compiler.disable(function)
 
 
 class OnlineAlternateGenerator(nn.Module):
-    """Purify images: synthesise each one anew with an energy network trained on it alone (Algorithm 1 of the paper).
+    """Purify images: synthesise each image anew with an energy network trained on it alone (Algorithm 1 of the paper).
 
-    A random network of one convolution, a ReLU and a fully connected layer is trained for each image while, in turns with
-    it, a new image is drawn from zeros by Langevin dynamics. The new image keeps what the image shows; what is too weak
-    to tell from noise isn't drawn. Under gray-box FGSM, IGSM, MI-FGSM and C&W most images get their class back (see
-    docs/results.md). There are no pretrained weights. It is no protection against an attacker who knows it is there and
-    attacks through it (docs/adversaries.md).
+    A random network of one convolution, a ReLU and a fully connected layer is trained for each image. In alternation, Langevin
+    dynamics draw a new image, which starts as zeros. The new image keeps the visible content; structure that is too weak to be
+    distinguished from noise is not drawn. Under gray-box FGSM, IGSM, MI-FGSM and C&W, most images get their class back (see
+    docs/results.md). There are no pretrained weights. The transform is no protection against adaptive attacks
+    (docs/adversaries.md).
 
-    Every argument is an attribute that can be read and not set: another setting is another transform. Those that are ``None``
-    by default because they follow the size of the image (see :func:`~oag_transform.generator.settings.default_for`) stay
-    ``None`` there; :meth:`settings_for` gives what they are for a size.
+    Every argument is a read-only attribute; another setting needs another transform. Arguments that follow the size of the
+    image (see :func:`~oag_transform.generator.settings.default_for`) are ``None`` by default, and so are their attributes;
+    :meth:`settings_for` gives their values for a size.
 
     Args:
         {arguments}
 
     Shape:
         - Input: a PIL image (RGB or L), or a tensor or ``tv_tensors.Image`` of shape (..., C, H, W), C = 1 or 3,
-          H, W of at least 2, or ``kernel_size`` where it is given; uint8, or float16, bfloat16, float32 or float64 in
-          [0, 1]; any device. Or, as a v2 transform, a sample around images; see :meth:`forward`.
-        - Output: the same kind, shape, dtype and device. float64 is computed in float64, all else in float32.
+          H and W of at least 2 (``kernel_size`` if it is given); uint8, or float16, bfloat16, float32 or float64 in
+          [0, 1]; any device. Or, as for a v2 transform, a sample that contains images; see :meth:`forward`.
+        - Output: the same kind, shape, dtype and device. float64 images are computed in float64, all others in float32.
 
-    Each image has a random stream of its own: ``t(batch)[i]`` is ``t(batch[i], index=i)``, whatever else is in the batch
-    (bit for bit where both are computed in chunks of the same size, to rounding otherwise).
+    Each image has its own random stream: ``t(batch)[i]`` is ``t(batch[i], index=i)``, whatever else is in the batch (bit for
+    bit where both are computed in chunks of the same size, up to rounding otherwise).
 
     Raises:
         ValueError, TypeError: bad hyper-parameters, or bad images (see :meth:`forward`).
         DivergenceError: see ``on_failure``.
-        RuntimeError: ``backend="triton"`` can't work on these images, and why.
+        RuntimeError: ``backend="triton"`` can't work on these images; the message says why.
 
     Example:
         >>> import torch
@@ -159,10 +159,6 @@ class OnlineAlternateGenerator(nn.Module):
     @_with_arguments(Arguments)
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
-        for old, new in RENAMED.items():
-            if old in arguments:
-                warnings.warn(f"{old} is called {new} now; {old} goes with the next release", DeprecationWarning, stacklevel=2)
-                arguments[new] = arguments.pop(old)
         self.settings = Arguments(**arguments)
 
     @classmethod
@@ -175,13 +171,13 @@ class OnlineAlternateGenerator(nn.Module):
 
     @classmethod
     def for_noise(cls, std: float, **overrides: Any) -> "OnlineAlternateGenerator":
-        """The setting for Gaussian noise of a known standard deviation, as a denoiser before a classifier that is smoothed.
+        """The setting for Gaussian noise of a known standard deviation: a denoiser in front of a smoothed classifier.
 
-        See :func:`oag_transform.generator.settings.for_noise` and :class:`~oag_transform.SmoothedModel`. One view serves there
-        as well as four: ``DefendedModel(target, OnlineAlternateGenerator.for_noise(0.25), shift=0)``.
+        See :func:`oag_transform.generator.settings.for_noise` and :class:`~oag_transform.SmoothedModel`. One view is as good as
+        four there: ``DefendedModel(target, OnlineAlternateGenerator.for_noise(0.25), shift=0)``.
 
         Args:
-            std: of the noise, on the [0, 1] scale, above 0.
+            std: the standard deviation of the noise, on the [0, 1] scale, above 0.
             overrides: keyword arguments of the class.
 
         Raises:
@@ -199,21 +195,23 @@ class OnlineAlternateGenerator(nn.Module):
         super().__setattr__(name, value)
 
     def forward(self, images: Any, *others: Any, index: Any = 0) -> Any:
-        """Purified images of the same kind, shape, dtype and device; the input is not modified.
+        """Purified images of the same kind, shape, dtype and device. The input is not modified.
 
         Args:
-            images: an image or a batch; see the class. Or, as v2 transforms take it, a sample of any nested structure: images
-                in it are purified, and labels, boxes, masks and all else pass through untouched. As there, a plain tensor is
-                an image only where it is the first one and nothing in the sample is an image by its type.
-            others: the rest of the sample, where it isn't one structure.
-            index: random stream of the first image, image i of the batch has stream ``index + i`` of the seed; or a sequence of
-                streams, one for each image. :func:`oag_transform.streams.index_of` makes one from a file's name.
+            images: an image or a batch; see the class. Or a sample of any nested structure, as for v2 transforms: its images
+                are purified; labels, boxes, masks and everything else pass through unchanged. As in v2, a plain tensor is an
+                image only if it is the first plain tensor and the sample has no image by type.
+            others: the rest of the sample, where it is given as several arguments.
+            index: the random stream of the first image; image i of the batch has stream ``index + i`` of the seed. Or a
+                sequence with one stream for each image. :func:`oag_transform.streams.index_of` derives a stream from a file's
+                name.
 
         Raises:
             TypeError: no image, or a dtype that is neither uint8 nor floating point.
-            ValueError: a PIL mode other than RGB or L, a shape other than (..., 1 or 3, H, W), H or W below 2 or a given
+            ValueError: a PIL mode other than RGB or L, a shape other than (..., 1 or 3, H, W), H or W below 2 or below a given
                 ``kernel_size``, NaN or infinity, values outside [0, 1], or a bad ``index``.
-            DivergenceError, RuntimeError: see the class; and where it is exported, traced or vmapped.
+            DivergenceError: see the class.
+            RuntimeError: see the class; or the transform is exported, traced or vmapped.
         """
         _checks.eager(images)
         return self._sample(images, others, index)
@@ -233,40 +231,41 @@ class OnlineAlternateGenerator(nn.Module):
         return pytree.tree_unflatten(leaves, structure)
 
     def settings_for(self, height: int, width: int) -> Settings:
-        """The hyper-parameters that images of this size are purified with: what was given, and what follows the size.
+        """The hyper-parameters for images of this size: the given ones, and the defaults for this size.
 
         Raises:
-            ValueError: a side below 2 pixels, or what was given doesn't go with what follows the size: kernels
-                smaller than their stride.
+            ValueError: a side is below 2 pixels, or the given values conflict with the default for this size: kernels smaller
+                than their stride.
         """
         for name, side in (("height", height), ("width", width)):
             _checks.integer(name, side, at_least=2)
         return self.settings.at(height, width)
 
-    def _image(self, images: ImageLike, indices: list[int], settings: Settings, loop: Loop) -> ImageLike:
+    def _image(self, images: ImageLike, indices: list[int], settings: Settings) -> ImageLike:
         def purified(plain: Any) -> Any:
             with _plain_mode(work_type(images)[0]):
-                return like(self._purify(to_batch(plain), indices, settings, loop), plain)
+                return like(self._batch(to_batch(plain), indices, settings), plain)
 
         if not isinstance(images, Tensor) or not images.is_floating_point() or self.settings.gradient == "none":
             return purified(images)
         result = straight_through(images.as_subclass(Tensor), purified)
         return tv_tensors.wrap(result, like=images) if isinstance(images, tv_tensors.TVTensor) else result
 
-    def _checked(self, images: ImageLike, index: Any) -> tuple[list[int], Settings, Loop]:
-        """All that can be wrong with a call is found here, before any work."""
+    def _checked(self, images: ImageLike, index: Any) -> tuple[list[int], Settings]:
+        """The random streams and the settings of images. Everything that can be wrong with a call is found here."""
         _checks.images(images, minimum_size=self.settings.minimum_size)
         settings = self.settings.at(*_sides(images))
-        return _checks.indices(index, _count(images)), settings, choose_loop(settings, *work_type(images))
+        choose_loop(settings, *work_type(images))  # raises where the backend can't work on them
+        return _checks.indices(index, _count(images)), settings
 
-    def _purify(self, batch: Tensor, indices: list[int], s: Settings, loop: Loop) -> Tensor:
+    def _batch(self, batch: Tensor, indices: list[int], s: Settings) -> Tensor:
         seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
         purified = torch.empty_like(batch)
         height, width = batch.shape[-2:]
         steps = len(batch) * s.network_steps * len(tiles(height, width, s.tile_size, s.stride))
         with _progress_bar(steps, self.settings.progress) as advance:
             for rows in self.chunks(batch):
-                part, failed = purify(batch[rows], s, loop, seed, [indices[row] for row in rows], advance)
+                part, failed = synthesise(prepare(batch[rows], s, seed, [indices[row] for row in rows]), advance)
                 if failed.any():
                     part = self._handle_failure(part, failed, batch[rows], rows)
                 if len(part) == len(batch):
@@ -285,37 +284,43 @@ class OnlineAlternateGenerator(nn.Module):
     def trace(self, images: ImageLike, *, every: int = 1, index: Any = 0) -> Iterator[TraceStep]:
         """Iterate over Algorithm 1: a :class:`TraceStep` after each ``every`` network steps, and after the last one.
 
-        The last step's images are what :meth:`forward` returns, where it works without tiles. All images of the batch advance
-        together and in one piece, so memory grows with the batch. There is no gradient and no second try.
+        The images of the last step are those that :meth:`forward` returns without tiles. All images of the batch advance
+        together and without tiles, so memory grows with the batch. There is no gradient and no retry.
+
+        Args:
+            images: an image or a batch; see the class.
+            every: network steps between two trace steps.
+            index: see :meth:`forward`.
 
         Raises:
-            DivergenceError: the images have diverged; what was yielded before is finite.
+            TypeError, ValueError: bad images, ``every`` or ``index``; see :meth:`forward`.
+            DivergenceError: images have diverged. All earlier trace steps are finite.
         """
         every = _checks.integer("every", every, at_least=1)
         return self._trace(*self._checked(images, index), images, every)
 
-    def _trace(self, indices: list[int], s: Settings, loop: Loop, images: ImageLike, every: int) -> Iterator[TraceStep]:
+    def _trace(self, indices: list[int], s: Settings, images: ImageLike, every: int) -> Iterator[TraceStep]:
         batch = to_batch(images)
         seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
         with _plain_mode(batch.device):
-            chunks = [(batch[rows], [indices[row] for row in rows]) for rows in self.chunks(batch)]
-            runs = [alternate(pixels, s, loop, seed, streams_of, every=every) for pixels, streams_of in chunks]
-        while runs:
+            chunks = [prepare(batch[rows], s, seed, [indices[row] for row in rows]) for rows in self.chunks(batch)]
+            trajectories = [trajectory(inputs, every) for inputs in chunks]
+        while trajectories:
             with _plain_mode(batch.device):
-                states = [next(run) for run in runs]
+                states = [next(states) for states in trajectories]
                 moment = _trace_step(states, images, s)
             yield moment  # outside of the modes above, which would leak into the caller
             if moment.step == s.network_steps:
                 return
 
     def chunks(self, batch: Tensor) -> list[range]:
-        """Rows of a batch (N, C, H, W) that are worked on together; see ``chunk_size``."""
+        """The rows of a batch (N, C, H, W) that are purified together; see ``chunk_size``."""
         pixels = batch.shape[-2] * batch.shape[-1]
         size = self.settings.chunk_size or (max(CHUNK_PIXELS // max(pixels, 1), 1) if batch.device.type == "cpu" else 32)
         return [range(start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
 
     def extra_repr(self) -> str:
-        """Every argument, so that ``repr`` rebuilds the transform; and what ``compute_dtype=None`` is on this machine's CPU."""
+        """Every argument, so that ``repr`` rebuilds the transform, and the dtype that ``compute_dtype=None`` selects."""
         arguments = ", ".join(f"{name}={getattr(self.settings, name)!r}" for name in _NAMES)
         notes = []
         if follow := [name for name in SIZED if getattr(self.settings, name) is None]:
@@ -325,7 +330,7 @@ class OnlineAlternateGenerator(nn.Module):
         return "\n".join([arguments, *notes])
 
 
-# written once, where they are declared; without docstrings (python -OO) there is nothing to fill in
+# arguments are documented where they are declared; python -OO removes the docstring
 OnlineAlternateGenerator.__doc__ = (OnlineAlternateGenerator.__doc__ or "").replace(
     "        {arguments}", "\n".join(meanings(Arguments, "        "))
 )
@@ -333,7 +338,7 @@ _NAMES = tuple(field.name for field in dataclasses.fields(Arguments))
 
 
 def _callers_level() -> int:
-    """The ``stacklevel`` of a warning for whoever called the transform: the first frame that is neither ours nor PyTorch's."""
+    """The ``stacklevel`` of a warning for the caller: the first frame outside of this package and PyTorch."""
     frame, level = inspect.currentframe(), 0
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in (__package__, "torch", "contextlib"):
         frame, level = frame.f_back, level + 1
@@ -363,12 +368,12 @@ def _sides(images: Any) -> tuple[int, int]:
 
 
 def _count(images: Any) -> int:
-    """Number of images in an image or a batch of a checked kind."""
+    """The number of images in an image or a batch of a checked kind."""
     return 1 if isinstance(images, PIL.Image.Image) else images.shape[:-3].numel()
 
 
 def _images_among(leaves: list[Any]) -> list[int]:
-    """Where the images of a sample are, by the rule of torchvision's v2 transforms."""
+    """The positions of the images in a sample, by the rule of torchvision's v2 transforms."""
     typed = [i for i, leaf in enumerate(leaves) if isinstance(leaf, (PIL.Image.Image, tv_tensors.Image, tv_tensors.Video))]
     if typed:
         return typed
@@ -380,14 +385,14 @@ def _images_among(leaves: list[Any]) -> list[int]:
 
 @contextlib.contextmanager
 def _plain_mode(device: torch.device) -> Iterator[None]:
-    """No gradients, and none of the caller's autocast: the loop chooses its own precision."""
+    """Without gradients and without the caller's autocast, because the loop chooses its own precision."""
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 
 @contextlib.contextmanager
 def _progress_bar(total: int, show: bool) -> Iterator[Callable[[int], object] | None]:
-    """A callback that advances a tqdm bar of ``total`` network steps, or None where none is wanted."""
+    """A callback that advances a tqdm bar of ``total`` network steps; None if ``show`` is false."""
     if not show:
         yield None
         return

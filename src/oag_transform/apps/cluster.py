@@ -1,4 +1,4 @@
-"""A connection to a Ray cluster, or one on this machine for as long as it is needed."""
+"""Connection to a Ray cluster, or a temporary cluster on this machine."""
 
 import contextlib
 import logging
@@ -6,22 +6,22 @@ import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-# read when Ray begins: nothing is sent anywhere; of its own log only what is fatal; a warning about its next release
+# read when Ray starts: no usage reports, only fatal log messages, and no warning about its next release
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-import fsspec.implementations.http  # noqa: F401 - once, before threads of Ray import it side by side
+import fsspec.implementations.http  # noqa: F401 - once, before threads of Ray import it concurrently
 import ray
 import ray.data
 import ray.exceptions
 
 
 class ClusterResources(NamedTuple):
-    """What a cluster has for workers.
+    """Resources of a cluster for workers.
 
     Attributes:
-        cpus: for workers, one of the cluster's left for reading.
+        cpus: CPUs for workers; one CPU of the cluster is reserved for reading.
         node: CPUs of its smallest node.
         gpus: of the cluster.
     """
@@ -33,12 +33,12 @@ class ClusterResources(NamedTuple):
 
 @contextlib.contextmanager
 def connected(address: str | None, workers: int) -> Iterator[ClusterResources]:
-    """A cluster, and what it has; one that this process is connected to already is used, and left as it is.
+    """Connect to a cluster and yield its resources. An existing connection of this process is used, and left open.
 
     Args:
         address: of a cluster, as for ``ray.init``: ``"auto"``, ``"ray://HOST:10001"``, ``"HOST:6379"``; None: that of
-            RAY_ADDRESS, or else one on this machine, which ends with the block or with this process, however it ends.
-        workers: CPUs that one on this machine has at least.
+            RAY_ADDRESS, or else a cluster on this machine, which ends with the block or with this process in any case.
+        workers: least number of CPUs of a cluster on this machine.
 
     Raises:
         ConnectionError: there is no cluster at the address.
@@ -63,7 +63,7 @@ def _connect(address: str | None, workers: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None and "RAY_ADDRESS" not in os.environ:
-            ray.init(num_cpus=workers + 1, include_dashboard=False, **quiet)  # the last one is for reading
+            ray.init(num_cpus=workers + 1, include_dashboard=False, **quiet)  # one more, for reading
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ray.exceptions.RaySystemError) as error:

@@ -1,12 +1,12 @@
-"""The Ray engine of ``oag-transform purify``: images of files, parquet or WebDataset shards, purified by a cluster's workers.
+"""The Ray engine of ``oag-transform purify``: the workers of a cluster purify image files, parquet files or WebDataset shards.
 
-The driver hands out parts of some images each. A worker leaves out of a part what is there already, and writes each result
-whole or not at all before it tells: so whatever is killed at whatever moment, what is there is whole, and the rest is made by
-the same command with ``--skip-existing``. Workers that are killed are started again, and get their part again, an image at a
-time: one that takes its worker along then too is a failure, and the others go on.
+The driver distributes parts of a few images each. A worker skips images that already have a result. It writes each result
+completely or not at all before it reports. Results are therefore complete whenever a process is killed, and the same command
+with ``--skip-existing`` makes the missing ones. A killed worker is restarted and processes its part again, one image at a time.
+An image that ends its worker again is a failure, and the others continue.
 
-Results are not written by Ray's ``write_parquet`` with its checkpoints: a write ends a pipeline and tells the driver neither
-failures nor notes, and a checkpoint counts a failure as done.
+Results are not written by Ray's ``write_parquet`` with its checkpoints. A write ends a pipeline and reports neither failures
+nor notes to the driver, and a checkpoint counts a failure as done.
 """
 
 import dataclasses
@@ -27,8 +27,8 @@ from .. import files, streams
 from . import cluster, dataset, saving, shards, worker
 from .sources import Job
 
-ROWS = 64  # of a part, at most: what is lost where a worker is killed, and what a file of parquet holds
-TOOK_WORKER = "its worker ended in the middle of its work, and so did the next one, for want of memory perhaps"
+ROWS = 64  # largest part: a killed worker loses at most this many images, and a parquet file has at most this many
+ENDED_WORKER = "its worker was killed twice, perhaps because memory ran out"
 
 
 def run(
@@ -38,17 +38,17 @@ def run(
     workers: int | None,
     rows: int | None,
 ) -> Iterator[list[worker.PurifyOutcome]]:
-    """Purify everything, and say what became of each part as it is done.
+    """Purify all images, and yield the outcomes of each part when it is done.
 
     Args:
-        plan: a device of CUDA's gives each worker a GPU.
+        plan: with a CUDA device, each worker gets a GPU.
         source: image files, or shards.
         resources: the cluster's.
-        workers: None: as many as the cluster has GPUs, or CPUs.
-        rows: images of a part; None: up to :data:`ROWS`, fewer where each worker would get too few parts to share evenly.
+        workers: number of workers; None: the number of GPUs of the cluster, or of CPUs.
+        rows: images per part; None: up to :data:`ROWS`, fewer if workers would otherwise get unequal shares.
 
     Raises:
-        ValueError: the cluster has too little for these workers.
+        ValueError: the cluster has too few processors or GPUs for these workers.
         ChildProcessError: a worker can't be started again.
         OSError: a parquet file can't be read.
     """
@@ -56,7 +56,7 @@ def run(
     most = resources.gpus if on_gpu else resources.cpus
     workers = most if workers is None else workers
     if workers > most:
-        raise ValueError(f"--jobs must be at most {most}, which the cluster has room for, got {workers}")
+        raise ValueError(f"--jobs must be at most {most}, the capacity of the cluster, got {workers}")
     threads = 1 if on_gpu else max(1, min(resources.cpus // workers, resources.node, torch.get_num_threads()))
     packed, jobs = (source, ()) if isinstance(source, shards.Shards) else (None, source)
     total = packed.rows if packed else len(jobs)
@@ -67,12 +67,12 @@ def run(
     if packed:
         parts = _read(packed).repartition(target_num_rows_per_block=rows)
     else:
-        # pickled, as paths may be no text that Arrow takes; absolute, as workers are elsewhere
+        # pickled, as Arrow rejects some paths; absolute, as workers have other working directories
         pickled = [pickle.dumps(dataclasses.replace(job, source=job.source.absolute())) for job in jobs]
         parts = ray.data.from_arrow([pa.table({"job": pickled[i : i + rows]}) for i in range(0, len(pickled), rows)])
         workers = min(workers, -(-len(pickled) // rows))
     attempts = ray.remote(Attempts).options(num_cpus=0).remote()
-    made = parts.map_batches(
+    purified = parts.map_batches(
         PartWorker,
         fn_constructor_args=(plan, packed, shards.names_in(plan.out, packed), attempts),
         batch_size=rows,
@@ -82,14 +82,14 @@ def run(
         num_gpus=1 if on_gpu else None,
     )
     try:
-        for row in made.iter_rows():
+        for row in purified.iter_rows():
             yield pickle.loads(row["outcomes"])
     except ray.exceptions.RayActorError as error:
-        raise ChildProcessError("a worker ended and could not be started again; --skip-existing goes on from here") from error
+        raise ChildProcessError("a worker ended and could not be restarted; --skip-existing continues") from error
     except ray.exceptions.RayTaskError as error:
         raise OSError(f"{type(error.cause).__name__}: {files.reason(error.cause)}") from error
     finally:
-        for job in jobs:  # of workers that were killed
+        for job in jobs:  # left by killed workers
             saving.partial_path(job.target, plan.token).unlink(missing_ok=True)
 
 
@@ -100,23 +100,23 @@ def _read(source: shards.Shards) -> "ray.data.Dataset":
 
 
 class Attempts:
-    """For an actor: knows what workers have begun and not ended."""
+    """State of an actor: tasks that workers have begun and not ended."""
 
     def __init__(self) -> None:
         self._begun: Counter[int] = Counter()
 
     def begin(self, key: int) -> int:
-        """How often this has been begun before, and not ended."""
+        """The number of earlier begins of this task without an end."""
         self._begun[key] += 1
         return self._begun[key] - 1
 
     def end(self, key: int) -> None:
-        """It is ended."""
+        """Record the end of this task."""
         del self._begun[key]
 
 
 class PartWorker:
-    """An actor: purifies and writes the images of a part, and returns what became of them."""
+    """An actor that purifies and writes the images of a part, and returns their outcomes."""
 
     def __init__(self, plan: worker.PurifyPlan, source: shards.Shards | None, done: shards.Hashes, attempts: Any) -> None:
         dataset.use_own_cpus()
@@ -137,20 +137,20 @@ class PartWorker:
         for batch in worker.batches(waiting, 1 if again else self.plan.batch_size):
             alone = streams.index_of(batch[0].name)
             if again and self._begin(alone) > 0:
-                outcomes.append(worker.failed(batch[0], TOOK_WORKER))
+                outcomes.append(worker.failed(batch[0], ENDED_WORKER))
                 continue
-            made = self.make(batch)
-            outcomes += made if self.plan.parquet else (worker.save(self.plan, outcome) for outcome in made)
+            purified = self.make(batch)
+            outcomes += purified if self.plan.parquet else (worker.save(self.plan, outcome) for outcome in purified)
             if again:
                 self.attempts.end.remote(alone)
         if any(outcome.content for outcome in outcomes):
             shards.write_part(part, self.source, [outcome for outcome in outcomes if outcome.content], self.plan)
         self.attempts.end.remote(key)
-        told = [
+        reports = [
             outcome._replace(job=Job(outcome.job.source, outcome.job.target, outcome.job.name), content=None)
             for outcome in outcomes
         ]
-        return pa.table({"outcomes": [pickle.dumps(told)]})
+        return pa.table({"outcomes": [pickle.dumps(reports)]})
 
     def make(self, batch: Sequence[Job]) -> list[worker.PurifyOutcome]:
         """See :func:`.worker.make`."""

@@ -1,4 +1,4 @@
-"""Data sets larger than a machine, by Ray Data: the transform for ``map_batches``, and reading and writing around it.
+"""Large data sets with Ray Data: the transform for ``map_batches``, with readers and a writer.
 
     import ray
     from oag_transform.apps import dataset
@@ -7,7 +7,7 @@
     purified = images.map_batches(dataset.Purify, fn_constructor_kwargs={"seed": 1}, num_cpus=2, concurrency=4)
     dataset.write_images(purified, "purified")  # or purified.write_parquet
 
-``oag-transform purify --engine ray`` is this with resuming, a table of failures and progress. Needs the extra ``ray``.
+``oag-transform purify --engine ray`` adds resumption, a table of failures and progress. This module needs the extra ``ray``.
 """
 
 import logging
@@ -33,31 +33,32 @@ logger = logging.getLogger(__name__)
 
 
 class Purify:
-    """A callable class for :meth:`ray.data.Dataset.map_batches`: purifies the images of a batch, whatever their sizes.
+    """A callable class for :meth:`ray.data.Dataset.map_batches` that purifies a batch of images of any sizes.
 
-    The transform is made once an actor, which works with as many threads as it has CPUs (``num_cpus``), on its GPU where it has
-    one (``num_gpus=1``). Random streams follow the images' names, :func:`oag_transform.streams.index_of`, so with a ``seed``
-    results don't depend on how the data is cut into blocks and batches, or on the number of actors: bit for bit where all
-    have the same number of threads and images are worked on one at a time, to rounding otherwise.
+    Each actor constructs the transform once. It uses as many threads as it has CPUs (``num_cpus``), and its GPU if it has one
+    (``num_gpus=1``). Random streams follow the images' names, see :func:`oag_transform.streams.index_of`. With a ``seed``,
+    results therefore do not depend on blocks, batches or the number of actors: bit for bit if all actors have the same number
+    of threads and process images one at a time, and up to rounding otherwise.
 
     Args:
-        image: column of the images. Either whole files, as bytes or as a field ``bytes`` of structures (Hugging Face), which
-            become whole files again, with their metadata, in their own format where it can hold the result and PNG otherwise;
-            or arrays (H, W), (H, W, 1) or (H, W, 3) of uint8, such as ``ray.data.read_images`` gives, which stay so.
-        name: column of their names, each of which should be there once.
-        error: new column, with files: one line where a file is missing or couldn't be read or purified, whose image is empty
-            then; else an empty text. With arrays such an image raises.
-        batch_size: files of one size that are worked on at once.
+        image: column of the images. They are either image files, as bytes or as the field ``bytes`` of structures (Hugging
+            Face), or arrays (H, W), (H, W, 1) or (H, W, 3) of uint8, as from ``ray.data.read_images``. Results are of the same
+            kind. Result files keep the metadata and, if it can hold the result, the format of their source; otherwise they are
+            PNG.
+        name: column of the images' names, which should be unique.
+        error: new column, with files: one line for each image that is missing or could not be read or purified, which is then
+            empty; otherwise an empty string. With arrays, such an image raises.
+        batch_size: number of files of one size that are purified together.
         device: a PyTorch device; None: the actor's GPU, or its CPUs.
-        paper: the paper's setting, not the default.
+        paper: use the paper's setting instead of the default.
         settings: further arguments of :class:`oag_transform.OnlineAlternateGenerator`, such as ``seed``.
 
-    All other columns pass through, but for :func:`read_images`' and :func:`read_webdataset`'s ``read_error``, which becomes the
-    error. What a result doesn't take over from its file is logged.
+    Other columns pass through, except the ``read_error`` of :func:`read_images` and :func:`read_webdataset`, which becomes the
+    error. Metadata that a result does not take from its file is logged.
 
     Raises:
-        ValueError: bad arguments; no such column; a column of the errors' name; an array that is no image.
-        TypeError: a column of another kind.
+        ValueError: bad arguments; a missing column; an existing column of the errors' name; an array that is not an image.
+        TypeError: a column of another type.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Purify:
         self.plan.check()
 
     def __call__(self, batch: Batch) -> Batch:
-        """The batch (``batch_format="numpy"``, which is Ray's default) with purified images."""
+        """The batch (``batch_format="numpy"``, Ray's default) with purified images."""
         for option, column_name in (("image", self.image), ("name", self.name)):
             if column_name not in batch:
                 raise ValueError(f"there is no column {column_name!r}: give {option}=, one of {', '.join(batch)}")
@@ -100,14 +101,14 @@ class Purify:
         rows = enumerate(zip(names, images, problems, strict=True))
         jobs = [shards.job_of(name, image, Path(), None, row, problem) for row, (name, image, problem) in rows]
         size = self.plan.batch_size
-        made = [one for start in range(0, len(jobs), size) for one in worker.make(self.plan, jobs[start : start + size])]
-        for line in (f"{files.one_line(str(one.job.source))}: {note}" for one in made for note in one.notes):
+        outcomes = [o for start in range(0, len(jobs), size) for o in worker.make(self.plan, jobs[start : start + size])]
+        for line in (f"{files.one_line(str(o.job.source))}: {note}" for o in outcomes for note in o.notes):
             logger.info("%s", line)
         missing: dict[str, Any] | None = {} if any(isinstance(image, Mapping) for image in images) else None
         olds = [missing if image is None else image for image in images]
-        contents = [shards.with_content(old, one.content or b"") for old, one in zip(olds, made, strict=True)]
+        contents = [shards.with_content(old, o.content or b"") for old, o in zip(olds, outcomes, strict=True)]
         kept = {key: values for key, values in batch.items() if key != shards.READ_ERROR}
-        return kept | {self.image: column(contents), self.error: column([one.error or "" for one in made])}
+        return kept | {self.image: column(contents), self.error: column([o.error or "" for o in outcomes])}
 
     def _array(self, image: npt.NDArray[Any], name: str | None) -> npt.NDArray[Any]:
         if name is None:
@@ -124,7 +125,7 @@ class Purify:
 
 
 def use_own_cpus() -> dict[str, float]:
-    """Give PyTorch as many threads as this Ray actor or task has CPUs; returns what else it has. Elsewhere: nothing."""
+    """Give PyTorch as many threads as this Ray actor or task has CPUs; returns its resources. Empty outside Ray."""
     if not ray.is_initialized() or ray.get_runtime_context().worker.mode != ray.WORKER_MODE:
         return {}
     own: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
@@ -133,7 +134,7 @@ def use_own_cpus() -> dict[str, float]:
 
 
 def column(values: Sequence[Any]) -> npt.NDArray[Any]:
-    """An array of objects: NumPy's own of bytes would lose zeros at their ends, and one of equal images is no column."""
+    """A column as an array of objects: NumPy would strip zeros at the end of bytes, and stack equal images."""
     found = np.empty(len(values), dtype=object)
     for i, value in enumerate(values):
         found[i] = value
@@ -141,20 +142,20 @@ def column(values: Sequence[Any]) -> npt.NDArray[Any]:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None or value != value else str(value)  # pandas has NaN for what is missing
+    return None if value is None or value != value else str(value)  # pandas has NaN for missing values
 
 
 def read_images(folder: str | Path) -> "ray.data.Dataset":
-    """The image files in a folder and the folders in it: ``image`` (whole files) and ``name`` (path within the folder).
+    """Read the image files in a folder and its subfolders: ``image`` (whole files) and ``name`` (path within the folder).
 
-    Of a local folder, linked folders are read too, and hidden files left out; a file that can't be read has the reason in
-    ``read_error``. Of others, a file that can't be read raises, and names with ``?`` are left out.
+    In a local folder, linked folders are read too, and hidden files are skipped; the reason why a file can't be read is in
+    ``read_error``. Elsewhere an unreadable file raises, and names with ``?`` are skipped.
 
     Args:
         folder: a local path, or one that :func:`ray.data.read_binary_files` knows, such as ``s3://bucket/photos``.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: the folder has no image.
     """
     if "://" in str(folder):
         root = str(folder).rstrip("/")
@@ -198,8 +199,8 @@ def _read(table: pa.Table) -> pa.Table:
 def read_webdataset(paths: Sequence[str | Path]) -> "ray.data.Dataset":
     """WebDataset shards: ``name`` (key and suffix), ``image`` (whole files), and a column for each other part of the samples.
 
-    ``cls`` becomes an integer; ``txt`` and ``json`` are text; all others are bytes. A sample without an image, or with a part
-    that is none of its kind, has the reason in ``read_error``, as has a row of its own for a shard that ends too early.
+    ``cls`` becomes an integer; ``txt`` and ``json`` are text; all others are bytes. For a sample without an image, or with an
+    invalid part, ``read_error`` has the reason. A truncated shard has an additional row with its reason.
 
     Args:
         paths: tar files, local or such as ``s3://bucket/0.tar``.
@@ -210,10 +211,10 @@ def read_webdataset(paths: Sequence[str | Path]) -> "ray.data.Dataset":
 def write_images(
     images: "ray.data.Dataset", folder: str | Path, *, image: str = "image", name: str = "name", error: str = "error"
 ) -> int:
-    """Write whole image files under their names, each whole or not at all; returns how many.
+    """Write image files under their names, each completely or not at all; returns their number.
 
-    Files that are there are replaced. Rows with an ``error`` (see :class:`Purify`) are left out; those without a file or a
-    name within the folder too, each with a warning in the log.
+    Existing files are replaced. Rows with an ``error`` (see :class:`Purify`) are skipped. Rows without a file, or without a
+    valid name within the folder, are skipped with a warning in the log.
     """
     token, out = secrets.token_hex(4), Path(folder).absolute()
 
@@ -221,7 +222,7 @@ def write_images(
         def values(key: str) -> list[Any]:
             return table[key].to_pylist() if key in table.column_names else [None] * table.num_rows
 
-        told = []
+        lines = []
         columns = zip(table[name].to_pylist(), table[image].to_pylist(), values(shards.READ_ERROR), values(error), strict=True)
         for row, (called, content, unread, wrong) in enumerate(columns):
             job = shards.job_of(_text(called), content, out, None, row, unread)
@@ -229,12 +230,12 @@ def write_images(
                 continue
             if job.problem is None and job.content is not None:
                 saving.write(job.target, job.content, token)
-            told.append(f"{files.one_line(str(job.source))}: left out, {job.problem}" if job.problem else "")
-        return pa.table({"told": pa.array(told, pa.string())})
+            lines.append(f"{files.one_line(str(job.source))}: skipped, {job.problem}" if job.problem else "")
+        return pa.table({"line": pa.array(lines, pa.string())})
 
     found = images.map_batches(write, batch_format="pyarrow", num_cpus=0)
     blocks: Iterator[Any] = iter(found.iter_batches(batch_format="pyarrow", batch_size=None))
-    lines = [line for block in blocks for line in block["told"].to_pylist()]
+    lines = [line for block in blocks for line in block["line"].to_pylist()]
     for line in filter(None, lines):
         logger.warning("%s", line)
     return lines.count("")

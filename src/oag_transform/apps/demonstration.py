@@ -1,4 +1,4 @@
-"""What the demo shows: images under gray-box and adaptive attacks, and their classification behind each defense."""
+"""The demo: images under gray-box and adaptive attacks, and their classification behind each defense."""
 
 import sys
 import time
@@ -55,9 +55,9 @@ def measure(seed: int = 0, count: int = 20, defense: Callable[..., Tensor] | Non
     """Attack foolbox's ImageNet images, and classify them behind five defenses.
 
     Args:
-        seed: of all that is random.
-        count: images, at most 20; those that the target gets right are kept.
-        defense: takes the place of ``OnlineAlternateGenerator(seed=seed)``.
+        seed: seed of all random numbers.
+        count: number of images, at most 20; those that the target classifies correctly are kept.
+        defense: replaces ``OnlineAlternateGenerator(seed=seed)``.
     """
     target = efficientnet_lite(0)
     clean, labels = _images(target, count)
@@ -101,7 +101,7 @@ def measure(seed: int = 0, count: int = 20, defense: Callable[..., Tensor] | Non
 
 
 class WhiteNoise(nn.Module):
-    """The control: a defense must do better than noise of the same size. Image i gets standard deviation ``std[i]``."""
+    """A control: white noise of the same size as a defense's change. Image i gets standard deviation ``std[i]``."""
 
     def __init__(self, std: Tensor, seed: int) -> None:
         super().__init__()
@@ -115,10 +115,10 @@ class WhiteNoise(nn.Module):
 
 
 def adaptive_attack(model: DefendedModel, images: Tensor, labels: Tensor) -> Tensor:
-    """Attacked images of an untargeted IGSM that knows the defense, and takes its gradient for the identity (BPDA).
+    """Adversarial images of an untargeted adaptive IGSM with the straight-through gradient of the defense (BPDA).
 
     They are (N, C, H, W) in [0, 1], within :data:`EPSILON` grey levels of ``images``, rounded to 8 bits. Each step draws fresh
-    noise, other than that of :func:`measure`: the attacker doesn't know the draws of the evaluation.
+    noise, independent of that of :func:`measure`: the attacker does not know the draws of the evaluation.
     """
     attack = PGD(
         Bound("linf", EPSILON / 255),
@@ -143,14 +143,14 @@ def table(outcome: Outcome) -> str:
         f"{row:<{first}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(rest, widths, strict=True))
         for row, *rest in cells
     ]
-    lines = ["ImageNet images that EfficientNet-lite0 gets right", lines[0], "-" * len(lines[0]), *lines[1:]]
+    lines = ["ImageNet images that EfficientNet-lite0 classifies correctly", lines[0], "-" * len(lines[0]), *lines[1:]]
     levels = ", ".join(f"{255 * outcome.changes[name].mean():.0f}" for name in outcome.images)
     lines += [
         "",
-        f"Gray box: FGSM and IGSM (targeted), MI-FGSM, C&W ({CW_STEPS} steps). All rows but the first use four views.",
+        f"Gray-box attacks: FGSM and IGSM (targeted), MI-FGSM, C&W ({CW_STEPS} steps). All rows but the first use four views.",
         f"Noise has the size of OAG's change to each image, on average {levels} grey levels.",
-        f"Adaptive: the attacker knows the row's defense. Untargeted IGSM, {EPSILON}/255, {STEPS} steps, BPDA, fresh draws.",
-        f"OAG takes {outcome.seconds_per_image:.2f} s an image with {torch.get_num_threads()} CPU threads.",
+        f"Adaptive attack on each row's defense: untargeted IGSM, {EPSILON}/255, {STEPS} steps, BPDA, fresh draws.",
+        f"OAG takes {outcome.seconds_per_image:.2f} s per image; CPU threads: {torch.get_num_threads()}.",
     ]
     return "\n".join(lines)
 
@@ -167,15 +167,15 @@ def picture(outcome: Outcome, path: Path, rows: int = 3, attack: str = "IGSM 6/2
     ]
     truth = torch.arange(len(outcome.labels)), outcome.labels
     probabilities = [_logits(classify, images).softmax(1)[truth] for _, images, classify in kinds]
-    # the images on which most was at stake
+    # the images whose correct class lost most probability
     chosen = (probabilities[0] - probabilities[1]).argsort(descending=True)[:rows]
     notes = [[f"correct class: {value:.3f}" for value in column[chosen].tolist()] for column in probabilities]
     residuals(path, [(name, images[chosen]) for name, images, _ in kinds], clean[chosen], notes)
 
 
 def _images(target: nn.Module, count: int) -> tuple[Tensor, Tensor]:
-    """The ImageNet images of foolbox that the target gets right, and their classes."""
-    import foolbox  # attacks, above, silences a warning that it gives on import
+    """The ImageNet images of foolbox that the target classifies correctly, and their classes."""
+    import foolbox  # late: .attacks, imported above, silences a warning of foolbox
 
     model = foolbox.PyTorchModel(target, bounds=(0, 1), device="cpu")
     images, labels = foolbox.samples(model, dataset="imagenet", batchsize=count, shape=(224, 224))
@@ -192,7 +192,7 @@ def _parts(images: Tensor, labels: Tensor, size: int = 5) -> Iterable[tuple[int,
 
 
 def _logits(classify: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """A few images at a time."""
+    """Logits, of a few images at a time."""
     with torch.no_grad():
         return torch.cat([classify(part) for part in images.split(5)])
 

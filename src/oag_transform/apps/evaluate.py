@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are
     from ..evaluation.store import Store
 
 EXTRA = "eval"
-REPORT, ALL = "report", "all"
+REPORT, ALL, TRANSFER = "report", "all", "transfer"
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +53,13 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     out: Path
     """Folder of the results."""
     data: Annotated[str, default("none, for a report")] = ""
-    """Folder of folders of images, or KIND:ROOT of cifar10, cifar100, flower17, ilsvrc2012."""
+    """Folder of folders of images, or KIND:ROOT of cifar10, cifar100, flower17, ilsvrc2012, transferattack."""
     model: Annotated[str, default("none, for a report")] = ""
     """A torchvision model, efficientnet-lite0|1|2, module:function, FILE.pt, timm:NAME or robustbench:DATA/THREAT/NAME."""
     other: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL[=WEIGHTS]")] = ()
     """Further targets, for tables 2 and 3."""
+    adversarial: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER")] = ()
+    """Folders of images that somebody else attacked, named as those of --data, for transfer; a column each."""
     count: int = 150
     """Number of images that the target classifies correctly; for certify, of all images."""
     slow_count: int = 20
@@ -114,6 +116,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         for one in self.asked:
             if one.needs_other and not self.other:
                 raise ValueError(f"{one.key} needs a second target: --other MODEL[=WEIGHTS]")
+        if any(one.key == TRANSFER for one in self.asked) != bool(self.adversarial):
+            raise ValueError("transfer and --adversarial FOLDER need each other")
         chosen(self.defenses or ())
         for options in (self.adaptive, self.convergence, self.certify):
             options.check()
@@ -178,6 +182,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         """Everything that can be wrong with the arguments comes before any work."""
         import torch
 
+        from ..evaluation.adversarial import choose_transfer, common, match
         from ..evaluation.data import open_images
         from ..evaluation.experiments import certify
         from ..evaluation.plan import Plan, as_published, common_facts
@@ -187,6 +192,9 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
 
         process.look_for_modules_here()
         device, listing = self.find_device(), self.listing()
+        matches = [match(folder, listing) for folder in self.adversarial]
+        if matches:
+            common(matches, listing)
         batch_norm = self.certify.batch_norm
         apart = None if batch_norm is None else open_images(batch_norm, split=self.split, devkit=self.devkit)
         attacks = self._attacks()
@@ -205,12 +213,14 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         show = sys.stderr.isatty() or self.progress
         store = self._store()(self.out / "cache", chunk=self.batch_size, progress=show)
         keys = {one.key for one in self.asked}
-        subjects, unfiltered = [], None
-        if keys - {"certify"}:
+        subjects, unfiltered, transfer = [], None, None
+        if TRANSFER in keys:
+            transfer = choose_transfer(matches, targets[0], listing, self.count, store, self.seed, device)
+        if keys - {"certify", TRANSFER}:
             subjects = [choose_subject(target, listing, self.count, store, self.seed, device) for target in targets]
         if "certify" in keys:
             unfiltered = choose_subject(targets[0], listing, self.count, store, self.seed, device, right_only=False)
-        subject = subjects[0] if subjects else unfiltered
+        subject = subjects[0] if subjects else transfer.subject if transfer else unfiltered
         assert subject is not None  # noqa: S101 - there is an experiment
         if len(subject.images) < self.count:
             logger.info("only %d images that %s gets right", len(subject.images), subject.target.name)
@@ -221,6 +231,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             facts=common_facts(subject, Path(self.data.rpartition(":")[2]).resolve().name)
             | {"compute_dtype": str(operands(Settings(compute_dtype=dtype), device, torch.float32))},
             others=tuple(subjects[1:]),
+            transfer=transfer,
             unfiltered=unfiltered,
             apart=apart,
             slow_count=self.slow_count,

@@ -20,7 +20,7 @@ class FitPixelcnn(ImageOptions):
     split: Annotated[str | None, default("trn1; train")] = None
     TRAINING: ClassVar[bool] = True
     count: int = 1000
-    """Largest number of images. One in twenty is held out."""
+    """Largest number of images; every twentieth is held out."""
     resize: int = 256
     """Short side in pixels."""
     crop: int = 224
@@ -36,7 +36,7 @@ class FitPixelcnn(ImageOptions):
         """Train a PixelCNN and write it; returns 0.
 
         Raises:
-            ValueError: there are too few images; nothing was written.
+            ValueError: too few images; nothing was written.
         """
         process.log_to_stderr()
         # torch, for a command that runs
@@ -48,12 +48,12 @@ class FitPixelcnn(ImageOptions):
         order = data.shuffled(listing, self.seed)[: self.count]
         images, _ = data.read_images(listing, order, data.Preprocessing(self.resize, self.crop))
         if len(images) < 2:
-            raise ValueError(f"--data must have two images at least, one to train on and one to hold out, got {len(images)}")
+            raise ValueError(f"--data must have at least two images, one to train on and one to hold out, got {len(images)}")
         held_out = max(1, len(images) // 20)
         model = fit_pixelcnn(images[held_out:], seed=self.seed, progress=sys.stderr.isatty())
         save_pixelcnn(model, self.out)
         bits = bits_per_dim(model, images[:held_out])
-        print(f"wrote {self.out}: {bits:.2f} bits a dimension on {held_out} images that were held out")
+        print(f"wrote {self.out}: {bits:.2f} bits per dimension on {held_out} held-out images")
         return 0
 
 

@@ -24,8 +24,8 @@ APGD_COUNT, APGD_STEPS, APGD_RESTARTS = 100, 50, 1  # some two minutes on a core
 class FitTarget(DeviceOptions, ImageOptions):
     """Fit a classifier to a folder of images.
 
-    If the backbone has weights, they are frozen and a linear layer is fitted to them. Then all layers are trained for --epochs,
-    with --adversarial on adversarial examples. The accuracy on the training images is printed.
+    If the backbone has weights, it is frozen, and a linear layer is fitted. Then all layers are trained for --epochs,
+    adversarially with --adversarial. The accuracy on the training images is printed.
     """
 
     out: Path
@@ -35,10 +35,10 @@ class FitTarget(DeviceOptions, ImageOptions):
     batch_size: int = 32
     backbone: str = "efficientnet-lite0"
     """efficientnet-lite0|1|2, or a torchvision model such as resnet18."""
-    weights: Annotated[str | None, default("a random start, which needs --epochs")] = None
+    weights: Annotated[str | None, default("random initialisation, which needs --epochs")] = None
     """Weights of a torchvision backbone: DEFAULT, or their name."""
     size: Annotated[int | None, default("the backbone's own resize and crop")] = None
-    """Centre crop in pixels, after a resize of the short side to 8/7 of it."""
+    """Crop in pixels, after resizing to 8/7 of it."""
     epochs: int = 0
     """Epochs of training all layers."""
     lr: float = 0.01
@@ -46,7 +46,7 @@ class FitTarget(DeviceOptions, ImageOptions):
     adversarial: Annotated[float | None, default("train on clean images")] = None
     """Train all layers on adversarial examples, L-infinity, in grey levels of 255, such as 4; needs --epochs."""
     adversarial_steps: int = 1
-    """1: FGSM from a random start, which may overfit to that one step; more: PGD, whose cost is proportional."""
+    """1: FGSM from a random start, which may overfit to that step; more: PGD, at proportional cost."""
     report: Annotated[str | None, default("no report")] = None
     """Other images to print the accuracy on, and with --adversarial that under APGD: a folder like --data, or a split."""
     compute_dtype: Annotated[Literal["bfloat16"] | None, default("float32")] = None
@@ -113,7 +113,7 @@ class FitTarget(DeviceOptions, ImageOptions):
         right = clean_accuracy(model, listing, preprocessing)
         print(
             f"wrote {self.out}: {self.backbone} with {len(listing.classes)} classes, {preprocessing.crop} pixels, fitted to "
-            f"{right.n} images, of which it gets {100 * right.accuracy:.1f}% right",
+            f"{right.n} images, with {100 * right.accuracy:.1f}% training accuracy",
             flush=True,
         )
         if others is not None:
@@ -134,7 +134,7 @@ def _report(model: "nn.Module", listing: "Listing", preprocessing: "Preprocessin
     """Print the accuracy on held-out images, and that under attack at ``eps`` grey levels, with 95% intervals."""
     from ..evaluation.fitting import clean_accuracy, robust_accuracy  # with torch
 
-    found = {"as they are": clean_accuracy(model, listing, preprocessing)}
+    found = {"clean": clean_accuracy(model, listing, preprocessing)}
     if eps is not None:
         heading = f"under APGD-CE, L-infinity {eps:g}/255, {APGD_STEPS} steps, {APGD_RESTARTS} start"
         found[heading] = robust_accuracy(

@@ -28,7 +28,7 @@ class ImageOptions:
     """Labelled images on disk."""
 
     data: str
-    """Folder of folders of images, or KIND:ROOT of cifar10, cifar100, flower17, ilsvrc2012."""
+    """Folder of folders of images, or KIND:ROOT of cifar10, cifar100, flower17, ilsvrc2012, transferattack."""
     split: Annotated[str | None, default("tst1; test")] = None
     """Split of flower17: trn1, val1, tst1, ...; of CIFAR: train, test."""
     devkit: Annotated[Path | None, default("none")] = None

@@ -1,4 +1,4 @@
-"""What commands do to their process before they work: its streams, its log, and where it looks for modules."""
+"""Set-up of a command's process: standard streams, log, and module search path."""
 
 import logging
 import os
@@ -6,12 +6,12 @@ import sys
 
 
 def log_to_stderr() -> None:
-    """Show what the library logs, a line each."""
+    """Print the library's log messages to standard error, one per line."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
 
 
 def look_for_modules_here() -> None:
-    """A target that is given as ``module:function`` may lie in the current folder."""
+    """Find targets given as ``module:function`` in the current folder, too."""
     sys.path.insert(0, os.getcwd())
 
 
@@ -23,13 +23,14 @@ def open_missing_streams() -> None:
                 os.fstat(number)
             except OSError:
                 null = os.open(os.devnull, os.O_RDWR)
-                os.dup2(null, number)  # also for processes that this one starts
+                os.dup2(null, number)  # also for child processes
                 if null != number:
                     os.close(null)
                 os.set_inheritable(number, True)
-            setattr(sys, name, open(os.devnull, "r" if number == 0 else "w", encoding="utf-8"))  # noqa: SIM115 - as long as we run
+            stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
+            setattr(sys, name, stream)
 
 
 def close_standard_output() -> None:
-    """Put the null device in place of an output that nobody reads any more, so that Python's last flush doesn't fail."""
+    """Replace a closed pipe as standard output by the null device, so that Python's last flush doesn't fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

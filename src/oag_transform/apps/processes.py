@@ -1,4 +1,4 @@
-"""The local engine of ``oag-transform purify``: batches of images by this process, or by several."""
+"""The local engine of ``oag-transform purify``: one process or several purify batches of images."""
 
 import contextlib
 import itertools
@@ -18,12 +18,12 @@ from .sources import Job
 
 
 def run(plan: worker.PurifyPlan, jobs: Sequence[Job], processes: int) -> Generator[list[worker.PurifyOutcome], None, None]:
-    """Purify everything, and say what became of each batch as it is done.
+    """Purify all jobs, and yield the outcomes of each batch when it is done.
 
-    The processes share the processors' threads, and end with the iterator, or with this process, however it ends.
+    The processes share the processors' threads. They end with the iterator, and with this process in any case.
 
     Raises:
-        ChildProcessError: a process was ended from outside.
+        ChildProcessError: a process was killed.
     """
     work = worker.batches(jobs, plan.batch_size)
     if processes == 1:
@@ -34,15 +34,15 @@ def run(plan: worker.PurifyPlan, jobs: Sequence[Job], processes: int) -> Generat
 def _parallel(
     plan: worker.PurifyPlan, work: Iterator[Sequence[Job]], processes: int
 ) -> Generator[list[worker.PurifyOutcome], None, None]:
-    context = multiprocessing.get_context("spawn")  # a fork of a process whose threads have worked may hang
-    lifeline, held = context.Pipe(duplex=False)
+    context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
+    lifeline, parent_end = context.Pipe(duplex=False)
     threads = max(1, worker.processors() // processes)
     pool = ProcessPoolExecutor(processes, context, _start, (lifeline, threads))
     running: dict[Future[list[worker.PurifyOutcome]], Sequence[Job]] = {}
     try:
         while True:
             for batch in itertools.islice(work, 2 * processes - len(running)):
-                with _sigint_blocked():  # a process that starts now inherits that: Ctrl-C is for this one to handle
+                with _sigint_blocked():  # inherited by processes that start now: only this one handles Ctrl-C
                     running[pool.submit(worker.purify_batch, plan, batch)] = batch
             if not running:
                 return
@@ -52,11 +52,10 @@ def _parallel(
                 yield outcomes
     except BrokenProcessPool as error:
         raise ChildProcessError(
-            "a process ended in the middle of its work, for want of memory perhaps; fewer --jobs need less, and "
-            "--skip-existing goes on from here"
+            "a process was killed, perhaps because memory ran out; fewer --jobs need less memory, and --skip-existing continues"
         ) from error
     finally:
-        held.close()
+        parent_end.close()
         pool.shutdown(cancel_futures=True)
         lifeline.close()
         for job in itertools.chain.from_iterable(running.values()):
@@ -64,14 +63,14 @@ def _parallel(
 
 
 def _start(lifeline: Connection, threads: int) -> None:
-    """Begin a process."""
+    """Initialise a process."""
     torch.set_num_threads(min(threads, torch.get_num_threads()))
     threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
 
 
 def _end_with(lifeline: Connection) -> None:
     with contextlib.suppress(EOFError, OSError):
-        lifeline.recv_bytes()  # nothing is ever sent: it returns when the other end is closed, or its process is gone
+        lifeline.recv_bytes()  # nothing is sent: it returns when the other end closes, or its process ends
     os._exit(0)
 
 

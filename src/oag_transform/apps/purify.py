@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch comes when the command runs, not when its arguments a
 
 EXTRA = "cli"
 RAY_EXTRA = "ray"
-FAILURES = "_failures.csv"  # readers of folders of parquet files leave out what begins like that
+FAILURES = "_failures.csv"  # readers of folders of parquet files skip names with an underscore
 THERE = tyro.conf.create_mutex_group(required=False, title="existing results")
 
 
@@ -30,41 +30,41 @@ THERE = tyro.conf.create_mutex_group(required=False, title="existing results")
 class PurifyFiles:
     """Purify image files, and folders of them.
 
-    A file that can't be read is named, the others are purified, and the exit status is 1. Results keep the folders' tree and
-    the files' names, formats, EXIF, colour profiles and resolutions. Files are written whole or not at all: after an
-    interruption, --skip-existing goes on.
+    Unreadable files are reported, the others are purified, and the exit status is 1. Results keep the folder structure and the
+    files' names, formats, EXIF, colour profiles and resolutions. Each file is written completely or not at all. After an
+    interruption, --skip-existing continues.
 
     --engine ray (extra 'ray') uses a cluster, or this machine. It also takes parquet files and WebDataset shards, and folders
-    of them, as IMAGE. Workers that are killed are started again. The table OUT/_failures.csv lists what failed.
+    of them, as IMAGE. Killed workers are restarted. The table OUT/_failures.csv lists all failures.
     """
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]", help_behavior_hint="")]
-    """Files, folders (with the folders in them) and globs such as 'a/**/*.png'."""
+    """Files, folders (including subfolders) and globs such as 'a/**/*.png'."""
     out: Path
     """Folder for the purified images."""
     format: Literal["keep", "png", "jpeg", "webp", "tiff", "bmp", "parquet"] = "keep"
-    """keep: the source's own, or png where that can't be written; jpeg and webp: quality 95; parquet: many images in a file."""
+    """keep: the format of the source, or png if it can't be written; jpeg, webp: quality 95; parquet: many images in a file."""
     overwrite: Annotated[bool, THERE] = False
     """Replace existing results."""
     skip_existing: Annotated[bool, THERE] = False
-    """Keep existing results and make the missing ones."""
+    """Keep existing results, and make the others."""
     resize: Annotated[int | None, default("none")] = None
-    """Resize the short side to so many pixels first. Smaller images take less time."""
+    """Resize the short side to this number of pixels first. Time is proportional to pixels."""
     paper: bool = False
     """The paper's setting: exact, and some 470 times slower."""
     network_steps: Annotated[int | None, default("the transform's")] = None
-    """T_N. More steps keep more detail, adversarial noise included."""
+    """T_N. More steps keep more detail, including adversarial noise."""
     threshold: Annotated[float | None, default("the transform's")] = None
     """A higher threshold removes more noise, and more of the image."""
     strength: Annotated[float | None, default("by the image's noise; --paper: 1")] = None
-    """Strength of the defense, above 0 and at most 1."""
+    """Strength of the purification, above 0 and at most 1."""
     seed: Annotated[int | None, default("fresh randomness")] = None
-    """Random seed, for repeatable results. The noise of an image depends on its path within the given folder."""
+    """Random seed, for reproducible results. Random streams follow the file's path within the given folder."""
     device: Annotated[str | None, default("cpu; --engine ray: cuda if the cluster has GPUs")] = None
     """cpu, cuda, cuda:1, ..."""
     batch_size: int = 1
-    """Images of equal size that are purified at once, for a GPU."""
-    jobs: Annotated[int | None, default("1; --engine ray: as many as GPUs, or processors")] = None
+    """Images of equal size that are purified together, for a GPU."""
+    jobs: Annotated[int | None, default("1; --engine ray: the number of GPUs, or of processors")] = None
     """Number of processes, which share the processors."""
     progress: bool = False
     """Show a progress bar even if the output is not a terminal."""
@@ -73,11 +73,11 @@ class PurifyFiles:
     address: Annotated[str | None, default("RAY_ADDRESS, or a cluster on this machine for this run")] = None
     """With --engine ray: address of the cluster."""
     rows: Annotated[int | None, default("up to 64")] = None
-    """With --engine ray: number of images in a task, and in a parquet file of results."""
+    """With --engine ray: images per task, and per parquet file of results."""
     image_column: Annotated[str | None, default("image")] = None
-    """Column of parquet files that holds whole image files."""
+    """Column of image files in parquet files."""
     name_column: Annotated[str | None, default("name, path, ... or IMAGE.path")] = None
-    """Column of parquet files that holds the images' names."""
+    """Column of the images' names in parquet files."""
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -102,9 +102,9 @@ class PurifyFiles:
         """Purify the images; returns 1 if some of them failed.
 
         Raises:
-            ValueError: arguments that can't work, found before any work.
-            OSError: nothing can be written.
-            KeyboardInterrupt: by Ctrl-C; all files are whole.
+            ValueError: bad arguments, before any work.
+            OSError: results can't be written.
+            KeyboardInterrupt: Ctrl-C; all files are complete.
         """
         from . import worker  # imports torch
 
@@ -132,7 +132,7 @@ class PurifyFiles:
         jobs, there = self._missing(found, plan)
         outcomes = processes.run(plan, jobs, 1 if self.jobs is None else self.jobs)
         summary = PurifySummary(self.progress, len(jobs), there)
-        with summary, contextlib.closing(outcomes):  # ends its processes, also after Ctrl-C
+        with summary, contextlib.closing(outcomes):  # ends the processes, also after Ctrl-C
             summary.tell(found)
             summary.take(outcomes)
         return 1 if summary.failures else 0
@@ -150,7 +150,7 @@ class PurifyFiles:
             if self.image_column is not None or self.name_column is not None:
                 raise ValueError("--image-column and --name-column are for parquet files")
             source, there = self._missing(found, plan)
-        in_parts = isinstance(source, shards.Shards) or plan.parquet  # what is there is known part by part
+        in_parts = isinstance(source, shards.Shards) or plan.parquet  # existing results are found part by part
         if in_parts and self.out.is_dir() and any(self.out.iterdir()) and not (self.skip_existing or self.overwrite):
             raise ValueError(f"{self.out} is not empty; --skip-existing makes what is missing, or choose another --out")
         with cluster.connected(self.address, max(worker.processors(), self.jobs or 1)) as resources:
@@ -167,7 +167,7 @@ class PurifyFiles:
         return 1 if summary.failures else 0
 
     def _missing(self, found: sources.SourceFiles, plan: "worker.PurifyPlan") -> tuple[list[sources.Job], int]:
-        """The images to purify, and the number of those whose result is there already."""
+        """The images to purify, and the number of images that already have a result."""
         jobs = sources.jobs_of(found.files, plan.out, plan.suffix)
         if not jobs and not found.problems:
             raise ValueError(f"no image in {', '.join(self.images)}")
@@ -187,10 +187,10 @@ COMMAND = PurifyFiles
 
 
 class PurifySummary:
-    """Tells what becomes of images as it is known: what fails and notes in a line each, a bar where wanted, numbers at the end.
+    """Reports progress: a line for each failure and note, an optional progress bar, and totals at the end.
 
     Attributes:
-        failures: (file, error) of each.
+        failures: (file, error) of each failed image.
     """
 
     def __init__(self, progress: bool, total: int | None, there: int) -> None:
@@ -198,7 +198,7 @@ class PurifySummary:
         self._done, self._there = 0, there
         self._bar: Any = None
         if progress or sys.stderr.isatty():
-            with contextlib.suppress(ImportError):  # no bar then
+            with contextlib.suppress(ImportError):  # without a bar
                 from tqdm import tqdm
 
                 self._bar = tqdm(total=total, unit="image", file=sys.stderr)
@@ -212,7 +212,7 @@ class PurifySummary:
         print(f"{self._done} purified, {self._there} there already, {len(self.failures)} failed", flush=True)
 
     def tell(self, found: sources.SourceFiles) -> None:
-        """What is wrong with the inputs."""
+        """Report problems with the inputs."""
         for name, reason in found.problems:
             self.failures.append((name, f"{files.one_line(name)}: {reason}"))
             self._print(self.failures[-1][1])
@@ -220,7 +220,7 @@ class PurifySummary:
             self._print(line)
 
     def take(self, outcomes: "Iterable[list[worker.PurifyOutcome]]", *, count_there: bool = False) -> None:
-        """What became of the images; ``count_there``: what was there has not been counted yet."""
+        """Report outcomes; ``count_there``: existing results have not been counted yet."""
         from .. import streams  # imports torch
         from . import worker
 
@@ -236,7 +236,7 @@ class PurifySummary:
             if error is not None:
                 self._print(error)
                 self.failures.append((str(job.source), error))
-            there = outcome.there and count_there  # else it was made by a worker that was killed before it told
+            there = outcome.there and count_there  # otherwise a worker made it, and was killed before it reported
             self._there += error is None and there
             self._done += error is None and not there
             if self._bar is not None:
@@ -251,7 +251,7 @@ class PurifySummary:
 
 
 def write_failures(plan: "worker.PurifyPlan", failures: Sequence[tuple[str, str]]) -> None:
-    """The table (file, error) of a run's failures; where there is none, that of an earlier run goes."""
+    """Write the table (file, error) of a run's failures; without failures, remove that of an earlier run."""
     path = plan.out / FAILURES
     if not failures:
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Image files written whole or not at all, with the metadata of their source."""
+"""Writing image files, completely or not at all, with the metadata of their source."""
 
 import io
 import os
@@ -20,27 +20,27 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tiff": {"compression": "raw"},  # libtiff, which compresses, writes no EXIF
     "bmp": {},
 }
-"""What Pillow's writers are told, for each format."""
+"""Arguments of Pillow's writers, for each format."""
 
 NAMES = {"exif": "EXIF", "icc_profile": "colour profile", "dpi": "resolution"}
 NO_ROOM = {"bmp": ("exif", "icc_profile"), "webp": ("dpi",)}
-"""What a format has no place for."""
+"""Metadata that a format cannot hold."""
 
 LAYOUT_TAGS = {
     *(*range(254, 269), 273, 274, *range(277, 282), 284, *range(288, 294), 297, 301, 317, *range(320, 333), *range(336, 348)),
     *(*range(512, 522), *range(529, 533), 700, 33723, 34377, 34675),
 }
-"""Tags that say how a TIFF or JPEG file is laid out or turned, which is no longer so, not what it shows."""
+"""Tags of the layout or orientation of a TIFF or JPEG file, which no longer apply to the result."""
 
 
 class Metadata(NamedTuple):
-    """What a result takes over from its source.
+    """Metadata that a result takes from its source.
 
     Attributes:
-        exif: the EXIF block as Pillow writes it, without :data:`LAYOUT_TAGS`; empty where there is none.
-        icc: the colour profile, if it is one for the result's colours.
+        exif: the EXIF block as Pillow writes it, without :data:`LAYOUT_TAGS`; empty if there is none.
+        icc: the colour profile, if it is for the result's mode.
         dpi: resolution.
-        notes: one line about each thing that a result doesn't take over.
+        notes: one line for each omission.
     """
 
     exif: bytes
@@ -50,7 +50,7 @@ class Metadata(NamedTuple):
 
 
 def metadata(decoded: files.Decoded) -> Metadata:
-    """What a result with the size and mode of ``decoded.image`` takes over from its source; writes to ``decoded.exif``."""
+    """Metadata for a result with the size and mode of ``decoded.image``; changes ``decoded.exif``."""
     notes, info, mode = list(decoded.notes), decoded.image.info, decoded.image.mode
     icc = info.get("icc_profile") or None
     if icc is not None and icc[16:20] != {"RGB": b"RGB ", "L": b"GRAY"}[mode]:
@@ -58,9 +58,9 @@ def metadata(decoded: files.Decoded) -> Metadata:
         icc = None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoding has told of them
+            warnings.simplefilter("ignore")  # reported in decoding
             exif = _exif(decoded.exif, decoded.image.size)
-    except Exception as error:  # malformed tags make Pillow raise nearly anything
+    except Exception as error:  # malformed tags make Pillow raise almost any exception
         notes.append(f"its EXIF can't be kept ({files.reason(error)})")
         exif = b""
     return Metadata(exif, icc, info.get("dpi"), tuple(notes))
@@ -77,7 +77,7 @@ def _exif(exif: PIL.Image.Exif, size: tuple[int, int]) -> bytes:
 
 
 def encode(image: PIL.Image.Image, suffix: str, kept: Metadata) -> tuple[bytes, tuple[str, ...]]:
-    """The bytes of a file of that suffix, and one line about each thing that was left out of it.
+    """The bytes of a file of this suffix, and one line for each omission.
 
     Raises:
         OSError, ValueError: the format can't hold the image.
@@ -88,20 +88,20 @@ def encode(image: PIL.Image.Image, suffix: str, kept: Metadata) -> tuple[bytes, 
     notes = (f"its {' and '.join(lost)} can't be kept as {name}",) if lost else ()
     try:
         return _encode(image, name, found), notes
-    except Exception as error:  # again: malformed tags, or more than the format has room for
+    except Exception as error:  # malformed tags, or more than the format can hold
         return _encode(image, name, {}), (f"its metadata can't be kept as {name}: {files.reason(error)}",)
 
 
 def _encode(image: PIL.Image.Image, name: str, extra: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as above
+        warnings.simplefilter("ignore")  # reported in decoding
         image.save(buffer, name.upper(), **OPTIONS[name], **extra)
     return buffer.getvalue()
 
 
 def write(target: Path, content: bytes, token: str) -> None:
-    """Write a file so that at any moment it is there as it was before, or whole; folders are made."""
+    """Write a file atomically: at any moment it has its old or its complete new content. Folders are created."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(target, token)
     try:
@@ -112,6 +112,6 @@ def write(target: Path, content: bytes, token: str) -> None:
 
 
 def partial_path(target: Path, token: str) -> Path:
-    """Where a file is until it is whole: in the same folder, hidden; ``token`` tells one run from another."""
-    digest = zlib.crc32(os.fsencode(target.name))  # a long name has no room for more
+    """The hidden path, in the same folder, of a file until it is complete; ``token`` distinguishes runs."""
+    digest = zlib.crc32(os.fsencode(target.name))  # a long name could not be extended
     return target.with_name(f".{digest:08x}.{token}.part")

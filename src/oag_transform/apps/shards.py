@@ -1,4 +1,4 @@
-"""Images that lie in files of many: parquet files, and WebDataset shards. Rows become jobs, results rows."""
+"""Images in parquet files and WebDataset shards. Rows become jobs, and results become rows."""
 
 import hashlib
 import io
@@ -23,8 +23,8 @@ from .sources import IMAGE_SUFFIXES, Job, SourceFiles, target_in
 
 PARQUET, TAR = ".parquet", ".tar"
 NAME_COLUMNS = ("name", "path", "file_name", "filename", "__key__")
-READ_ERROR = "read_error"  # column: why an image couldn't be read from its shard
-BLOCK = 64  # samples of a shard that are read at once
+READ_ERROR = "read_error"  # column: the reason why an image can't be read from its shard
+BLOCK = 64  # samples of a shard that are read together
 INTEGERS, TEXTS = ("cls", "cls2", "index"), ("txt", "text", "json")  # parts of WebDataset samples; all others are bytes
 
 Hashes = npt.NDArray[np.int64]
@@ -32,13 +32,13 @@ Hashes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Shards:
-    """Files of many images.
+    """Files that contain many images.
 
     Attributes:
         files: all parquet, or all tar (WebDataset).
-        image: column of the whole image files, or of structures with such a field ``bytes`` (Hugging Face).
-        name: column of their names; a dot leads into a structure.
-        rows: images in parquet files, by their footers; None for WebDataset, which would have to be read.
+        image: column of image files, or of structures with image files in the field ``bytes`` (Hugging Face).
+        name: column of names; a dot selects a field of a structure.
+        rows: number of images in parquet files, from their footers; None for WebDataset.
     """
 
     files: tuple[Path, ...]
@@ -48,10 +48,10 @@ class Shards:
 
 
 def among(found: SourceFiles, image: str | None, name: str | None) -> Shards | None:
-    """The shards among the files that were found; None where there is none. A parquet file that can't be read is a problem.
+    """The shards among the input files, or None. An unreadable parquet file is a problem.
 
     Raises:
-        ValueError: other files beside them, both kinds, or no column of that name.
+        ValueError: shards together with other files, shards of both kinds, or a missing column.
     """
     paths = [file.path for file in found.files if not any(part.startswith("_") for part in file.relative.parts)]
     kinds = {path.suffix.lower() for path in paths}
@@ -97,7 +97,7 @@ def _name_column(file: Path, schema: pa.Schema, image: str) -> str:
 
 
 def names_in(folder: Path, shards: Shards | None) -> Hashes:
-    """Hashes of the names in the parquet files that an earlier run has written, in ascending order."""
+    """Hashes of the names in the parquet files of an earlier run, in ascending order."""
     column = "name" if shards is None else shards.name
     found: list[int] = []
     for path in sorted(folder.glob("part-*.parquet")):
@@ -106,22 +106,22 @@ def names_in(folder: Path, shards: Shards | None) -> Hashes:
 
 
 def jobs_in(part: pa.Table, shards: Shards, out: Path, suffix: str | None) -> list[Job]:
-    """The job of each row of a part of the shards; what is wrong with one is its problem."""
+    """The job of each row of a part of the shards; the error of a row is its problem."""
     errors = part[READ_ERROR].to_pylist() if READ_ERROR in part.column_names else [None] * part.num_rows
     columns = zip(_names(part, shards.name), part[shards.image].to_pylist(), errors, strict=True)
     return [job_of(name, image, out, suffix, row, error) for row, (name, image, error) in enumerate(columns)]
 
 
 def job_of(name: str | None, image: Any, out: Path, suffix: str | None, row: int, error: str | None = None) -> Job:
-    """The job of a row, whose file is to lie below ``out``.
+    """The job of a row, whose result is a file below ``out``.
 
     Args:
         name: path within the data set.
-        image: whole file, or a structure with such a field ``bytes``.
-        out: folder of the results.
+        image: image file, or a structure with it in the field ``bytes``.
+        out: folder of results.
         suffix: of the result; None: that of the name.
         row: number of the row.
-        error: why it couldn't be read, if it couldn't.
+        error: the reason why the image can't be read, if it can't.
     """
     content: Any = image.get("bytes") if isinstance(image, Mapping) else image
     error = error or _problem(name, content)
@@ -135,14 +135,14 @@ def _problem(name: str | None, content: Any) -> str | None:
         return "it has no name"
     path = PurePosixPath(name)
     if not path.name or path.is_absolute() or ".." in path.parts or "\0" in name or Path(name).drive:
-        return f"{name!r} is no path within a folder"
+        return f"{name!r} is not a path within a folder"
     if content is None:
         return "it has no image"
-    return None if isinstance(content, (bytes, memoryview)) else f"its image is no whole file, but {type(content).__name__}"
+    return None if isinstance(content, (bytes, memoryview)) else f"its image is not a file, but {type(content).__name__}"
 
 
 def _names(table: pa.Table, column: str) -> list[str | None]:
-    """A column as text; a dot leads into a structure where there is no column of that very name."""
+    """A column as text; a dot selects a field of a structure if no column has that name."""
     if column in table.column_names:
         values = table[column].to_pylist()
     else:
@@ -151,15 +151,17 @@ def _names(table: pa.Table, column: str) -> list[str | None]:
     return [None if value is None else str(value) for value in values]
 
 
-def write_part(part: pa.Table, shards: Shards | None, made: Sequence[worker.PurifyOutcome], plan: worker.PurifyPlan) -> None:
-    """Purified images as one parquet file, with all other columns of their rows; made again, it is replaced."""
-    made = sorted(made, key=lambda outcome: outcome.job.row)
-    names = [outcome.job.name.encode(errors="backslashreplace") for outcome in made]
+def write_part(
+    part: pa.Table, shards: Shards | None, outcomes: Sequence[worker.PurifyOutcome], plan: worker.PurifyPlan
+) -> None:
+    """Write purified images to one parquet file, with all other columns of their rows; an existing file is replaced."""
+    outcomes = sorted(outcomes, key=lambda outcome: outcome.job.row)
+    names = [outcome.job.name.encode(errors="backslashreplace") for outcome in outcomes]
     if shards is None:
-        table = pa.table({"name": [name.decode() for name in names], "image": [outcome.content for outcome in made]})
+        table = pa.table({"name": [name.decode() for name in names], "image": [outcome.content for outcome in outcomes]})
     else:
-        table, place = part.take([outcome.job.row for outcome in made]), part.schema.get_field_index(shards.image)
-        images = [with_content(old, one.content) for old, one in zip(table[place].to_pylist(), made, strict=True)]
+        table, place = part.take([outcome.job.row for outcome in outcomes]), part.schema.get_field_index(shards.image)
+        images = [with_content(old, outcome.content) for old, outcome in zip(table[place].to_pylist(), outcomes, strict=True)]
         table = table.set_column(place, part.schema.field(place), pa.array(images, type=part.schema.field(place).type))
         table = table.drop_columns([READ_ERROR] if READ_ERROR in table.column_names else [])
     buffer = io.BytesIO()
@@ -169,12 +171,12 @@ def write_part(part: pa.Table, shards: Shards | None, made: Sequence[worker.Puri
 
 
 def with_content(image: Any, content: bytes | None) -> Any:
-    """What stands in the column of images, with another file."""
+    """An entry of the column of images, with its file replaced."""
     return {**image, "bytes": content} if isinstance(image, Mapping) else content
 
 
 class WebDatasetSource(FileBasedDatasource):
-    """WebDataset shards; :func:`ray.data.read_webdataset` would end with the first sample or shard that isn't whole."""
+    """WebDataset shards; :func:`ray.data.read_webdataset` would fail at the first incomplete sample or shard."""
 
     def _read_stream(self, stream: Any, path: str) -> Iterator[pa.Table]:
         rows: list[dict[str, Any]] = []
@@ -185,14 +187,14 @@ class WebDatasetSource(FileBasedDatasource):
                     yield _table(rows)
                     rows = []
         except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-            problem = f"it can't be read to its end, and what follows is missing: {reason(error)}"
+            problem = f"it can't be read to its end, and the rest is missing: {reason(error)}"
             rows.append({"name": PurePosixPath(path).name, "image": None, READ_ERROR: problem})
         if rows:
             yield _table(rows)
 
 
 def _samples(stream: Any) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
-    """Key and parts of each sample: files side by side whose paths are equal up to the first dot of their names."""
+    """Key and parts of each sample: consecutive files whose paths are equal up to the first dot of their names."""
     key, parts = None, list[tuple[str, bytes]]()
     with tarfile.open(fileobj=stream, mode="r|*") as shard:
         for member in shard:
@@ -224,7 +226,7 @@ def _row(key: str, parts: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
                 row[part] = int(content) if part in INTEGERS else content.decode() if part in TEXTS else content
             except ValueError:
                 row[part] = None
-                problems.append(f"its {part} is no {'integer' if part in INTEGERS else 'UTF-8'}: {content[:20]!r}")
+                problems.append(f"its {part} is not {'an integer' if part in INTEGERS else 'UTF-8'}: {content[:20]!r}")
     if row["image"] is None:
         problems.append(f"it has no image, only {', '.join(suffix for suffix, _ in parts)}")
     return row | {READ_ERROR: "; ".join(problems) or None}

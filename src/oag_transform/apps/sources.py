@@ -1,4 +1,4 @@
-"""What is purified: the image files among files, folders and globs, and the file that each becomes; all before any work."""
+"""The images to purify, from files, folders and globs, and the file of each result; found before any work."""
 
 import glob
 import os
@@ -12,13 +12,13 @@ from typing import NamedTuple
 from ..files import one_line
 
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
-"""Formats that are written, each with its suffix: those that hold 8 bits a channel of an RGB or greyscale image."""
+"""Output formats and their suffixes: those that hold 8 bits per channel of an RGB or greyscale image."""
 
 SUFFIXES = {".jpeg": "jpeg", ".jfif": "jpeg", ".tiff": "tiff"} | {suffix: name for name, suffix in FORMATS.items()}
-"""Suffixes that a result may keep, each with its format."""
+"""Suffixes that a result can keep, and their formats."""
 
 OTHER_SUFFIXES = (".apng", ".avif", ".dib", ".gif", ".jp2", ".jpe", ".pbm", ".pgm", ".pnm", ".ppm", ".tga")
-"""Suffixes of further files that are taken for images in a folder; their results are PNG."""
+"""Further suffixes of images in a folder, whose results are PNG."""
 
 IMAGE_SUFFIXES = frozenset({*SUFFIXES, *OTHER_SUFFIXES})
 
@@ -28,13 +28,13 @@ class Job:
     """One image to purify.
 
     Attributes:
-        source: its file, or what messages call it.
+        source: the file, or its name in messages.
         target: the file to write.
-        name: what its random stream follows: its path within the folder that was given, or its own name where it was given
-            directly.
-        content: the whole file; None: it is read from ``source``.
-        problem: why it can't be read, where that is known beforehand.
-        row: its row in the part of a data set that it is from.
+        name: the name that determines its random stream: the path within the given folder, or the file's name if the file
+            was given.
+        content: content of the file; None: it is read from ``source``.
+        problem: the reason why it can't be read, if already known.
+        row: its row in its part of a data set.
     """
 
     source: Path
@@ -46,7 +46,7 @@ class Job:
 
 
 class SourceFile(NamedTuple):
-    """A file among the inputs: ``relative`` is its path within the folder that was given, or its own name."""
+    """An input file; ``relative`` is its path within the given folder, or its name."""
 
     path: Path
     relative: Path
@@ -54,12 +54,12 @@ class SourceFile(NamedTuple):
 
 
 class SourceFiles(NamedTuple):
-    """The files among the inputs.
+    """The input files.
 
     Attributes:
         files: in the order of the inputs.
-        problems: each input that is none, and each file or folder that can't be read, with the reason.
-        notes: a line about files that are left out.
+        problems: missing inputs and unreadable files and folders, each with the reason.
+        notes: lines about skipped files.
     """
 
     files: list[SourceFile]
@@ -68,13 +68,13 @@ class SourceFiles(NamedTuple):
 
 
 def find(inputs: Iterable[str], out: Path, suffixes: Iterable[str] = IMAGE_SUFFIXES) -> SourceFiles:
-    """The files among ``inputs``: files, folders and globs.
+    """Find the files among ``inputs``: files, folders and globs.
 
     Args:
-        inputs: a folder stands for the files in it and in the folders in it, linked ones included; hidden files are left out,
-            and ``out`` where it lies inside. A pipe that is given by its name is read here, once, as no other process has it.
+        inputs: a folder stands for all files in it and in its subfolders, including linked ones, except hidden files and
+            ``out``. A pipe that is given by name is read here, because other processes can't open it.
         out: folder of the results.
-        suffixes: of the files that are taken from folders, in lower case.
+        suffixes: of image files in folders, in lower case.
     """
     wanted = frozenset(suffixes)
     found = SourceFiles([], [], [])
@@ -95,19 +95,19 @@ def find(inputs: Iterable[str], out: Path, suffixes: Iterable[str] = IMAGE_SUFFI
                     others[file.suffix or file.name] += 1
     if others:
         listed = one_line(", ".join(f"{count} {name}" for name, count in others.most_common(5)))
-        found.notes.append(f"left out {others.total()} file(s) in folders that are no images by their suffix: {listed}")
+        found.notes.append(f"skipped {others.total()} file(s) in folders without the suffix of an image: {listed}")
     return found
 
 
 def _expand(given: str) -> Iterator[Path]:
-    if os.path.lexists(given):  # also where its name has the characters of a pattern
+    if os.path.lexists(given):  # also if its name contains characters of a pattern
         yield Path(given)
     elif glob.has_magic(given):
         yield from map(Path, sorted(glob.glob(given, recursive=True)))
 
 
 def _walk(folder: Path, closed: tuple[str, ...], found: SourceFiles) -> Iterator[Path]:
-    """Files below a folder; ``closed``: the real paths of the results' folder, and of all that lead here."""
+    """Files below a folder; ``closed``: the real paths of the results' folder and of all parent folders."""
     try:
         paths = [folder / name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
     except OSError as error:
@@ -119,7 +119,7 @@ def _walk(folder: Path, closed: tuple[str, ...], found: SourceFiles) -> Iterator
         if real not in closed:
             yield from _walk(path, (*closed, real), found)
         elif real != closed[0]:
-            found.notes.append(f"{one_line(str(path))}: left out, a link to a folder that it lies in")
+            found.notes.append(f"{one_line(str(path))}: skipped, a link to a folder that contains it")
 
 
 def _add(found: SourceFiles, file: SourceFile, *, by_name: bool) -> None:
@@ -130,7 +130,7 @@ def _add(found: SourceFiles, file: SourceFile, *, by_name: bool) -> None:
         elif not stat.S_ISREG(mode):
             found.problems.append((str(file.path), "it is a pipe, a socket or a device, not a file"))
             return
-        elif by_name and file.path.parts[:2] == ("/", "dev"):  # /dev/stdin, whose file is another one elsewhere
+        elif by_name and file.path.parts[:2] == ("/", "dev"):  # such as /dev/stdin, which is another file in another process
             file = file._replace(content=file.path.read_bytes())
     except OSError as error:
         found.problems.append((str(file.path), _reason(file.path, error)))
@@ -145,15 +145,15 @@ def _reason(path: Path, error: OSError) -> str:
 
 
 def jobs_of(files: Iterable[SourceFile], out: Path, suffix: str | None) -> list[Job]:
-    """A job for each of the image files, each file once, though it may have been given twice.
+    """A job for each image file, without duplicates.
 
     Args:
         files: see :func:`find`.
         out: folder of the results.
-        suffix: of the results; None: the source's own where its format can hold a result, else ``.png``.
+        suffix: of the results; None: the source's suffix if its format can hold a result, otherwise ``.png``.
 
     Raises:
-        ValueError: two images would be written to one file, or a result over an image that is to be read.
+        ValueError: two images would be written to one file, or a result would overwrite an input.
     """
     by_target: dict[str, Job] = {}
     read = set()
@@ -165,7 +165,7 @@ def jobs_of(files: Iterable[SourceFile], out: Path, suffix: str | None) -> list[
         if first is not job and os.path.realpath(first.source) != source:
             raise ValueError(
                 f"{first.source} and {job.source} would both be written to {job.target}; {_remedy(first, job, suffix)}, or "
-                "purify them one after the other to two folders"
+                "purify them separately to two folders"
             )
     for target, job in by_target.items():
         if target in read:
@@ -174,7 +174,7 @@ def jobs_of(files: Iterable[SourceFile], out: Path, suffix: str | None) -> list[
 
 
 def _remedy(first: Job, second: Job, suffix: str | None) -> str:
-    """What makes two targets of one, in the words of the command line."""
+    """The command-line option or action that separates the two results."""
     if first.source.parent != second.source.parent:
         return "give the folder that holds both"
     if suffix is not None and target_in(Path(), Path(first.name), None) != target_in(Path(), Path(second.name), None):
@@ -183,7 +183,7 @@ def _remedy(first: Job, second: Job, suffix: str | None) -> str:
 
 
 def target_in(out: Path, relative: Path, suffix: str | None) -> Path:
-    """The file of the result of an image at ``relative``; see :func:`jobs_of`."""
+    """The result's path for an image at ``relative``; see :func:`jobs_of`."""
     kept = relative.suffix if relative.suffix.lower() in SUFFIXES else ".png"
     if suffix is not None and SUFFIXES.get(relative.suffix.lower()) != SUFFIXES[suffix]:
         kept = suffix
@@ -191,5 +191,5 @@ def target_in(out: Path, relative: Path, suffix: str | None) -> Path:
 
 
 def existing(jobs: Sequence[Job]) -> set[Job]:
-    """Those whose result is there already."""
+    """Jobs that already have a result."""
     return {job for job in jobs if os.path.lexists(job.target)}

@@ -1,6 +1,6 @@
-"""The work of ``oag-transform purify`` on some images, whoever runs it: decode, purify, encode, write.
+"""The work of ``oag-transform purify`` on images, for both engines: decode, purify, encode, write.
 
-A bad image doesn't stop the others: what is wrong with it is part of its :class:`PurifyOutcome`.
+A bad image does not stop the others. Its error is part of its :class:`PurifyOutcome`.
 """
 
 import functools
@@ -24,18 +24,18 @@ from .sources import Job
 
 @dataclass(frozen=True)
 class PurifyPlan:
-    """What travels to whoever purifies images: how, and where results go.
+    """Settings that workers receive: how to purify, and where results go.
 
     Attributes:
-        arguments: of the transform, by name.
+        arguments: arguments of the transform, by name.
         paper: the paper's setting, not the default.
         device: a PyTorch device.
-        resize: short side in pixels before anything else; None: as it is.
-        batch_size: images of one size that are purified at once.
-        out: folder of the results.
-        suffix: of the results; None: that of the source.
+        resize: short side in pixels to which images are resized first; None: not resized.
+        batch_size: images of one size that are purified together.
+        out: folder of results.
+        suffix: of results; None: that of the source.
         parquet: results are rows of parquet files, not image files.
-        keep: results that are there are kept.
+        keep: existing results are kept.
         token: see :func:`oag_transform.apps.saving.write`.
     """
 
@@ -51,7 +51,7 @@ class PurifyPlan:
     token: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def check(self) -> None:
-        """Raise before any work if this can't work here.
+        """Raise before any work if the plan can't be carried out here.
 
         Raises:
             ValueError: a bad argument, or no such device.
@@ -62,19 +62,19 @@ class PurifyPlan:
             _checks.integer("resize", self.resize, at_least=transform.settings.minimum_size)
         try:
             torch.zeros(1, device=self.device).cpu()
-        except (RuntimeError, AssertionError) as error:  # a PyTorch without CUDA asserts that
+        except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA raises AssertionError
             raise ValueError(f"device {self.device!r} can't be used here: {files.reason(error)}") from error
 
 
 class PurifyOutcome(NamedTuple):
-    """What became of an image.
+    """The outcome of an image.
 
     Attributes:
         job: the image.
-        content: its purified file, until it is written.
-        error: what went wrong, in one line that names it; None: nothing did.
-        notes: what is to be told about it, in a line each.
-        there: its result was there before.
+        content: the purified file, until it is written.
+        error: one line that names the image and the error; None: no error.
+        notes: messages about the image, one line each.
+        there: the result existed before.
     """
 
     job: Job
@@ -85,20 +85,20 @@ class PurifyOutcome(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    row: int  # of its batch
+    row: int  # in the batch
     pixels: Tensor  # (1 or 3, H, W) uint8
     kept: saving.Metadata
 
 
 @functools.lru_cache(maxsize=1)
 def transform_of(plan: PurifyPlan) -> OnlineAlternateGenerator:
-    """The transform of a plan, made once."""
+    """The transform of a plan, constructed once."""
     make = OnlineAlternateGenerator.paper if plan.paper else OnlineAlternateGenerator
     return make(**dict(plan.arguments))
 
 
 def make(plan: PurifyPlan, batch: Sequence[Job]) -> list[PurifyOutcome]:
-    """Decode, purify and encode the images of a batch; the outcomes are in its order, and nothing is written."""
+    """Decode, purify and encode the images of a batch. Outcomes are in the order of the batch; nothing is written."""
     outcomes: dict[int, PurifyOutcome] = {}
     groups: dict[tuple[int, ...], list[_Decoded]] = {}
     for row, job in enumerate(batch):
@@ -114,7 +114,7 @@ def make(plan: PurifyPlan, batch: Sequence[Job]) -> list[PurifyOutcome]:
 
 
 def save(plan: PurifyPlan, outcome: PurifyOutcome) -> PurifyOutcome:
-    """Write the file of an image, where there is one to write."""
+    """Write the file of an image, if the outcome has one."""
     if outcome.content is None:
         return outcome
     try:
@@ -130,7 +130,7 @@ def purify_batch(plan: PurifyPlan, batch: Sequence[Job]) -> list[PurifyOutcome]:
 
 
 def batches(jobs: Iterable[Job], size: int) -> Iterator[tuple[Job, ...]]:
-    """Jobs in batches of up to ``size`` images of equal sides, by their headers: nothing is decoded."""
+    """Jobs in batches of up to ``size`` images of equal size, according to their headers; nothing is decoded."""
     waiting: dict[tuple[int, int], list[Job]] = {}
     for job in jobs:
         sides = _sides(job) if size > 1 else None
@@ -144,21 +144,21 @@ def batches(jobs: Iterable[Job], size: int) -> Iterator[tuple[Job, ...]]:
 
 
 def failed(job: Job, error: BaseException | str, notes: tuple[str, ...] = ()) -> PurifyOutcome:
-    """The outcome of an image that can't be made."""
+    """The outcome of a failed image."""
     line = files.reason(ValueError(error) if isinstance(error, (str, RuntimeError)) else error)
     named = files.one_line(str(job.source))
     return PurifyOutcome(job, None, line if named in line else f"{named}: {line}", notes)
 
 
 def processors() -> int:
-    """Processors that this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _sides(job: Job) -> tuple[int, int] | None:
     try:
         return None if job.problem else files.size(job.source if job.content is None else job.content)
-    except ValueError:  # told when it is its turn
+    except ValueError:  # reported when the image is decoded
         return None
 
 

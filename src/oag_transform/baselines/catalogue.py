@@ -51,8 +51,8 @@ class Defense:
         label: its name in tables; the paper's name, if it has one.
         knob: name of the setting.
         make: (setting, seed, needs) -> transform of batches in [0, 1], called with the ``index`` of its images, or a ModuleList
-            of several. It raises the errors of the defense for a bad setting, and ValueError or ModuleNotFoundError for a missing
-            need.
+            of several. It raises the errors of the defense for a bad setting, and ValueError or ModuleNotFoundError if a need
+            is missing.
         published: the setting of its own paper, or the usual one.
         tuned: the second setting in tables; see the module.
         settings: all settings of ``tune`` and ``tradeoff``, from weak to strong.
@@ -108,9 +108,9 @@ def _together(key: str) -> Defense:
     families = [by_key(part) for part in key.split("+")]
 
     def make(_: float, seed: int, needs: Needs) -> "nn.Module":
-        from torch.nn import ModuleList  # when a defense is made, not when the list is read
-
-        return ModuleList([family.make(family.published, seed, needs) for family in families])
+        return importlib.import_module("torch.nn").ModuleList(
+            [family.make(family.published, seed, needs) for family in families]
+        )
 
     return Defense(
         key=key,

@@ -22,7 +22,7 @@ class TensorNetworkPurification(nn.Module):
     Average pooling makes perturbations smaller and closer to Gaussian (4.1), so the train is first fitted to pooled images, by
     squared error. Each finer scale starts from the coarser result, enlarged bilinearly and truncated to the rank. At full scale
     the objective is adversarial. The error is the maximum over all auxiliary perturbations delta within eta,
-    max (x + delta - y)^2 = (|x - y| + eta)^2, and a squared error pulls the pooled y towards the coarser result.
+    ``max (x + delta - y)^2 = (|x - y| + eta)^2``, and a squared error pulls the pooled y towards the coarser result.
 
     This implementation follows the paper's description. No code of the authors was found, and their objective may differ in
     form. eta is the paper's. The rank was chosen for a clean accuracy like the paper's on CIFAR-10, steps and learning rate for

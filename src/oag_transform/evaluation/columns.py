@@ -72,6 +72,28 @@ class GrayBox(Column):
         return attacked(subject, self.attack)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Transferred(Column):
+    """Images that somebody else attacked.
+
+    Attributes:
+        name: of the folder that they are from.
+        pixels: (N, 3, crop, crop) uint8, in the order of the subject's images.
+    """
+
+    name: str
+    pixels: Tensor
+
+    @property
+    def label(self) -> str:
+        """The folder's name."""
+        return self.name
+
+    def images(self, subject: Subject, row: Row) -> Tensor:
+        """See :class:`Column`."""
+        return self.pixels
+
+
 @dataclasses.dataclass(frozen=True)
 class Noise(Column):
     """Images with Gaussian noise of standard deviation ``std`` on the [0, 1] scale."""

@@ -1,8 +1,9 @@
-"""Labelled images on disk: a folder for each class, Flower-17, an ILSVRC-2012 validation folder, CIFAR-10 and CIFAR-100.
+"""Labelled images on disk: a folder for each class, Flower-17, ImageNet validation images, CIFAR-10 and CIFAR-100.
 
 A listing names the images; they are read when they are needed, so that a listing of 50,000 costs nothing.
 """
 
+import csv
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import PIL.Image
 import torch
+import torchvision
 from scipy.io import loadmat
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
@@ -27,7 +29,7 @@ FLOWERS = (
 )
 
 
-KINDS = ("imagefolder", "flower17", "ilsvrc2012", "cifar10", "cifar100")
+KINDS = ("imagefolder", "flower17", "ilsvrc2012", "cifar10", "cifar100", "transferattack")
 """What an image set is called in ``KIND:ROOT``, see :func:`open_images`."""
 
 
@@ -88,6 +90,8 @@ def open_images(spec: str, *, split: str | None = None, devkit: Path | None = No
         if devkit is None:
             raise ValueError("ilsvrc2012 needs --devkit, the folder ILSVRC2012_devkit_t12")
         return ilsvrc2012(root, devkit)
+    if kind == "transferattack":
+        return transferattack(root)
     raise ValueError(f"expected a folder, or one of {', '.join(KINDS)} before a colon, got {spec!r}")
 
 
@@ -183,6 +187,29 @@ def ilsvrc2012(root: Path, devkit: Path) -> Listing:
     return _of_files(paths, labels, [str(words) for _, _, words in leaves])
 
 
+def transferattack(root: Path) -> Listing:
+    """ImageNet images as TransferAttack takes them: ``images/FILE``, and ``labels.csv`` with ``filename`` and ``label``.
+
+    Labels are indices of torchvision's 1000 ImageNet classes.
+
+    Raises:
+        ValueError: a file is missing, no such columns, or a label that is no index.
+    """
+    file = root / "labels.csv"
+    _check_files([file])
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        rows = list(csv.DictReader(stream))
+    if not rows or not {"filename", "label"} <= rows[0].keys():
+        raise ValueError(f"{file} must have the columns filename and label, and a row")
+    classes = torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"]
+    for number, row in enumerate(rows, 2):
+        if not (row["label"] or "").strip().isdecimal() or int(row["label"]) >= len(classes):
+            raise ValueError(f"{file}, line {number}: expected a label from 0 to {len(classes) - 1}, got {row['label']!r}")
+    paths = [root / "images" / row["filename"] for row in rows]
+    _check_files(paths)
+    return _of_files(paths, [int(row["label"]) for row in rows], classes)
+
+
 def shuffled(listing: Listing, seed: int) -> list[int]:
     """Positions of the listing in a random order that takes one image of each class in turn, while there are any."""
     generator = torch.Generator().manual_seed(seed)
@@ -202,20 +229,27 @@ def read_images(listing: Listing, positions: Sequence[int], preprocessing: Prepr
 
     A file that can't be read is left out, and so is an image that is too thin to be resized; each is a line in the log.
     """
-    resize, crop, interpolation = preprocessing
-    images, kept = [], []
+    crop, images, kept = preprocessing.crop, [], []
     for position in positions:
-        name = one_line(listing.names[position])
         try:
-            image = listing.read(position)
-            if min(image.size) != resize:
-                image = resized(image, resize, interpolation, name)
+            images.append(prepared(listing.read(position), preprocessing, one_line(listing.names[position])))
         except ValueError as error:
             logger.warning("left out: %s", error)
-            continue
-        images.append(F.pil_to_tensor(F.center_crop(image, [crop, crop])))
-        kept.append(position)
+        else:
+            kept.append(position)
     return torch.stack(images) if images else torch.empty(0, 3, crop, crop, dtype=torch.uint8), kept
+
+
+def prepared(image: PIL.Image.Image, preprocessing: Preprocessing, name: str) -> Tensor:
+    """An RGB image (3, crop, crop) uint8, resized and cropped.
+
+    Raises:
+        ValueError: it is too thin to be resized; the message begins with ``name``.
+    """
+    resize, crop, interpolation = preprocessing
+    if min(image.size) != resize:
+        image = resized(image, resize, interpolation, name)
+    return F.pil_to_tensor(F.center_crop(image, [crop, crop]))
 
 
 def batches(listing: Listing, preprocessing: Preprocessing, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

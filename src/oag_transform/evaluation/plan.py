@@ -13,6 +13,7 @@ from ..baselines.catalogue import NONE, OAG_KEY, VIEWS, Defense, Needs, by_key
 from ..generator.settings import PAPER
 from ..transform import OnlineAlternateGenerator
 from . import result as results
+from .adversarial import Transfer
 from .attacks.gray_box import Attack
 from .columns import Clean, Column, GrayBox
 from .data import Listing
@@ -37,6 +38,7 @@ class Plan:
         attacks: those of Table I.
         facts: that go with every result.
         others: further targets and their images, for Tables II and III.
+        transfer: images that somebody else attacked, for ``transfer``.
         unfiltered: the target and images that are right or wrong, for ``certify``.
         apart: images apart from these, for ``certify`` with batch normalization adapted.
         slow_count: images for slow defenses.
@@ -53,6 +55,7 @@ class Plan:
     attacks: tuple[Attack, ...]
     facts: dict[str, Any]
     others: tuple[Subject, ...] = ()
+    transfer: Transfer | None = None
     unfiltered: Subject | None = None
     apart: Listing | None = None
     slow_count: int = 20

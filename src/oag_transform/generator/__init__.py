@@ -1,5 +1,5 @@
-"""How an image is made: Algorithm 1 of the paper, from pixels to pixels.
+"""Algorithm 1 of the paper, from pixels to purified pixels.
 
-``settings`` has every hyper-parameter; ``reference`` is the algorithm as plain, differentiable PyTorch, ``loop`` the same made
-fast, ``fused`` the same as Triton kernels; ``run`` takes pixels, chooses one of the two fast ones and gives pixels back.
+``settings`` declares every hyper-parameter. ``reference`` is the algorithm in plain, differentiable PyTorch, ``loop`` is its
+fast version, and ``fused`` is the same in Triton kernels. ``run`` takes pixels, selects a fast loop and returns pixels.
 """

@@ -1,13 +1,13 @@
-"""The loop of :func:`.loop.alternate` as five fused CUDA kernels, for a chunk of images with a network each.
+"""The loop of :func:`.loop.alternate` as five fused CUDA kernels, for a chunk of images with one network each.
 
-Nothing is unfolded in memory: each product reads its tile of patches straight from the cells (:func:`_patches`). Operands are
-in ``compute_dtype`` (float32 is rounded to TF32), sums and state in float32. With P = h * w cells of an image, and D and C
-padded with zeros, which stay zero, to what the tensor cores take, the layout is
+Nothing is unfolded in memory: each product reads its tile of patches directly from the cells (:func:`_patches`). Operands are
+in ``compute_dtype`` (float32 is rounded to TF32); sums and state are in float32. An image has P = h * w cells. D and C are
+padded with zeros, which stay zero, to sizes that the tensor cores accept. The layout is
 
     cells (N, h, w, D)    gates, fc (N, h, w, C)    weight (N, C, k, k, D)    bias (N, C)
 
-An image never meets another in a sum, sums have a fixed order, and its noise is Philox's at (its seed; pixel, number of the
-draw): results don't depend on the batch. Imported only where it is used, since it needs triton.
+Results don't depend on the batch: no sum mixes images, sums have a fixed order, and the noise of an image is that of Philox at
+(its seed; pixel, number of the draw). The module needs triton and is imported only where it is used.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ from torch import Generator, Tensor
 from . import energy, langevin
 from .energy import Parameters
 from .settings import Settings
-from .state import State
+from .state import Inputs, State, begin
 
-CAPTURE = False  # record a step as a CUDA graph and replay it; benchmarks.gpu times both
-MIN_POSITIONS, MAX_SPLITS = 1024, 16  # cells in a partial sum of the weight gradient, and such sums for an image
+CAPTURE = False  # True: record a step as a CUDA graph and replay it; benchmarks.gpu times both
+MIN_POSITIONS, MAX_SPLITS = 1024, 16  # cells in a partial sum of the weight gradient, and partial sums of an image
 
 
 @triton.jit
 def _patches(cells, p, j, height, width, K: tl.constexpr, D: tl.constexpr):
-    """Tile of the matrix of patches: row p is the K x K window around cell p, column j = (tap, channel); zero outside."""
+    """A tile of the matrix of patches: row p is the K x K window around cell p, column j = (tap, channel); zero outside."""
     tap = j // D
     y = p // width + tap // K - K // 2
     x = p % width + tap % K - K // 2
@@ -40,13 +40,13 @@ def _patches(cells, p, j, height, width, K: tl.constexpr, D: tl.constexpr):
 
 @triton.jit
 def _weights(weight, c, j, K: tl.constexpr, D: tl.constexpr):
-    """Tile (j, c) of the filters of an image, as the right operand of patches @ filters."""
+    """Tile (j, c) of the filters of an image: the right operand of patches @ filters."""
     return tl.load(weight + c * (K * K * D) + j, mask=j < K * K * D, other=0.0)
 
 
 @triton.jit
 def _normal(seed, draw, index):
-    """N(0, 1) of number ``index`` among an image's cells. Draws count from 1: PyTorch's own, keyed alike, use 0."""
+    """N(0, 1) for number ``index`` among the cells of an image. Draws count from 1; PyTorch's own noise uses 0."""
     zero = index * 0
     a, b, _, _ = tl.philox(seed, index, zero + draw, zero, zero)
     normal, _ = tl.pair_uniform_to_normal(tl.uint_to_uniform_float(a), tl.uint_to_uniform_float(b))
@@ -59,7 +59,7 @@ def _gate_kernel(
     K: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """Gates = v 1[a > 0], with the responses a = W * I + b."""
+    """The gates v 1[a > 0] of the responses a = W * I + b."""
     n = tl.program_id(1).to(tl.int64)
     size = height * width
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
@@ -78,13 +78,13 @@ def _gate_kernel(
 
 @triton.jit
 def _image_kernel(
-    gates, weight, image, image_low, reference, squares, seeds, draw, deviation, decay, pull, std, height, width,
+    gates, weight, image, image_operand, reference, squares, seeds, draw, deviation, decay, pull, std, height, width,
     K: tl.constexpr, C: tl.constexpr, D: tl.constexpr, DEPTH: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
     """Eq. 3: I <- decay I + pull I* + std deviation N(0, 1), I* = conv_transpose(gates, W).
 
-    ``deviation`` (N,): of each image, the root of its temperature. ``squares``: the tile's sum of squared residuals.
+    ``deviation`` (N,): the square root of each image's temperature. ``squares``: the sum of squared residuals of each tile.
     """
     n = tl.program_id(1).to(tl.int64)
     size = height * width
@@ -94,31 +94,32 @@ def _image_kernel(
     for start in range(0, K * K * C, BLOCK_J):
         j = start + tl.arange(0, BLOCK_J)
         patches = _patches(gates + n * size * C, p, j[None, :], height, width, K, C)
-        turned = K * K - 1 - start // C  # the transpose of a convolution is one with its kernels turned around
+        rotated_tap = K * K - 1 - start // C  # the transpose of a convolution is a convolution with rotated kernels
         c = (j % C)[:, None]
-        filters = tl.load(weight + n * C * K * K * D + (c * (K * K) + turned) * D + d)
+        filters = tl.load(weight + n * C * K * K * D + (c * (K * K) + rotated_tap) * D + d)
         mode = tl.dot(patches, filters, mode, input_precision="tf32")
 
     normal = tl.load(deviation + n) * _normal(tl.load(seeds + n), tl.load(draw), p * DEPTH + d)
     at = n * size * D + p * D + d
     new = decay * tl.load(image + at, mask=p < size, other=0.0) + pull * mode + tl.where(d < DEPTH, std * normal, 0.0)
     tl.store(image + at, new, mask=p < size)
-    tl.store(image_low + at, new.to(image_low.dtype.element_ty), mask=p < size)
+    tl.store(image_operand + at, new.to(image_operand.dtype.element_ty), mask=p < size)
     residual = tl.where(p < size, new - tl.load(reference + at, mask=p < size, other=0.0), 0.0)
     tl.store(squares + n * tl.num_programs(0) + tl.program_id(0), tl.sum(residual * residual))
 
 
 @triton.jit
 def _contrast_kernel(
-    reference, image, weight, bias, fc, velocity, least, pace, reference_gates, image_gates, held_gates, sums,
+    reference, image, weight, bias, fc, velocity, threshold, lr_factor, reference_gates, image_gates, mode_gates, sums,
     fc_lr, momentum, height, width,
     K: tl.constexpr, C: tl.constexpr, D: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """Both responses; u <- relu(a_z) - relu(a_s) + momentum u; v <- v + pace fc_lr u; the gates.
+    """Responses of both images; u <- relu(a_z) - relu(a_s) + momentum u; v <- v + lr_factor fc_lr u; the gates.
 
-    Those of both by the old v (the image's negated), and the image's by the new one. Brackets of at most ``least`` (N, C) are
-    left out. ``sums`` (N, tiles, 2, C): over the tile, of the reference's gates and of the difference of gates.
+    Gates are those of both images by the old v (negated for the synthesised image), and of the synthesised image by the new v.
+    Brackets of at most ``threshold`` (N, C) are set to 0. ``sums`` (N, tiles, 2, C): sums over the tile of the reference's
+    gates and of the difference of gates.
     """
     n = tl.program_id(1).to(tl.int64)
     size = height * width
@@ -139,7 +140,7 @@ def _contrast_kernel(
 
     at = n * size * C + p * C + c
     v = tl.load(fc + at, mask=p < size, other=0.0)
-    # stored as soon as they are known, so that registers hold few tiles at once
+    # stored early, so that registers hold few tiles at once
     gates_z = tl.where(a_z > 0, v, 0.0).to(reference_gates.dtype.element_ty)
     tl.store(reference_gates + at, gates_z, mask=p < size)
     total_z = tl.sum(gates_z.to(tl.float32), 0, keep_dims=True)
@@ -149,14 +150,14 @@ def _contrast_kernel(
     tl.store(sums, total_z)
     tl.store(sums + C, total_z + tl.sum(gates_s.to(tl.float32), 0, keep_dims=True))
 
-    moved = tl.where(a_z <= 0, 0.0, a_z) - tl.where(a_s <= 0, 0.0, a_s)  # keeps NaN, as the next line does
-    moved = tl.where(tl.abs(moved) <= tl.load(least + n * C + c), 0.0, moved)
+    moved = tl.where(a_z <= 0, 0.0, a_z) - tl.where(a_s <= 0, 0.0, a_s)  # keeps NaN, and so does the next line
+    moved = tl.where(tl.abs(moved) <= tl.load(threshold + n * C + c), 0.0, moved)
     moved += momentum * tl.load(velocity + at, mask=p < size, other=0.0).to(tl.float32)
     tl.store(velocity + at, moved.to(velocity.dtype.element_ty), mask=p < size)
-    # read again in place of held: there would be too few registers
-    v = tl.load(fc + at, mask=p < size, other=0.0) + tl.load(pace + n) * fc_lr * moved
+    # read again: registers can't keep it
+    v = tl.load(fc + at, mask=p < size, other=0.0) + tl.load(lr_factor + n) * fc_lr * moved
     tl.store(fc + at, v, mask=p < size)
-    tl.store(held_gates + at, tl.where(a_s > 0, v, 0.0).to(held_gates.dtype.element_ty), mask=p < size)
+    tl.store(mode_gates + at, tl.where(a_s > 0, v, 0.0).to(mode_gates.dtype.element_ty), mask=p < size)
 
 
 @triton.jit
@@ -165,7 +166,7 @@ def _gradient_kernel(
     K: tl.constexpr, C: tl.constexpr, D: tl.constexpr, POSITIONS: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_J: tl.constexpr,
 ):  # fmt: skip
-    """``partial`` (N, splits, C, k * k * D): sum over ``POSITIONS`` cells of gates times patches, for both images."""
+    """``partial`` (N, splits, C, k * k * D): the sum of gates times patches over ``POSITIONS`` cells of both images."""
     n = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
     size = height * width
@@ -190,10 +191,10 @@ def _gradient_kernel(
 
 @triton.jit
 def _weight_kernel(
-    partial, taps, rate, weight, weight_low,
+    partial, taps, rate, weight, weight_operand,
     SPLITS: tl.constexpr, C: tl.constexpr, KKD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Eq. 5: W <- W + rate * taps * (sum of the splits)."""
+    """Eq. 5: W <- W + rate * taps * (the sum over the splits)."""
     n = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = i < C * KKD
@@ -204,13 +205,13 @@ def _weight_kernel(
     step = tl.load(rate + n) * tl.load(taps + i % KKD, mask=there, other=0.0)
     new = tl.load(weight + at, mask=there, other=0.0) + step * total
     tl.store(weight + at, new, mask=there)
-    tl.store(weight_low + at, new.to(weight_low.dtype.element_ty), mask=there)
+    tl.store(weight_operand + at, new.to(weight_operand.dtype.element_ty), mask=there)
 
 
 class Chunk:
-    """The state of Algorithm 1 for N images in the layout of the kernels, and its three moves.
+    """The state of Algorithm 1 for N images in the layout of the kernels, and its three operations.
 
-    ``start`` is left alone.
+    ``start`` is not modified.
     """
 
     def __init__(self, start: State, settings: Settings, generators: Sequence[Generator], strength: Tensor) -> None:
@@ -225,85 +226,86 @@ class Chunk:
         self.block_c = min(64, max(16, triton.next_power_of_2(s.filters)))
         self.C = triton.cdiv(s.filters, self.block_c) * self.block_c
         self.dims = {"K": self.k, "C": self.C, "D": self.D}
-        low = s.compute_dtype or torch.float32
-        # tiles of 128 bytes a row: their stages fit the 99 KB of shared memory of the smallest supported GPUs
-        self.block_p, self.block_j = 128, 128 // low.itemsize
+        dtype = s.compute_dtype or torch.float32
+        # rows of 128 bytes: their stages fit into the 99 KB of shared memory of the smallest supported GPUs
+        self.block_p, self.block_j = 128, 128 // dtype.itemsize
         self.tiles = triton.cdiv(self.size, self.block_p)
         self.positions = triton.next_power_of_2(max(min(self.size, MIN_POSITIONS), triton.cdiv(self.size, MAX_SPLITS)))
         self.splits = triton.cdiv(self.size, self.positions)
 
         grouped = (self.count, -1)
         self.reference, self.image = _pack(pair.unflatten(1, grouped), self.D).unbind()
-        self.reference_low, self.image_low = self.reference.to(low), self.image.to(low)
+        self.reference_operand, self.image_operand = self.reference.to(dtype), self.image.to(dtype)
         self.fc = _pack(theta.fc[0].unflatten(0, grouped), self.C)
         missing = self.C - s.filters
         self.weight = F.pad(_pack(theta.weight.unflatten(0, grouped), self.D), (0,) * 7 + (missing,))
-        self.weight_low = self.weight.to(low)
+        self.weight_operand = self.weight.to(dtype)
         self.bias = F.pad(theta.bias.unflatten(0, grouped), (0, missing))
         taps = energy.kernel_to_cells(pair.new_ones(shape[1], s.kernel_size, s.kernel_size), s.stride)
         self.taps = _pack(taps, self.D)
 
         new = pair.new_empty
-        self.held_gates, self.reference_gates, self.image_gates = (torch.empty_like(self.fc, dtype=low) for _ in range(3))
-        self.velocity = torch.zeros_like(self.fc, dtype=low)
+        self.mode_gates, self.reference_gates, self.image_gates = (torch.empty_like(self.fc, dtype=dtype) for _ in range(3))
+        self.velocity = torch.zeros_like(self.fc, dtype=dtype)
         self.squares, self.sums = new(self.count, self.tiles), new(self.count, self.tiles, 2, self.C)
         self.partial = new(self.count, self.splits, self.C, self.k**2 * self.D)
-        self.pace, self.best = pair.new_ones(self.count), pair.new_full((self.count,), torch.inf)
+        self.lr_factor, self.best = pair.new_ones(self.count), pair.new_full((self.count,), torch.inf)
         self.seeds = torch.tensor([generator.initial_seed() for generator in generators], device=pair.device)
         self.draw = torch.zeros((), dtype=torch.int32, device=pair.device)
 
     def respond(self) -> None:
-        """Gates of the synthesised image by its own responses."""
+        """Compute the gates of the synthesised image from its own responses."""
         _gate_kernel[self.tiles, self.count, self.C // self.block_c](
-            self.image_low, self.weight_low, self.bias, self.fc, self.held_gates, *self.grid,
+            self.image_operand, self.weight_operand, self.bias, self.fc, self.mode_gates, *self.grid,
             **self.dims, BLOCK_P=self.block_p, BLOCK_C=self.block_c, BLOCK_J=self.block_j, num_warps=4, num_stages=3,
         )  # fmt: skip
 
     def image_step(self, decay: float, std: float) -> None:
-        """Eq. 3 with the gates held; see :func:`.langevin.step`."""
+        """Eq. 3 with fixed gates; see :func:`.langevin.step`."""
         self.draw += 1
         _image_kernel[self.tiles, self.count](
-            self.held_gates, self.weight_low, self.image, self.image_low, self.reference,
+            self.mode_gates, self.weight_operand, self.image, self.image_operand, self.reference,
             self.squares, self.seeds, self.draw, self.deviation, decay, 1 - decay, std, *self.grid,
             **self.dims, DEPTH=self.depth, BLOCK_P=self.block_p,
             BLOCK_J=min(self.block_j, self.block_c), num_warps=4 if self.D < 64 else 8, num_stages=3,
         )  # fmt: skip
 
     def network_step(self) -> None:
-        """Eq. 5, with the rates of ``adaptive_lr``; leaves the image's gates by the new v and the mask of the old network."""
+        """Eq. 5, with the rates of ``adaptive_lr``. Gates for the next image have the new v and the mask of the old network."""
         s = self.settings
         if s.adaptive_lr:
-            residual = self.squares.sum(1)  # a sum does for the mean: it is compared with itself
-            for kept, new in zip((self.pace, self.best), energy.slow_down(self.pace, self.best, residual), strict=True):
-                kept.copy_(new)
-        least = s.threshold * self.strength[:, None] * energy.noise_response(self.weight_low)
+            residual = self.squares.sum(1)  # the sum serves as the mean: it is compared with other sums of this image
+            lr_factor, best = energy.slow_down(self.lr_factor, self.best, residual)
+            self.lr_factor.copy_(lr_factor)  # in place, as a CUDA graph needs it
+            self.best.copy_(best)
+        threshold = s.threshold * self.strength[:, None] * energy.noise_response(self.weight_operand)
         _contrast_kernel[self.tiles, self.count, self.C // self.block_c](
-            self.reference_low, self.image_low, self.weight_low, self.bias, self.fc, self.velocity, least, self.pace,
-            self.reference_gates, self.image_gates, self.held_gates, self.sums, s.fc_lr, s.momentum, *self.grid,
+            self.reference_operand, self.image_operand, self.weight_operand, self.bias, self.fc, self.velocity, threshold,
+            self.lr_factor, self.reference_gates, self.image_gates, self.mode_gates, self.sums, s.fc_lr, s.momentum, *self.grid,
             **self.dims, BLOCK_P=self.block_p, BLOCK_C=self.block_c, BLOCK_J=self.block_j, num_warps=8, num_stages=3,
         )  # fmt: skip
         block_j = 2 * self.block_j
         columns = triton.cdiv(self.k**2 * self.D, block_j)
         _gradient_kernel[columns * (self.C // self.block_c), self.count, self.splits](
-            self.reference_low, self.image_low, self.reference_gates, self.image_gates, self.partial, *self.grid,
+            self.reference_operand, self.image_operand, self.reference_gates, self.image_gates, self.partial, *self.grid,
             **self.dims, POSITIONS=self.positions,
             BLOCK_P=self.block_j, BLOCK_C=self.block_c, BLOCK_J=block_j, num_warps=4, num_stages=3,
         )  # fmt: skip
         sums = self.sums.sum(1)
-        rate = self.pace * s.conv_lr
+        rate = self.lr_factor * s.conv_lr
         if s.adaptive_lr:
             curvature = self.k**2 * (sums[:, 0] / self.size).square().sum(1)
-            rate = self.pace * (energy.STABLE / curvature).clamp(max=s.conv_lr)
+            rate = self.lr_factor * (energy.STABLE / curvature).clamp(max=s.conv_lr)
         rate = rate / self.size
         self.bias.addcmul_(sums[:, 1], rate[:, None])
         block = 1024
         _weight_kernel[triton.cdiv(self.weight[0].numel(), block), self.count](
-            self.partial, self.taps, rate, self.weight, self.weight_low,
+            self.partial, self.taps, rate, self.weight, self.weight_operand,
             SPLITS=self.splits, C=self.C, KKD=self.k**2 * self.D, BLOCK=block, num_warps=4,
         )  # fmt: skip
 
     def snapshot(self, step: int) -> State:
-        """A copy of where the chunk stands."""
+        """A copy of the current state."""
         filters = self.settings.filters
         theta = Parameters(
             _unpack(self.weight[:, :filters], self.depth).flatten(0, 1),
@@ -315,36 +317,35 @@ class Chunk:
         return self.start._replace(step=step, pair=pair, theta=theta.copy())
 
 
-def alternate(
-    start: State, settings: Settings, generators: Sequence[Generator], strength: Tensor, *, every: int
-) -> Iterator[State]:
-    """Algorithm 1 from ``start``; see :func:`.loop.alternate`."""
-    s = settings
-    chunk = Chunk(start, s, generators, strength)
-    rounds, held = (1, s.image_steps) if s.langevin == "closed_form" else (s.image_steps, 1)
-    decay, std = langevin.law(s.step_size, held)
+def alternate(inputs: Inputs, every: int) -> Iterator[State]:
+    """Algorithm 1; see :func:`.loop.alternate`."""
+    s = inputs.settings
+    start, generators = begin(inputs)
+    chunk = Chunk(start, s, generators, inputs.strength)
+    updates, steps_per_update = (1, s.image_steps) if s.langevin == "closed_form" else (s.image_steps, 1)
+    decay, std = langevin.law(s.step_size, steps_per_update)
 
-    def image_round() -> None:
+    def image_update() -> None:
         if s.langevin == "exact":
             chunk.respond()
         chunk.image_step(decay, std)
 
     with _on(chunk.image):
         chunk.respond()
-    image_round, network_step = _replayed(image_round, chunk.image), _replayed(chunk.network_step, chunk.image)
+    image_update, network_step = _replayed(image_update, chunk.image), _replayed(chunk.network_step, chunk.image)
     for step in range(1, s.network_steps + 1):
-        for _ in range(rounds):
-            image_round()
+        for _ in range(updates):
+            image_update()
         if step % every == 0 or step == s.network_steps:
             yield chunk.snapshot(step)
-        if step < s.network_steps:  # nothing uses the network after the last image
+        if step < s.network_steps:  # nothing uses the network update after the last image
             network_step()
 
 
 def _replayed(work: Callable[[], None], like: Tensor) -> Callable[[], None]:
-    """``work`` on the device of ``like``; with ``CAPTURE``, a CUDA graph of it from the second call on.
+    """``work`` on the device of ``like``; with ``CAPTURE``, its CUDA graph from the second call on.
 
-    The first call compiles the kernels, which can't be captured.
+    The first call compiles the kernels, and a compilation can't be captured.
     """
     graph: torch.cuda.CUDAGraph | None = None
     calls = 0

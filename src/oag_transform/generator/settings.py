@@ -1,4 +1,4 @@
-"""Every hyper-parameter of Algorithm 1, once: its default, its meaning and its bounds; and the paper's own values."""
+"""Every hyper-parameter of Algorithm 1: its default, its meaning and its bounds; and the values of the paper."""
 
 import dataclasses
 import math
@@ -33,16 +33,16 @@ PAPER: dict[str, Any] = {
     "strength": 1.0,
     "compute_dtype": torch.float32,
 }
-"""IV-A and IV-E. The paper leaves filters, stride, e_g, beta and the colour range open. The rates here were chosen on clean and
-Gaussian-noised photographs (25 of each): accuracy stays within one image from step 200 to 300, and none diverges."""
+"""Sections IV-A and IV-E. The paper doesn't state filters, stride, e_g, beta and the colour range. The rates were chosen on 25
+clean and 25 Gaussian-noised images: accuracy varies by at most one image from step 200 to 300, and no image diverges."""
 
 
 def for_noise(std: float) -> dict[str, Any]:
-    """Settings for images that Gaussian noise of a known standard deviation ``std``, on the [0, 1] scale, was added to.
+    """Settings for images with added Gaussian noise of a known standard deviation ``std``, on the [0, 1] scale.
 
-    A contrast counts beyond 2.25 standard deviations of that noise. The Langevin noise that is left matters as much as what is
-    taken away, and doesn't grow with ``std``: 14 grey levels from 0.14 on. Both were chosen on clean tuning photographs with
-    noise of 0.25, and looked at for 0.12 and 0.5; see docs/certificates.md.
+    The threshold is 2.25 standard deviations of this noise. The remaining Langevin noise matters as much as the removed noise
+    and doesn't grow with ``std``: it is 14 grey levels from 0.14 on. Both values were chosen on clean tuning images with noise
+    of 0.25 and checked at 0.12 and 0.5; see docs/certificates.md.
 
     Raises:
         ValueError: ``std`` is not a finite number above 0.
@@ -52,12 +52,8 @@ def for_noise(std: float) -> dict[str, Any]:
     return {"strength": 1.0, "scale": scale, "threshold": 2.25 * 255 * std / scale}
 
 
-RENAMED = {"noise": "step_size"}
-"""Keyword names of the last release, which still work, with a DeprecationWarning."""
-
-
 def argument(default: Any, meaning: str, check: Callable[[str, Any], Any]) -> Any:
-    """A dataclass field with its default, what it means, and ``check(name, value)`` -> the value to keep, which may raise."""
+    """A dataclass field: its default, its meaning, and ``check(name, value)``, which returns the value to keep or raises."""
     return dataclasses.field(default=default, metadata={"meaning": " ".join(meaning.split()), "check": check})
 
 
@@ -81,37 +77,35 @@ class Common:
     """Hyper-parameters of Algorithm 1 whose default is the same for images of every size."""
 
     network_steps: int = argument(
-        9, "T_N, updates of the network. More of them keep more detail, adversarial noise included.", count
+        9, "T_N, updates of the network. More updates keep more detail, adversarial noise included.", count
     )
     image_steps: int = argument(
         80,
-        """T_I, Langevin steps of the image for each update of the network. With ``langevin="closed_form"`` any number of them
-        costs the same: 80 take the image all but 3% of the way to its mode, where the paper's 20 leave 40%.""",
+        """T_I, Langevin steps of the image for each update of the network. With ``langevin="closed_form"`` any number of steps
+        has the same cost. 80 steps leave 3% of the image's distance to its mode, the paper's 20 leave 40%.""",
         count,
     )
     step_size: float = argument(
         0.3,
-        """e_g of Eq. 3: a Langevin step moves the image by e_g^2/2 of its distance to the mode and adds noise of standard
+        """e_g of Eq. 3. A Langevin step moves the image by e_g^2/2 of its distance to the mode and adds noise of standard
         deviation e_g, in model units. Below 1.""",
         lambda name, value: _checks.number(name, value, at_least=0, below=1),
     )
-    conv_lr: float = argument(
-        1.2e-3, "beta of Eq. 5 for the convolution, per position: the gradient is averaged over positions.", rate
-    )
+    conv_lr: float = argument(1.2e-3, "beta of Eq. 5 for the convolution. The gradient is averaged over positions.", rate)
     fc_lr: float = argument(0.06, "beta of Eq. 5 for the fully connected layer.", rate)
     momentum: float = argument(
         0.3,
-        """of the fully connected layer: its step is that of Eq. 5 and so much of the one before it (Polyak 1964), which reaches
-        the same image in fewer steps. 0: Eq. 5 as it stands. Below 1.""",
+        """heavy-ball momentum (Polyak 1964) of the fully connected layer: its step is that of Eq. 5 plus ``momentum`` times the
+        step before. It reaches the same image in fewer steps. 0: plain Eq. 5. Below 1.""",
         lambda name, value: _checks.number(name, value, at_least=0, below=1),
     )
     strength: float | None = argument(
         None,
-        """temperature of the Langevin dynamics, and share of the contrast that ``threshold`` asks for, above 0 and at most 1:
-        the noise goes as its square root. ``None``: what the noise of each image calls for, so that clean photographs keep
-        more (:func:`oag_transform.noise_level.matching_strength`). ``1`` ignores that noise, of which a perturbation shows
-        less that is smooth, lies in a small part of the image, or was resized or saved as JPEG; it was not measured in the gray
-        box.""",
+        """temperature of the Langevin dynamics, and factor on ``threshold``, above 0 and at most 1. The standard deviation of
+        the Langevin noise is proportional to its square root. ``None``: follows the estimated noise of each image, so that
+        clean images keep more detail (:func:`oag_transform.noise_level.matching_strength`). ``1`` ignores the estimate, which
+        is too low for a perturbation that is smooth, lies in a small part of the image, or was resized or saved as JPEG; it
+        was not measured under gray-box attacks.""",
         _checks.share,
     )
     init: Init = argument(
@@ -122,52 +116,53 @@ class Common:
     )
     langevin: Langevin = argument(
         "closed_form",
-        """``"exact"`` takes the T_I steps of Eq. 3 one by one; ``"closed_form"`` draws them at once from their law with the
-        ReLU mask held (Eq. 9 and 10), at a T_I-th of the cost. ``"closed_form"`` takes that mask from the convolution of the
-        last network step, so it is one update of W behind.""",
+        """``"exact"`` takes the T_I steps of Eq. 3 one by one. ``"closed_form"`` draws their result at once, from its exact law
+        for a fixed ReLU mask (Eq. 9 and 10), at 1 / T_I of the cost. Its mask is that of the last network step, one update of
+        W behind.""",
         one_of(Langevin),
     )
     adaptive_lr: bool = argument(
         True,
-        """which rates are stable depends on the image. ``True`` holds ``conv_lr`` to half the inverse of the curvature that the
-        image gives it (flat areas give more), and halves both rates of an image each time its residual rises by over 5%.
-        ``False`` is Eq. 5 as it stands.""",
+        """the stable rates depend on the image. ``True`` limits ``conv_lr`` to half the inverse of its curvature for the image
+        (flat areas have more curvature), and halves both rates of an image each time its residual rises by over 5%. ``False``:
+        plain Eq. 5.""",
         _checks.flag,
     )
     compute_dtype: torch.dtype | None = argument(
         None,
         """precision of the convolutions' operands; the state stays in float32 (float64 for float64 images). ``None``: bfloat16
-        on a CPU that was seen to be faster with it (with AMX, or an AMD with AVX512-BF16), else the state's; ``repr`` says
-        which. An explicit one gives the same result on every machine, to rounding.""",
+        on CPUs that are faster with it (with AMX, or AMD CPUs with AVX512-BF16), else the precision of the state; ``repr``
+        shows the choice. An explicit dtype gives the same result on every machine, up to rounding.""",
         # sums over positions overflow float16
         lambda name, value: _checks.choice(name, value, (None, torch.float32, torch.bfloat16)),
     )
     tile_size: int | None = argument(
         512,
-        """larger images are worked on in tiles of at most so many pixels a side, which overlap and are faded into each other:
-        memory stays bounded. Their networks begin alike and see the same strength. At least 128; ``None``: never.""",
+        """larger images are purified in tiles of at most this many pixels a side, which overlap and fade into each other, so
+        that memory stays bounded. The tiles of an image have the same initial network and the same strength. At least 128;
+        ``None``: no tiles.""",
         lambda name, value: None if value is None else _checks.integer(name, value, at_least=128),
     )
     backend: Backend = argument(
         "auto",
-        """``"torch"`` runs the network step as PyTorch operators on any device; ``"triton"`` as fused CUDA kernels, which need
-        an NVIDIA GPU of compute capability 8.0 or higher and triton, take no float64 images, and round float32 operands to
-        TF32. ``"auto"`` is ``"torch"`` until the kernels have been measured on a GPU: so far they ran in Triton's interpreter
-        only. The two draw different noise.""",
+        """``"torch"``: PyTorch operators on any device. ``"triton"``: fused CUDA kernels, which need triton and an NVIDIA GPU
+        of compute capability 8.0 or higher, take no float64 images, and round float32 operands to TF32. ``"auto"`` is
+        ``"torch"`` until the kernels have been measured on a GPU; so far they ran in Triton's interpreter only. The backends
+        draw different noise.""",
         one_of(Backend),
     )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = field.metadata["check"](field.name, getattr(self, field.name))
-            object.__setattr__(self, field.name, value)  # Python's own numbers for NumPy's
+            object.__setattr__(self, field.name, value)  # Python numbers in place of NumPy's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Common):
-    """Hyper-parameters of Algorithm 1 for images of one size; those that are declared here have the default of large images.
+    """Hyper-parameters of Algorithm 1 for images of one size. The defaults that are declared here are those of large images.
 
-    :class:`~oag_transform.OnlineAlternateGenerator` shows what each of them means.
+    :class:`~oag_transform.OnlineAlternateGenerator` documents each of them.
     """
 
     kernel_size: int = argument(9, "side of the convolution's kernels in pixels.", count)
@@ -175,14 +170,14 @@ class Settings(Common):
     filters: int = argument(128, "number of filters of the convolution.", count)
     threshold: float = argument(
         7.5,
-        """a weight of the fully connected layer takes a step only where the bracket of Eq. 5 is more than so many times the
-        standard deviation that Langevin noise of full strength alone gives it. 0: always, as in the paper. What is too weak
-        for it, most white noise among it, never enters the image.""",
+        """a weight of the fully connected layer takes a step only where the bracket of Eq. 5 is larger than ``threshold``
+        standard deviations of the bracket under Langevin noise of full strength. Weaker structure, such as most white noise,
+        never enters the image. 0: every weight takes every step, as in the paper.""",
         rate,
     )
     scale: float = argument(
         6.5,
-        """grey levels (of 255) in a model unit. At full strength the synthesised image carries noise of about this standard
+        """grey levels (of 255) in a model unit. At full strength the synthesised image has noise of about this standard
         deviation.""",
         lambda name, value: _checks.number(name, value, above=0),
     )
@@ -202,18 +197,18 @@ SIZED = ("kernel_size", "stride", "filters", "threshold", "scale")
 """Hyper-parameters whose default follows the size of the image."""
 
 SMALL, LARGE = 32, 128
-"""Short sides of an image, in pixels, up to and from which its default stays the same."""
+"""Short sides of an image in pixels: the default is constant up to the first and from the second."""
 
 AT_SMALL: dict[str, Any] = {"kernel_size": 6, "stride": 2, "filters": 192, "threshold": 10.0, "scale": 4.0}
-"""The default of images of :data:`SMALL` pixels; that of large ones is in :class:`Settings`."""
+"""The default for images of :data:`SMALL` pixels. :class:`Settings` has the default for large images."""
 
 
 def default_for(height: int, width: int) -> dict[str, Any]:
     """The default of :data:`SIZED` for an image of this size, by its short side.
 
-    What is fine detail at 224 pixels is most of an image of 32, so images below :data:`LARGE` pixels get finer kernels.
-    ``threshold`` and ``scale`` go in a straight line over the logarithm of the short side from :data:`SMALL` to :data:`LARGE`.
-    No kernel is larger than the image. docs/settings.md says how this was chosen.
+    The fine detail of an image of 224 pixels is most of the content at 32 pixels, so images below :data:`LARGE` pixels get
+    finer kernels. ``threshold`` and ``scale`` are linear in the logarithm of the short side from :data:`SMALL` to
+    :data:`LARGE`. No kernel is larger than the image. docs/settings.md reports how the default was chosen.
     """
     side = min(height, width)
     large: dict[str, Any] = {name: Settings.__dataclass_fields__[name].default for name in SIZED}
@@ -225,13 +220,13 @@ def default_for(height: int, width: int) -> dict[str, Any]:
 
 
 def shift_for(height: int, width: int) -> int:
-    """Pixels by which the views of a :class:`~oag_transform.DefendedModel` are moved: 5 from 160 pixels of short side on."""
+    """Shift in pixels of the views of a :class:`~oag_transform.DefendedModel`, by the short side: 5 from 160 pixels on."""
     side = min(height, width)
     return min(1 if side < 80 else 3 if side < 160 else 5, side - 1)
 
 
 def _follows(name: str) -> Any:
-    """A field of :class:`BySize` for a hyper-parameter of :class:`Settings`, by its name: ``None`` follows the size."""
+    """The field of :class:`BySize` for a hyper-parameter of :class:`Settings`: ``None`` follows the size."""
     field = Settings.__dataclass_fields__[name]
     check = field.metadata["check"]
     return argument(
@@ -243,7 +238,7 @@ def _follows(name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class BySize(Common):
-    """Hyper-parameters of Algorithm 1 for images of any size: ``None`` follows it."""
+    """Hyper-parameters of Algorithm 1 for images of any size; ``None`` follows the size."""
 
     kernel_size: int | None = _follows("kernel_size")
     stride: int | None = _follows("stride")
@@ -259,20 +254,20 @@ class BySize(Common):
         """The hyper-parameters for images of this size.
 
         Raises:
-            ValueError: what was given doesn't go with what follows the size: kernels smaller than their stride.
+            ValueError: the given values conflict with the default for this size: kernels smaller than their stride.
         """
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
-        found = default_for(height, width)
-        return Settings(**values | {name: default for name, default in found.items() if values[name] is None})
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
+        defaults = default_for(height, width)
+        return Settings(**given | {name: value for name, value in defaults.items() if given[name] is None})
 
     @property
     def minimum_size(self) -> int:
-        """Pixels that an image needs at least in height and width."""
+        """The smallest height and width of an image in pixels."""
         return 2 if self.kernel_size is None else self.kernel_size
 
 
 def meanings(arguments: type[Common], indent: str) -> Iterator[str]:
-    """``name: meaning`` of each argument, as a docstring lists them."""
+    """``name: meaning`` of each argument, formatted for a docstring."""
     for field in dataclasses.fields(arguments):
         text = f"{field.name}: {field.metadata['meaning']}"
         yield textwrap.fill(text, 120, initial_indent=indent, subsequent_indent=f"{indent}    ", break_long_words=False)

@@ -1,4 +1,4 @@
-"""Large images in tiles, so that memory stays bounded: where the tiles lie, and how they are put together without a seam."""
+"""Large images in tiles, so that memory stays bounded: the positions of the tiles, and how they are combined without a seam."""
 
 import itertools
 import math
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 OVERLAP = 32
-"""Pixels that two tiles share: a kernel's reach on both sides of the fade from one to the other."""
+"""Pixels that two neighbouring tiles share: the reach of a kernel on both sides of the fade from one to the other."""
 
 
 class Tile(NamedTuple):
-    """Rows and columns of an image, each from its first pixel to the one after its last."""
+    """A range of rows and a range of columns of an image; ``bottom`` and ``right`` are exclusive."""
 
     top: int
     bottom: int
@@ -20,21 +20,21 @@ class Tile(NamedTuple):
     right: int
 
     def of(self, images: Tensor) -> Tensor:
-        """This part of images (..., H, W), as a view."""
+        """This part of images (..., H, W) as a view."""
         return images[..., self.top : self.bottom, self.left : self.right]
 
 
 def tiles(height: int, width: int, size: int | None, stride: int) -> list[Tile]:
-    """Tiles of at most about ``size`` pixels a side that cover an image, side by side with an overlap; one where it fits.
+    """Overlapping tiles of at most about ``size`` pixels a side that cover an image; one tile where the image fits into it.
 
-    They begin at multiples of the stride: the grid of cells is that of the whole image.
+    Tiles begin at multiples of the stride, so that their grid of cells is that of the whole image.
     """
     spans = [_spans(side, size, stride) for side in (height, width)]
     return [Tile(*rows, *columns) for rows, columns in itertools.product(*spans)]
 
 
 def fade(tile: Tile, height: int, width: int, like: Tensor) -> Tensor:
-    """Share (h, w) of a tile in each of its pixels: it falls linearly where a neighbour overlaps, and shares add up to 1."""
+    """The share (h, w) of a tile in each of its pixels. It falls linearly where a neighbour overlaps; shares add up to 1."""
     rows, columns = (
         _ramp(first, last, side, like)
         for first, last, side in ((tile.top, tile.bottom, height), (tile.left, tile.right, width))

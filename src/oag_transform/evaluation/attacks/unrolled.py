@@ -35,9 +35,12 @@ class Unrolled(nn.Module):
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """Purified images (N, C, H, W) in [0, 1], differentiably; ``index``: random stream of the first, or one for each."""
         seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
-        jump, settings = _Expected.apply if self.expected else reference.above_zero, self.settings.at(*images.shape[-2:])
+        step_function = _Expected.apply if self.expected else reference.heaviside
+        settings = self.settings.at(*images.shape[-2:])
         rows = zip(images, _checks.indices(index, len(images)), strict=True)
-        return torch.stack([reference.purify(image, settings, seed=seed, index=i, jump=jump) for image, i in rows])
+        return torch.stack(
+            [reference.purify(image, settings, seed=seed, index=i, step_function=step_function) for image, i in rows]
+        )
 
     def extra_repr(self) -> str:
         """Every hyper-parameter."""
@@ -82,12 +85,12 @@ def settings_of(model: DefendedModel) -> dict[str, Any]:
 
 
 class _Expected(torch.autograd.Function):
-    """:data:`~oag_transform.generator.reference.Jump` with the derivative of its mean over noise in x."""
+    """:data:`~oag_transform.generator.reference.StepFunction` with the derivative of its mean over noise in x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, deviation: Tensor) -> Tensor:
         ctx.save_for_backward(x, deviation)
-        return reference.above_zero(x, deviation)
+        return reference.heaviside(x, deviation)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> Any:

@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ... import _checks
 from ...baselines.smoothing import Denoiser, denoisers
 from ...defended import DefendedModel
-from ...smoothed import LOOKS, SmoothedModel, Tally
+from ...smoothed import INTERIM_SHARES, ClassCounts, SmoothedModel
 from .. import result as results
 from ..columns import Column, classify
 from ..data import read_images, shuffled
@@ -84,7 +84,7 @@ def certify(plan: Plan) -> Iterator[Result]:
 
 def looks(options: CertifyOptions) -> int:
     """How many times counting may stop."""
-    return 1 if options.radius is None else len({max(1, round(share * options.n)) for share in LOOKS})
+    return 1 if options.radius is None else len({max(1, round(share * options.n)) for share in INTERIM_SHARES})
 
 
 def at_alpha(result: Result, alpha: float) -> Result:
@@ -182,13 +182,15 @@ class _Counts(Column):
         } | subject.key(model)
 
         def compute(rows: range) -> Array:
-            tally, start = Tally(), time.perf_counter()
+            counts, start = ClassCounts(), time.perf_counter()
             image = subject.batch(subject.images, rows)
             with _checks.rows_are(rows):
                 smoothed.certify(
-                    image, options.n0, options.n, options.alpha, radius=options.radius, index=[rows.start], tallies=[tally]
+                    image, options.n0, options.n, options.alpha, radius=options.radius, index=[rows.start], counts=[counts]
                 )
-            seen = [np.zeros(classes, np.int64) if each is None else each.numpy() for each in (tally.selection, tally.counted)]
+            seen = [
+                np.zeros(classes, np.int64) if each is None else each.numpy() for each in (counts.selection, counts.counted)
+            ]
             return records(selection=seen[0][None], counted=seen[1][None], seconds=[time.perf_counter() - start])
 
         found = subject.store.rows(key, (subject.images,), compute, f"{row.label}: {self.label}", chunk=1)

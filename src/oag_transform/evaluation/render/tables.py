@@ -23,21 +23,31 @@ def note_headings(result: Result) -> list[str]:
     return list(dict.fromkeys(heading for row in result.rows for heading in row.notes))
 
 
-def to_markdown(result: Result) -> str:
-    """The result as a Markdown section: accuracies in percent, with intervals, and with n where other rows have more."""
+def to_markdown(result: Result, *, folded: bool = False) -> str:
+    """The result as a Markdown section: accuracies in percent, with intervals, and with n where other rows have more.
+
+    Args:
+        result: any result.
+        folded: the settings of the run are in a ``<details>``, which code hosts and Sphinx show.
+    """
     lines = [f"## {result.title}", "", result.caption, ""]
     if result.columns:
         lines += [_line(headings(result)), f"|{'---|' * len(headings(result))}"]
         lines += [_row(result, row) for row in result.rows] + _tests(result)
-    lines += ["", *(f"- {name}: {value}" for name, value in result.facts.items())]
+    facts = dict(result.facts)
+    found = [f"- recommendation: {facts.pop('recommendation')}"] if "recommendation" in facts else []
     attacked = [cell for row in result.rows for cell in row.cells if cell is not None and cell.attacks]
     if attacked:
         doubted = sum(bool(cell.diagnostics) for cell in attacked)
-        lines.append(
+        found.append(
             f"- diagnostics: in {doubted} of {len(attacked)} attacked cells one says that an attack hasn't converged or fails"
         )
-    lines += [f"\n![{figure.caption}]({figure.file})" for figure in result.figures]
-    return "\n".join(lines) + "\n"
+    settings = [f"- {name}: {f'`{value}`' if name.startswith('command') else value}" for name, value in facts.items()]
+    if folded and settings:
+        n = f" (n = {facts['n']})" if "n" in facts else ""
+        settings = [f"<details><summary>Settings of this run{n}</summary>", "", *settings, "", "</details>"]
+    figures = [[f"![{figure.caption}]({figure.file})"] for figure in result.figures]
+    return "\n\n".join("\n".join(block).strip() for block in (lines, found, *figures, settings) if block) + "\n"
 
 
 def diagnostics(result: Result) -> list[tuple[RowResult, str, str]]:
@@ -68,7 +78,7 @@ def most_images(rows: Sequence[RowResult], columns: int) -> list[int]:
 
 def _row(result: Result, row: RowResult) -> str:
     most = most_images(result.rows, len(result.columns))
-    cells = [_cell(cell, n) for cell, n in zip(row.cells, most, strict=True)]
+    cells = [cell_text(cell, n) for cell, n in zip(row.cells, most, strict=True)]
     if row.error:
         at = row.cells.index(None) if None in row.cells else 0
         cells[at] = f"failed: {row.error}".replace("|", "\\|").replace("\n", " ")
@@ -97,7 +107,8 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(cell: Cell | None, most: int) -> str:
+def cell_text(cell: Cell | None, most: int) -> str:
+    """Accuracy in percent, its interval, the accuracies of draws, and n where it is below ``most``."""
     if cell is None:
         return ""
     low, high = cell.interval

@@ -1,0 +1,213 @@
+"""What each defense keeps, side by side: the board of the docs and README's summary, made from results of ``evaluate``.
+
+A file that isn't there yet leaves its cells empty, so that a page can name results that are still to come.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from oag_transform.baselines.catalogue import NONE, OAG, VIEWS
+from oag_transform.evaluation import result as results
+from oag_transform.evaluation.result import Cell, Result, RowResult
+
+ATTACKS = "attacks (gradients an image)"  # heading of the notes of an adaptive result
+WITHOUT_VIEWS = {"none": NONE, "none-4-views": f"{NONE}, {VIEWS}"}  # rows without a defense have no key
+
+
+class Adaptive(NamedTuple):
+    """The lowest accuracy of a defense among the rows of an adaptive result, clean accuracy there, and the attacks on it."""
+
+    cell: Cell
+    clean: Cell | None
+    attacks: str
+
+
+def summary(of: str, docs: Path) -> str:
+    """Clean, mean gray-box and adaptive accuracy of some defenses on several data sets; see :mod:`benchmarks.docs`.
+
+    Raises:
+        ValueError: a defense that no file has, though all of them are there; or a bound that was not measured.
+    """
+    sets, _, keys = of.partition("|")
+    parsed = [(name, *files.split(",")) for name, _, files in (each.partition("=") for each in sets.split())]
+    shown = [(name, table, more) for name, file, *more in parsed if (table := _read(docs / file)) is not None]
+    adaptive = [_adaptive_file(docs, *more) for _, _, more in shown]
+    heading = ["Defense"]
+    for (name, _, _), (_, column) in zip(shown, adaptive, strict=True):
+        heading += [f"{name}: clean", "gray-box mean", *([f"adaptive, {column}"] if column else [])]
+    lines = [_line(heading), f"|{'---|' * len(heading)}"]
+    for key in keys.split():
+        rows = [_row(table, key) for _, table, _ in shown]
+        named = next((row for row in rows if row is not None), None)
+        if named is None:
+            if len(shown) == len(parsed):
+                raise ValueError(f"no row of {key!r} in {sets.strip()}")
+            continue  # it may be in a file that is still to come
+        cells = []
+        for row, (attacked, column) in zip(rows, adaptive, strict=True):
+            cells += ["", ""] if row is None else [_percent(row.cells[0]), _percent(row.cells[-1])]
+            least = None if row is None or attacked is None else _least(attacked, row, column)
+            cells += ([_percent(least.cell) if least else ""]) if column else []
+        lines.append(_line([_named(named), *cells]))
+    counts = [f"{name}: {_count(table, *attacked)}" for (name, table, _), attacked in zip(shown, adaptive, strict=True)]
+    return "\n".join([*lines, "", f"Accuracy in percent of images that the target gets right undefended. {'; '.join(counts)}."])
+
+
+def board(of: str, docs: Path) -> str:
+    """Every row of a data set's results: gray-box, adaptive and certified accuracy, and time; see :mod:`benchmarks.docs`.
+
+    Raises:
+        ValueError: a bound or a radius that was not measured.
+    """
+    given = dict(part.split("=", 1) for part in of.split())
+    table = _read(docs / given["table1"]) if "table1" in given else None
+    files = [file for file in given.get("adaptive", "").split(",") if file]
+    adaptive = [(file, found) for file in files if (found := _read(docs / file)) is not None]
+    certified = _read(docs / given["certify"]) if "certify" in given else None
+    if table is None and not adaptive and certified is None:
+        return "Nothing has been measured here yet."
+    at = [(file, found, _column(found, given.get("linf"))) for file, found in adaptive]
+    bound = at[0][2] if at else f"L∞ {given['linf']}/255" if "linf" in given else ""
+    proven = None if certified is None else _column(certified, given.get("radius"))
+    heading = [
+        *("Defense", "Clean", "Gray-box mean", "Gray-box worst", f"Adaptive{bound and f', {bound}'}", "Adaptive attacks, n"),
+        "Certified" if certified is None else f"Certified, sigma {certified.facts['sigma']:g}, {proven}",
+        "ms an image",
+    ]
+    lines = [_line(heading), f"|{'---|' * len(heading)}"]
+    certificates = [] if certified is None else list(certified.rows)
+    for row in _union(table, [found for _, found, _ in at], certificates):
+        measured = None if table is None else next((each for each in table.rows if _same(each, row)), None)
+        gray = ["", "", ""] if measured is None or table is None else _gray(table, measured)
+        gray = [_link(each, given["table1"], docs) for each in gray] if any(gray) else gray
+        found = [(file, least) for file, result, column in at if (least := _least(result, row, column)) is not None]
+        if found and not any(gray):
+            file, least = found[0]
+            gray[0] = _link(_percent(least.clean), file, docs)
+        attacked = ["", ""]
+        if found:
+            file, least = min(found, key=lambda each: each[1].cell.accuracy)
+            attacked = [_link(_percent(least.cell), file, docs), f"{least.attacks}, n = {least.cell.n}".lstrip(", ")]
+        proof = next((each for each in certificates if _denoises(each, row)), None)
+        share = "" if proof is None or certified is None else _percent(proof.cells[certified.columns.index(str(proven))])
+        lines.append(
+            _line(
+                [
+                    _named(row),
+                    *gray,
+                    *attacked,
+                    _link(share, given["certify"], docs) if share else "",
+                    "" if measured is None or measured.seconds is None else results.seconds(1000 * measured.seconds),
+                ]
+            )
+        )
+    return "\n".join([*lines, "", *_below(table, [found for _, found in adaptive], certified)])
+
+
+def _read(path: Path) -> Result | None:
+    return results.read(path) if path.exists() else None
+
+
+def _adaptive_file(docs: Path, file: str = "", bound: str | None = None) -> tuple[Result | None, str]:
+    """An adaptive result and the heading of its column at a bound; None and "" where there is none."""
+    found = _read(docs / file) if file else None
+    return found, "" if found is None else _column(found, bound)
+
+
+def _column(result: Result, bound: str | None) -> str:
+    """Heading of the column of a bound or radius; without one: of the first after the clean images."""
+    if bound is None:
+        return result.columns[1]
+    names = (f"L∞ {bound}/255", f"L2 {bound}")
+    found = next((column for column in result.columns if column in names or column.startswith(f"{names[1]} (")), None)
+    if found is None:
+        raise ValueError(f"expected a bound that {result.key} has, {', '.join(result.columns[1:])}; got {bound}")
+    return found
+
+
+def _row(result: Result, key: str) -> RowResult | None:
+    """The first row of ``KEY`` or ``KEY:SETTING``: it stands at the published setting; ``none`` is no defense."""
+    if key in WITHOUT_VIEWS:
+        return next((row for row in result.rows if row.name == WITHOUT_VIEWS[key]), None)
+    name, _, setting = key.rpartition(":")
+    exact = next((row for row in result.rows if row.defense == key), None)
+    return exact or next((row for row in result.rows if name and row.defense == name and f"{row.setting:g}" == setting), None)
+
+
+def _same(one: RowResult, other: RowResult) -> bool:
+    """Whether two rows are of one defense at one setting."""
+    return (one.defense, one.setting) == (other.defense, other.setting) and bool(one.defense or one.name == other.name)
+
+
+def _denoises(certificate: RowResult, row: RowResult) -> bool:
+    """Whether a certified denoiser is the one of a row, which has a setting of its own."""
+    return certificate is row or (certificate.defense == "none" and row.name == NONE) or certificate.defense == row.defense
+
+
+def _union(table: Result | None, adaptive: Iterable[Result], certificates: Sequence[RowResult]) -> list[RowResult]:
+    """A row for each defense and setting of any of the results, in the order in which they first come."""
+    found: list[RowResult] = []
+    for row in [*(() if table is None else table.rows), *(row for result in adaptive for row in result.rows)]:
+        if not row.error and not any(_same(row, each) for each in found):
+            found.append(row)
+    return found + [each for each in certificates if not any(_denoises(each, row) for row in found)]
+
+
+def _least(result: Result, row: RowResult, column: str) -> Adaptive | None:
+    """What the strongest of the attacks on a defense leaves of it; None where the result has none."""
+    at = result.columns.index(column)
+    found = [(cell, each) for each in result.rows if _same(each, row) and (cell := each.cells[at]) is not None]
+    if not found:
+        return None
+    cell, least = min(found, key=lambda each: each[0].accuracy)
+    attacks = " + ".join(attack.name for attack in cell.attacks) or least.name.partition(": ")[2]
+    return Adaptive(cell, least.cells[0], least.notes.get(ATTACKS, attacks))
+
+
+def _gray(table: Result, row: RowResult) -> list[str]:
+    clean, *attacked, mean = row.cells
+    measured = [(cell.accuracy, name) for cell, name in zip(attacked, table.columns[1:-1], strict=True) if cell is not None]
+    worst = f"{100 * min(measured)[0]:.1f} ({min(measured)[1]})" if measured else ""
+    return [_percent(clean), _percent(mean), worst]
+
+
+def _percent(cell: Cell | None) -> str:
+    return "" if cell is None else f"{100 * cell.accuracy:.1f}"
+
+
+def _named(row: RowResult) -> str:
+    return row.name.replace(OAG, "OAG").replace(NONE, "Undefended") if not row.defense else row.name.replace(OAG, "OAG")
+
+
+def _count(table: Result, attacked: Result | None, _: str) -> str:
+    return f"n = {table.facts['n']}" + ("" if attacked is None else f", under adaptive attack {attacked.facts['n']}")
+
+
+def _below(table: Result | None, adaptive: Sequence[Result], certified: Result | None) -> list[str]:
+    """What the figures are of."""
+    lines = []
+    if table is not None:
+        lines.append(
+            f"Clean and gray-box: {table.facts['target']}; {table.facts['data']}; attacks: {', '.join(table.columns[1:-1])}. "
+            "Milliseconds are those of the defense alone."
+        )
+    lines += [f"Adaptive: {each.facts['target']}; {each.facts['data']}." for each in adaptive]
+    if certified is not None:
+        lines.append(
+            f"Certified: n = {certified.facts['n']} images, right or wrong; {certified.facts['draws counted']} draws. The row "
+            "is the denoiser of that name in one view, at its setting for that noise."
+        )
+    return ["\n".join(f"- {line}" for line in lines)]
+
+
+def _link(text: str, file: str, docs: Path) -> str:
+    """Text, linked to the page that shows a result in full."""
+    if not text:
+        return ""
+    page = next((page for page in sorted(docs.glob("*.md")) if f"<!-- table: {file} -->" in page.read_text("utf-8")), None)
+    return text if page is None else f"[{text}]({page.name})"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
