@@ -7,6 +7,7 @@ import pickle
 import random
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,9 @@ BAD: list[tuple[object, type[Exception], str]] = [
     (rand(2, 3, 0, 20), ValueError, "got 0 x 20"),
     (rand(3, 20, 20).to(torch.int64), TypeError, "got torch.int64"),
     (rand(3, 20, 20).to(torch.complex64), TypeError, "got torch.complex64"),
+    (rand(3, 20, 20).to(torch.float8_e4m3fn), TypeError, "got torch.float8_e4m3fn"),
+    (rand(3, 20, 20).to_sparse(), TypeError, "a dense tensor with values, got layout torch.sparse_coo on device cpu"),
+    (rand(3, 20, 20).to("meta"), TypeError, "a dense tensor with values, got layout torch.strided on device meta"),
     (np.zeros((3, 20, 20), np.float32), TypeError, "got ndarray"),
     ("cat.jpg", TypeError, "got str"),
     (None, TypeError, "got NoneType"),
@@ -274,6 +278,7 @@ def test_numpy_numbers_are_numbers() -> None:
     transform = small(seed=np.int64(3), scale=np.float32(6), network_steps=np.int32(2), fc_lr=np.float64(0.06))
     assert repr(transform) == repr(small(seed=3, scale=6.0, network_steps=2, fc_lr=0.06))
     assert torch.equal(transform(rand(3, 12, 12), index=np.int64(2)), transform(rand(3, 12, 12), index=2))
+    assert repr(small(scale=Fraction(13, 2))) == repr(small(scale=6.5))
     with pytest.raises(ValueError, match="filters must be an integer >= 1, got"):
         small(filters=np.float64(3))
 

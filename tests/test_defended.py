@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, SqueezeNet1_1_Weights, WeightsEnum
-from torchvision.transforms.v2 import Lambda, Normalize
+from torchvision.transforms.v2 import Lambda, Normalize, Resize
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
 from oag_transform.defended import shifted
@@ -108,6 +108,26 @@ def test_shift_must_fit_into_the_image() -> None:
     model = DefendedModel(make_target(), nn.Identity(), shift=20)
     with pytest.raises(ValueError, match=r"shift must be less than the sides of the images, \(20, 40\), got 20"):
         model(rand(1, 3, 20, 40))
+    halved = DefendedModel(make_target(), Resize((4, 8)), shift=5)
+    with pytest.raises(ValueError, match=r"shift must be less than the sides of the purified images, \(4, 8\), got 5"):
+        halved(rand(1, 3, 20, 40))
+
+
+@pytest.mark.parametrize("gradient", ["straight_through", "own"])
+@pytest.mark.parametrize(
+    ("result", "error", "message"),
+    [
+        (lambda images: images[:1], ValueError, r"return 4 images \(N, C, H, W\), got shape \(1, 3, 20, 20\)"),
+        (lambda images: images[0], ValueError, r"got shape \(3, 20, 20\)"),
+        (lambda images: (255 * images).byte(), TypeError, "floating-point tensor, got torch.uint8"),
+        (lambda images: images.detach().numpy(), TypeError, "floating-point tensor, got ndarray"),
+        (lambda _: None, TypeError, "got NoneType"),
+    ],
+)
+def test_a_defense_must_return_an_image_for_each(result: Any, error: type[Exception], message: str, gradient: Any) -> None:
+    for several in (result, [nn.Identity(), Lambda(result)]):
+        with pytest.raises(error, match=message):
+            DefendedModel(make_target(), several, samples=2, gradient=gradient)(rand(2, 3, 20, 20))
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -218,6 +238,7 @@ class Output:
         (torch.zeros(3, 5), ValueError, r"N = 2 images.* got shape \(3, 5\)"),
         ((torch.zeros(2, 5), None), TypeError, "got tuple"),
         ({"out": torch.zeros(2, 5)}, TypeError, "got dict"),
+        (torch.zeros(2, 5, dtype=torch.int64), TypeError, "floating-point logits, got torch.int64"),
         (Output(torch.zeros(2, 1)), ValueError, r"got shape \(2, 1\)"),
     ],
 )

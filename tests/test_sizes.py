@@ -65,6 +65,8 @@ def test_it_works_from_two_pixels_on(shape: tuple[int, int]) -> None:
     assert 0 <= purified.min() <= purified.max() <= 1
     with pytest.raises(ValueError, match="at least 2 pixels, got 1 x 9"):
         OnlineAlternateGenerator()(image[..., :1, :1].expand(3, 1, 9))
+    with pytest.raises(ValueError, match="height must be an integer >= 2, got 1"):
+        OnlineAlternateGenerator().settings_for(1, 9)
 
 
 @given(

@@ -160,6 +160,8 @@ def test_counts_give_other_alphas_for_nothing() -> None:
     (strict,) = SmoothedModel(Halfspace(-0.02), 0.05, seed=3).certify(grey(), n=300, alpha=0.001)
     assert loose.at(0.001) == strict
     assert strict.radius < loose.radius
+    with pytest.raises(ValueError, match="alpha must be a finite number > 0 and < 1, got 2"):
+        loose.at(2)
 
 
 def test_it_stops_when_the_wanted_radius_is_proven_or_out_of_reach_and_pays_for_interim_analyses() -> None:

@@ -91,6 +91,8 @@ IMAGES, LABELS = torch.rand(2, 3, 20, 20), torch.zeros(2, dtype=torch.int64)
         ({"images": [1]}, "got list"),
         ({"labels": LABELS[:1]}, r"labels must be an integer tensor of shape \(2,\), got torch.int64 \(1,\)"),
         ({"labels": LABELS.float()}, "got torch.float32"),
+        ({"labels": LABELS + 3}, "labels must be from 0 to 2, as the target has logits, got 3 to 3"),
+        ({"labels": LABELS - 1}, "labels must be from 0 to 2, as the target has logits, got -1 to -1"),
         ({"noise_std": -0.1}, "noise_std must be a finite number >= 0, got -0.1"),
         ({"tolerance": float("nan")}, "tolerance must be a finite number >= 0, got nan"),
         ({"every": 0}, "every must be"),

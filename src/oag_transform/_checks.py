@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 
 NOT_TRACED = "a defense can't be exported or traced: it trains a network for each image; export the target alone"
 NOT_VMAPPED = "a defense can't be vmapped: it takes batches (N, C, H, W) as they are; call it on the batch"
+DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 RANGE_TOLERANCE = 1e-4  # the rounding of a normalisation and its inverse; larger deviations are errors
 
 
@@ -151,7 +152,7 @@ def images(images: Any, *, minimum_size: int) -> None:
     """Raise unless ``images`` is an image or a batch of images that can be purified.
 
     Raises:
-        TypeError: not a PIL image or tensor, or a dtype that is neither uint8 nor floating point.
+        TypeError: neither a PIL image nor a dense tensor with values, or a dtype that isn't one of :data:`DTYPES`.
         ValueError: a PIL mode other than RGB or L, a shape other than (..., 1 or 3, H, W), H or W below ``minimum_size``,
             NaN or infinity, or values outside [0, 1].
         RuntimeError: a CUDA tensor in a DataLoader worker.
@@ -163,7 +164,9 @@ def images(images: Any, *, minimum_size: int) -> None:
         return
     if not isinstance(images, Tensor) or isinstance(images, (tv_tensors.Mask, tv_tensors.BoundingBoxes)):
         raise TypeError(f"expected a PIL image, a tensor or a tv_tensors.Image, got {type(images).__name__}")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
+    if images.layout != torch.strided or images.is_meta:
+        raise TypeError(f"expected a dense tensor with values, got layout {images.layout} on device {images.device}")
+    if images.dtype not in DTYPES:
         raise TypeError(f"expected uint8, or floating point in [0, 1], got {images.dtype}")
     if images.ndim < 3 or images.shape[-3] not in (1, 3):
         raise ValueError(f"expected shape (..., C, H, W) with C = 1 or 3, got {tuple(images.shape)}")
@@ -194,11 +197,26 @@ def batch(value: Any) -> None:
         raise ValueError(f"expected images of shape (N, C, H, W), got {tuple(value.shape)}")
 
 
+def purified(result: Any, count: int) -> Tensor:
+    """The images that a defense returned for a batch of ``count`` images.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: not of shape (``count``, C, H, W).
+    """
+    if not isinstance(result, Tensor) or not result.is_floating_point():
+        got = result.dtype if isinstance(result, Tensor) else type(result).__name__
+        raise TypeError(f"expected the defense to return a floating-point tensor, got {got}")
+    if result.ndim != 4 or len(result) != count:
+        raise ValueError(f"expected the defense to return {count} images (N, C, H, W), got shape {tuple(result.shape)}")
+    return result
+
+
 def logits(output: Any, count: int) -> Tensor:
     """The logits (``count``, classes) in a classifier's output: the tensor itself, or its ``.logits`` (Hugging Face).
 
     Raises:
-        TypeError: the output is neither a tensor nor an object with ``.logits``.
+        TypeError: the output is neither a tensor nor an object with ``.logits``, or its logits aren't floating point.
         ValueError: a shape other than (``count``, at least 2).
     """
     found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
@@ -206,6 +224,8 @@ def logits(output: Any, count: int) -> Tensor:
         raise TypeError(
             f"expected the target to return logits (N, classes), or an object with .logits, got {type(output).__name__}"
         )
+    if not found.is_floating_point():
+        raise TypeError(f"expected the target to return floating-point logits, got {found.dtype}")
     if found.ndim != 2 or len(found) != count or found.shape[1] < 2:
         raise ValueError(
             f"expected the target to return logits (N, classes) of N = {count} images and at least 2 classes, got shape "
@@ -291,5 +311,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """The Python number for a NumPy number, so that ``repr`` rebuilds the object."""
-    return value.item() if hasattr(value, "item") else value
+    """The Python number for a NumPy number or a fraction, so that ``repr`` rebuilds the object; None stays None."""
+    if hasattr(value, "item"):
+        return value.item()
+    return value if value is None or isinstance(value, (int, float)) else float(value)

@@ -211,7 +211,8 @@ class DefendedModel(nn.Module):
 
     def _purify(self, defense: Defense, own: Tensor, indices: list[int]) -> Tensor:
         def defend(batch: Tensor) -> Tensor:
-            return defense(batch, index=indices) if takes_index(defense) else defense(batch)
+            result = defense(batch, index=indices) if takes_index(defense) else defense(batch)
+            return _checks.purified(result, len(batch))
 
         return straight_through(own, defend) if self.gradient == "straight_through" else defend(own)
 
@@ -282,6 +283,8 @@ def shifted(images: Tensor, shift: int) -> Sequence[Tensor]:
     """
     if shift == 0:
         return [images]
+    if shift >= min(images.shape[-2:]):
+        raise ValueError(f"shift must be less than the sides of the purified images, {tuple(images.shape[-2:])}, got {shift}")
     padded = tvf.pad(images, [shift], padding_mode="reflect")
     return tvf.five_crop(padded, list(images.shape[-2:]))[:4]
 

@@ -78,6 +78,7 @@ class Certificate:
 
     def at(self, alpha: float) -> "Certificate":
         """The certificate that the same counts give for another ``alpha``."""
+        alpha = _checks.number("alpha", alpha, above=0, below=1)
         return certificate(self.counts, self.sigma, alpha, self.analyses)
 
 

@@ -67,7 +67,13 @@ def choose_network_steps(
         noised = streams.add_normal(images[rows], noise_std, streams.noise_generators(seed, rows, images.device))
         for moment in defense.trace(noised, every=every, index=rows.start):
             with torch.no_grad(), _checks.rows_are(rows):
-                right = _checks.finite(_checks.logits(target(moment.images), len(rows))).argmax(-1) == labels[rows]
+                logits = _checks.finite(_checks.logits(target(moment.images), len(rows)))
+            if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+                low, high = int(labels.min()), int(labels.max())
+                raise ValueError(
+                    f"labels must be from 0 to {logits.shape[1] - 1}, as the target has logits, got {low} to {high}"
+                )
+            right = logits.argmax(-1) == labels[rows]
             correct[moment.step] = correct.get(moment.step, 0) + int(right.sum())
     curve = [(step, count / len(images)) for step, count in correct.items()]
     return NetworkSteps(smallest_flat_step(curve, tolerance), curve)

@@ -234,8 +234,11 @@ class OnlineAlternateGenerator(nn.Module):
         """The hyper-parameters for images of this size: the given ones, and the defaults for this size.
 
         Raises:
-            ValueError: the given values conflict with the default for this size: kernels smaller than their stride.
+            ValueError: a side is below 2 pixels, or the given values conflict with the default for this size: kernels smaller
+                than their stride.
         """
+        for name, side in (("height", height), ("width", width)):
+            _checks.integer(name, side, at_least=2)
         return self.settings.at(height, width)
 
     def _image(self, images: ImageLike, indices: list[int], settings: Settings) -> ImageLike:
