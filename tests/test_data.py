@@ -175,6 +175,10 @@ def test_an_image_that_cannot_be_used_is_left_out_and_named(tmp_path: Path, capl
     assert [bool(re.search(reason, line)) for reason, line in zip(reasons, caplog.messages, strict=True)] == [True] * 3
     assert [labels.tolist() for _, labels in batches(listing, SMALL, 5, seed=0)] in ([[0, 1]], [[1, 0]])
     assert sum(len(labels) for _, labels in batches(listing, SMALL, 1, seed=0)) == 2
+    (tmp_path / "ape" / "1.png").write_text("no image")
+    (tmp_path / "bee" / "5.png").unlink()
+    with pytest.raises(ValueError, match="none of the images can be read"):
+        list(batches(listing, SMALL, 2, seed=0))
     nothing, none = read_images(listing, [1, 2], SMALL)
     assert (tuple(nothing.shape), none) == ((0, 3, 20, 20), [])
 

@@ -293,7 +293,14 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         """The defenses that are asked for; where none is, those that can be made here."""
         if self.defenses is not None:
             by_key = {family.key: family for family in every}
-            return tuple(by_key.get(defense.key, defense) for defense in chosen(self.defenses))  # some keys are in no list
+            asked = tuple(by_key.get(defense.key, defense) for defense in chosen(self.defenses))  # some keys are in no list
+            for family in asked:
+                if family.key not in by_key:  # with a setting of the user's own
+                    try:
+                        family.make(family.published, 0, needs)
+                    except ValueError as error:
+                        raise ValueError(f"--defenses {family.key}: {error}") from error
+            return asked
         found = []
         for family in every:
             try:

@@ -256,12 +256,18 @@ def batches(listing: Listing, preprocessing: Preprocessing, size: int, seed: int
     """Images (n, 3, crop, crop) uint8 and labels (n,), 1 <= n <= ``size``, in the order of :func:`shuffled`.
 
     Those that :func:`read_images` leaves out are missing.
+
+    Raises:
+        ValueError: none of the images can be read.
     """
-    order = shuffled(listing, seed)
+    order, found = shuffled(listing, seed), False
     for start in range(0, len(order), size):
         images, positions = read_images(listing, order[start : start + size], preprocessing)
         if positions:
+            found = True
             yield images, torch.tensor([listing.labels[p] for p in positions])
+    if not found:
+        raise ValueError("none of the images can be read")
 
 
 def _of_files(paths: Sequence[Path], labels: Sequence[int], classes: Sequence[str]) -> Listing:
