@@ -192,6 +192,10 @@ def test_resizing_is_torchvisions_and_refuses_extreme_enlargement() -> None:
         ValueError, match=r"thin\.png has 2 x 6000 pixels, too thin .* side of 256: .* would have 768000; crop it"
     ):
         resize(PIL.Image.new("L", (2, 6000)), 256, bicubic, "thin.png")
+    with pytest.raises(
+        ValueError, match=r"small\.png has 5 x 4 pixels; .* it would have 12500 megapixels, more than"
+    ):
+        resize(PIL.Image.new("L", (5, 4)), 100_000, bicubic, "small.png")
 
 
 def test_images_of_the_right_size_are_not_resampled(tmp_path: Path) -> None:
