@@ -77,6 +77,10 @@ def test_flower17_has_80_of_each_class_in_order(tmp_path: Path) -> None:
 
 
 def test_flower17_names_missing_parts(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "datasplits.mat").write_text("x")
+    with pytest.raises(ValueError, match=r"datasplits\.mat can't be read as a MATLAB file: "):
+        flower17(tmp_path / "broken")
     with pytest.raises(ValueError, match=r"datasplits\.mat is missing"):
         flower17(tmp_path)
     flower_folder(tmp_path, [1])
@@ -192,9 +196,7 @@ def test_resizing_is_torchvisions_and_refuses_extreme_enlargement() -> None:
         ValueError, match=r"thin\.png has 2 x 6000 pixels, too thin .* side of 256: .* would have 768000; crop it"
     ):
         resize(PIL.Image.new("L", (2, 6000)), 256, bicubic, "thin.png")
-    with pytest.raises(
-        ValueError, match=r"small\.png has 5 x 4 pixels; .* it would have 12500 megapixels, more than"
-    ):
+    with pytest.raises(ValueError, match=r"small\.png has 5 x 4 pixels; .* it would have 12500 megapixels, more than"):
         resize(PIL.Image.new("L", (5, 4)), 100_000, bicubic, "small.png")
 
 

@@ -199,6 +199,7 @@ def test_fit_pixelcnn_and_defend_with_it(folder: Path, tmp_path: Path, monkeypat
         (["--noise-std", "0"], "--noise-std must be a finite number > 0"),
         (["--eps", "0"], "grey levels"),
         (["--defenses", "magic"], "no defense 'magic'; expected some of mean, median"),
+        (["--out", __file__], "--out must be a folder, got "),
         (["--defenses", "mean", "jpeg:999"], "--defenses jpeg:999: quality must be"),
         (["--defenses", "oag+median:4"], "--defenses oag+median:4: "),
         (["--tuned", "missing.json"], "missing.json"),

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +211,9 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         if not self.other:  # a defense that uses the gradient of one target is none of another's
             needs = dataclasses.replace(needs, target=targets[0].model)
         families = self._families(every, needs)
+        if os.path.lexists(self.out) and not self.out.is_dir():
+            raise ValueError(f"--out must be a folder, got {self.out}")
+        self.out.mkdir(parents=True, exist_ok=True)  # before any work
         show = sys.stderr.isatty() or self.progress
         store = self._store()(self.out / "cache", chunk=self.batch_size, progress=show)
         keys = {one.key for one in self.asked}
