@@ -120,7 +120,7 @@ def test_several_defenses_in_one_model() -> None:
     assert [repr(module) for module in modules] == [repr(JPEG(60)), repr(filters.GaussianNoise(12, seed=3))]
     with pytest.raises(ValueError, match="no defense 'jpg'"):
         by_key("jpg+noise")
-    with pytest.raises(ValueError, match="a number for the setting, got 'jpeg:low'"):
+    with pytest.raises(ValueError, match="a finite number for the setting, got 'jpeg:low'"):
         by_key("jpeg:low+noise")
 
 
@@ -153,6 +153,11 @@ def test_defenses_are_chosen_by_key() -> None:
     assert [d.key for d in chosen(["oag", "jpeg"])] == ["oag", "jpeg"]
     with pytest.raises(ValueError, match=r"no defense 'jpg'; expected some of mean, median, .*, oag, oag-4-views"):
         chosen(["oag", "jpg"])
+    with pytest.raises(ValueError, match=r"no defense 'oag-4-views-4-views'"):
+        chosen(["oag-4-views-4-views"])
+    for key in ("jpeg:nan", "jpeg:inf", "jpeg-4-views:"):
+        with pytest.raises(ValueError, match=f"a finite number for the setting, got '{key}'"):
+            chosen(["oag", key])
 
 
 def test_setting_and_label_are_described() -> None:

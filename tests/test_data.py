@@ -77,6 +77,10 @@ def test_flower17_has_80_of_each_class_in_order(tmp_path: Path) -> None:
 
 
 def test_flower17_names_missing_parts(tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "datasplits.mat").write_text("x")
+    with pytest.raises(ValueError, match=r"datasplits\.mat can't be read as a MATLAB file: "):
+        flower17(tmp_path / "broken")
     with pytest.raises(ValueError, match=r"datasplits\.mat is missing"):
         flower17(tmp_path)
     flower_folder(tmp_path, [1])
@@ -175,6 +179,10 @@ def test_an_image_that_cannot_be_used_is_left_out_and_named(tmp_path: Path, capl
     assert [bool(re.search(reason, line)) for reason, line in zip(reasons, caplog.messages, strict=True)] == [True] * 3
     assert [labels.tolist() for _, labels in batches(listing, SMALL, 5, seed=0)] in ([[0, 1]], [[1, 0]])
     assert sum(len(labels) for _, labels in batches(listing, SMALL, 1, seed=0)) == 2
+    (tmp_path / "ape" / "1.png").write_text("no image")
+    (tmp_path / "bee" / "5.png").unlink()
+    with pytest.raises(ValueError, match="none of the images can be read"):
+        list(batches(listing, SMALL, 2, seed=0))
     nothing, none = read_images(listing, [1, 2], SMALL)
     assert (tuple(nothing.shape), none) == ((0, 3, 20, 20), [])
 
@@ -188,6 +196,8 @@ def test_resizing_is_torchvisions_and_refuses_extreme_enlargement() -> None:
         ValueError, match=r"thin\.png has 2 x 6000 pixels, too thin .* side of 256: .* would have 768000; crop it"
     ):
         resize(PIL.Image.new("L", (2, 6000)), 256, bicubic, "thin.png")
+    with pytest.raises(ValueError, match=r"small\.png has 5 x 4 pixels; .* it would have 12500 megapixels, more than"):
+        resize(PIL.Image.new("L", (5, 4)), 100_000, bicubic, "small.png")
 
 
 def test_images_of_the_right_size_are_not_resampled(tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ def test_torchvisions_own_weights_go_through_its_own_loading(monkeypatch: pytest
         ("tests.test_targets:no_module", None, "must return a torch.nn.Module, got int"),
         ("tests.test_targets:nothing", None, "can't be imported"),
         ("no.such.module:tiny", None, "can't be imported"),
+        (":tiny", None, "can't be imported"),
+        ("tests.test_targets:torch", None, r"torch\(\) failed: TypeError: 'module' object is not callable"),
         ("resnet18", None, "resnet18 needs weights"),
         ("resnet18", "IMAGENET1K_V9", "has the weights"),
         ("resnet18", "missing.pt", "missing.pt is missing"),
@@ -118,6 +120,9 @@ def test_what_does_not_fit_is_named(model: str, weights: str | None, message: st
 def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
     (tmp_path / "text.pt").write_text("no weights")
     torch.save({"a": torch.zeros(2)}, tmp_path / "state.pt")
+    (tmp_path / "empty.pt").touch()
+    with pytest.raises(ValueError, match=r"empty\.pt can't be read as weights"):
+        load_target(str(tmp_path / "empty.pt"), classes=names(4))
     with pytest.raises(ValueError, match=r"text\.pt can't be read as weights"):
         load_target(str(tmp_path / "text.pt"), classes=names(4))
     with pytest.raises(ValueError, match="not written by oag-transform fit-target"):

@@ -1,5 +1,6 @@
 """Kinds of images: conversion to one layout and back to the same kind."""
 
+import math
 from typing import TypeVar
 
 import PIL.Image
@@ -34,8 +35,9 @@ def resize(image: PIL.Image.Image, side: int, interpolation: InterpolationMode, 
     """Resize an image to a short side of ``side`` pixels, with its aspect ratio, by torchvision's ``resize``.
 
     Raises:
-        ValueError: the image is so thin that the result would have more pixels than the image and more than :data:`THIN` times
-            ``side`` x ``side``: a small file would need an unbounded amount of memory. The message calls the image ``name``.
+        ValueError: the result would have more pixels than the image, and more than Pillow's limit for files of about 179
+            megapixels; or, of a thin image, more than :data:`THIN` times ``side`` x ``side``. A small file would need an
+            unbounded amount of memory. The message calls the image ``name``.
     """
     (width, height), short = image.size, min(image.size)
     long = max(width, height) * side // short
@@ -43,6 +45,12 @@ def resize(image: PIL.Image.Image, side: int, interpolation: InterpolationMode, 
         raise ValueError(
             f"{name} has {width} x {height} pixels, too thin to be resized to a short side of {side}: the long side would have "
             f"{long}; crop it"
+        )
+    limit = 2 * (PIL.Image.MAX_IMAGE_PIXELS or math.inf)  # that of Pillow for files
+    if side * long > max(width * height, limit):
+        raise ValueError(
+            f"{name} has {width} x {height} pixels; resized to a short side of {side}, it would have {side * long / 1e6:.0f} "
+            f"megapixels, more than {limit / 1e6:.0f}"
         )
     return F.resize(image, [side], interpolation=interpolation)
 

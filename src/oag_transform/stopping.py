@@ -70,9 +70,7 @@ def choose_network_steps(
                 logits = _checks.finite(_checks.logits(target(moment.images), len(rows)))
             if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
                 low, high = int(labels.min()), int(labels.max())
-                raise ValueError(
-                    f"labels must be from 0 to {logits.shape[1] - 1}, as the target has logits, got {low} to {high}"
-                )
+                raise ValueError(f"labels must be from 0 to {logits.shape[1] - 1} for this target, got {low} to {high}")
             right = logits.argmax(-1) == labels[rows]
             correct[moment.step] = correct.get(moment.step, 0) + int(right.sum())
     curve = [(step, count / len(images)) for step, count in correct.items()]

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +211,9 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         if not self.other:  # a defense that uses the gradient of one target is none of another's
             needs = dataclasses.replace(needs, target=targets[0].model)
         families = self._families(every, needs)
+        if os.path.lexists(self.out) and not self.out.is_dir():
+            raise ValueError(f"--out must be a folder, got {self.out}")
+        self.out.mkdir(parents=True, exist_ok=True)  # before any work
         show = sys.stderr.isatty() or self.progress
         store = self._store()(self.out / "cache", chunk=self.batch_size, progress=show)
         keys = {one.key for one in self.asked}
@@ -293,11 +297,14 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         """The defenses that are asked for; where none is, those that can be made here."""
         if self.defenses is not None:
             by_key = {family.key: family for family in every}
-            named = tuple(by_key.get(defense.key, defense) for defense in chosen(self.defenses))  # some keys are in no list
-            for family in named:
-                if ":" in family.key:  # a defense of one's own, or a setting: what is wrong with it is said before any work
-                    family.make(family.published, self.seed, needs)
-            return named
+            asked = tuple(by_key.get(defense.key, defense) for defense in chosen(self.defenses))  # some keys are in no list
+            for family in asked:
+                if family.key not in by_key:  # a setting, several in one model, or a function of the user's own
+                    try:
+                        family.make(family.published, self.seed, needs)
+                    except (TypeError, ValueError) as error:
+                        raise ValueError(f"--defenses {family.key}: {error}") from error
+            return asked
         found = []
         for family in every:
             try:

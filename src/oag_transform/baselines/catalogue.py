@@ -13,6 +13,7 @@ target and are not portable.
 
 import dataclasses
 import importlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -91,8 +92,9 @@ def by_key(key: str) -> Defense:
         return _together(key)
     name, given, text = key.partition(":")
     known = {defense.key: defense for defense in DEFENSES}
-    if name not in known and name.endswith(IN_VIEWS) and name.removesuffix(IN_VIEWS) in known:
-        known[name] = _in_views(known[name.removesuffix(IN_VIEWS)])
+    alone = known.get(name.removesuffix(IN_VIEWS))
+    if name not in known and alone is not None and not alone.in_views:
+        known[name] = _in_views(alone)
     if name not in known and text.removesuffix(IN_VIEWS).isidentifier():
         own = _own(key.removesuffix(IN_VIEWS))
         return _in_views(own) if key.endswith(IN_VIEWS) else own
@@ -103,7 +105,9 @@ def by_key(key: str) -> Defense:
     try:
         setting = int(text) if text.isdecimal() else float(text)
     except ValueError:
-        raise ValueError(f"expected KEY:SETTING with a number for the setting, got {key!r}") from None
+        setting = math.nan
+    if not math.isfinite(setting):
+        raise ValueError(f"expected KEY:SETTING with a finite number for the setting, got {key!r}")
     return dataclasses.replace(known[name], key=key, published=setting, tuned=setting, settings=(setting,))
 
 

@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 from torchvision.transforms import v2
 
-from .. import _checks
+from .. import _checks, files
 from .data import Preprocessing
 
 IMAGENET = Preprocessing(256, 224, v2.InterpolationMode.BILINEAR)
@@ -125,8 +125,8 @@ def build_timm(name: str, weights: str | None, classes: int) -> tuple[nn.Module,
     try:
         own = {"pretrained": True} if weights is None else {"checkpoint_path": weights, "num_classes": classes}
         network = timm.create_model(name, **own)
-    except (RuntimeError, OSError) as error:
-        raise ValueError(f"timm:{name} can't be loaded: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # by its file's kind, many
+        raise ValueError(f"timm:{name} can't be loaded: {files.reason(error)}") from error
     config = timm.data.resolve_model_data_config(network)
     crop = config["input_size"][-1]
     interpolation = v2.InterpolationMode(config["interpolation"])

@@ -7,7 +7,7 @@ import csv
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import PIL.Image
 import torch
@@ -18,7 +18,7 @@ from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ..files import one_line, read_rgb
+from ..files import one_line, read_rgb, reason
 from ..images import resize as resized
 
 logger = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ def flower17(root: Path, split: str = "tst1") -> Listing:
     file = root / "datasplits.mat"
     if not file.is_file():
         raise ValueError(f"{file} is missing; it comes with the Flower-17 data set")
-    splits = loadmat(str(file))
+    splits = _load_mat(file)
     if split not in splits or split.startswith("__"):
         names = sorted(name for name in splits if not name.startswith("__"))
         raise ValueError(f"{file} has no split {split!r}; it has {names}")
@@ -175,7 +175,7 @@ def ilsvrc2012(root: Path, devkit: Path) -> Listing:
     paths = sorted(root.glob("ILSVRC2012_val_*.JPEG"))
     if not paths:
         raise ValueError(f"{root} has no images named ILSVRC2012_val_00000001.JPEG and so on")
-    synsets = loadmat(str(meta), squeeze_me=True, struct_as_record=False)["synsets"]
+    synsets = _load_mat(meta, squeeze_me=True, struct_as_record=False)["synsets"]
     # a node of the WordNet tree with children is no class of its own
     leaves = sorted((s.WNID, int(s.ILSVRC2012_ID), s.words) for s in synsets if int(s.num_children) == 0)
     index = {identity: position for position, (_, identity, _) in enumerate(leaves)}
@@ -256,17 +256,30 @@ def batches(listing: Listing, preprocessing: Preprocessing, size: int, seed: int
     """Images (n, 3, crop, crop) uint8 and labels (n,), 1 <= n <= ``size``, in the order of :func:`shuffled`.
 
     Those that :func:`read_images` leaves out are missing.
+
+    Raises:
+        ValueError: none of the images can be read.
     """
-    order = shuffled(listing, seed)
+    order, found = shuffled(listing, seed), False
     for start in range(0, len(order), size):
         images, positions = read_images(listing, order[start : start + size], preprocessing)
         if positions:
+            found = True
             yield images, torch.tensor([listing.labels[p] for p in positions])
+    if not found:
+        raise ValueError("none of the images can be read")
 
 
 def _of_files(paths: Sequence[Path], labels: Sequence[int], classes: Sequence[str]) -> Listing:
     names = tuple("/".join(path.parts[-2:]) for path in paths)
     return Listing(names, tuple(labels), tuple(classes), lambda i: read_rgb(paths[i]))
+
+
+def _load_mat(path: Path, **options: bool) -> Any:
+    try:
+        return loadmat(str(path), **options)
+    except Exception as error:  # damaged files make SciPy raise almost any exception
+        raise ValueError(f"{path} can't be read as a MATLAB file: {reason(error)}") from error
 
 
 def _check_files(paths: Sequence[Path]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from .. import files
 from .backbones import IMAGENET, build, build_lite, build_timm, build_torchvision, check_builder
 from .data import Preprocessing
 from .store import fingerprint
@@ -114,8 +115,8 @@ def _probe(name: str, model: nn.Module, side: int, classes: int, device: torch.d
     try:
         with torch.no_grad():
             logits = model(image)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(f"{name} fails on an image of shape {tuple(image.shape)}: {error}") from error
+    except Exception as error:  # somebody's own code
+        raise ValueError(f"{name} fails on an image of shape {tuple(image.shape)}: {files.reason(error)}") from error
     got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
     if not isinstance(logits, Tensor) or logits.shape != (1, classes):
         raise ValueError(
@@ -149,15 +150,19 @@ def _load_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds, depending on the first bytes
-        raise ValueError(f"{path} can't be read as weights: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} can't be read as weights: {files.reason(error)}") from error
 
 
 def _call(name: str) -> nn.Module:
     module, _, function = name.partition(":")
     try:
-        made = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{name} can't be imported: {error}") from error
+    try:
+        made = make()
+    except Exception as error:  # somebody's own code
+        raise ValueError(f"{name}() failed: {files.reason(error)}") from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"{name}() must return a torch.nn.Module, got {type(made).__name__}")
     return made
@@ -172,7 +177,9 @@ def _load_robustbench(name: str) -> nn.Module:
     try:
         library = importlib.import_module("robustbench.utils")
     except ModuleNotFoundError as error:
-        raise ValueError(f"robustbench:{name} needs {error.name}: pip install robustbench") from error
+        own = (error.name or "").partition(".")[0] == "robustbench"
+        remedy = ": pip install robustbench" if own else ", which RobustBench imports"
+        raise ValueError(f"robustbench:{name} needs {error.name}{remedy}") from error
     data, threat, model = parts
     try:
         return library.load_model(model_name=model, dataset=data, threat_model=threat)
