@@ -63,11 +63,11 @@ def board(of: str, docs: Path) -> str:
     given = dict(part.split("=", 1) for part in of.split())
     table = _read(docs / given["table1"]) if "table1" in given else None
     files = [file for file in given.get("adaptive", "").split(",") if file]
-    adaptive = [(file, found) for file in files if (found := _read(docs / file)) is not None]
+    adaptive = [(file, result) for file in files if (result := _read(docs / file)) is not None]
     certified = _read(docs / given["certify"]) if "certify" in given else None
     if table is None and not adaptive and certified is None:
         return "Nothing has been measured here yet."
-    at = [(file, found, _column(found, given.get("linf"))) for file, found in adaptive]
+    at = [(file, result, _column(result, given.get("linf"))) for file, result in adaptive]
     bound = at[0][2] if at else f"L∞ {given['linf']}/255" if "linf" in given else ""
     proven = None if certified is None else _column(certified, given.get("radius"))
     heading = [
@@ -77,7 +77,7 @@ def board(of: str, docs: Path) -> str:
     ]
     lines = [_line(heading), f"|{'---|' * len(heading)}"]
     certificates = [] if certified is None else list(certified.rows)
-    for row in _union(table, [found for _, found, _ in at], certificates):
+    for row in _union(table, [result for _, result in adaptive], certificates):
         measured = None if table is None else next((each for each in table.rows if _same(each, row)), None)
         gray = ["", "", ""] if measured is None or table is None else _gray(table, measured)
         gray = [_link(each, given["table1"], docs) for each in gray] if any(gray) else gray
@@ -102,7 +102,7 @@ def board(of: str, docs: Path) -> str:
                 ]
             )
         )
-    return "\n".join([*lines, "", *_below(table, [found for _, found in adaptive], certified)])
+    return "\n".join([*lines, "", *_below(table, [result for _, result in adaptive], certified)])
 
 
 def _read(path: Path) -> Result | None:
@@ -132,12 +132,18 @@ def _row(result: Result, key: str) -> RowResult | None:
         return next((row for row in result.rows if row.name == WITHOUT_VIEWS[key]), None)
     name, _, setting = key.rpartition(":")
     exact = next((row for row in result.rows if row.defense == key), None)
-    return exact or next((row for row in result.rows if name and row.defense == name and f"{row.setting:g}" == setting), None)
+    named = (row for row in result.rows if row.setting is not None and row.defense == name)
+    return exact or next((row for row in named if f"{row.setting:g}" == setting), None)
 
 
 def _same(one: RowResult, other: RowResult) -> bool:
     """Whether two rows are of one defense at one setting."""
-    return (one.defense, one.setting) == (other.defense, other.setting) and bool(one.defense or one.name == other.name)
+    return _identity(one) == _identity(other)
+
+
+def _identity(row: RowResult) -> tuple[str, float | None]:
+    """Key and setting, also where the key holds the setting; the name of a row without a defense."""
+    return row.defense.removesuffix(f":{row.setting:g}") if row.setting is not None else row.defense or row.name, row.setting
 
 
 def _denoises(certificate: RowResult, row: RowResult) -> bool:

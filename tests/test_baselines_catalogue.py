@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,3 +164,59 @@ def test_setting_and_label_are_described() -> None:
     assert by_key("jpeg").describe(75) == "JPEG, quality 75"
     assert by_key("randomization").describe(331 / 299) == "Randomization, ratio 1.107"
     assert dataclasses.replace(by_key("oag"), knob="T").describe(12) == f"{OAG}, T 12"
+
+
+class Darker(nn.Module):
+    def __init__(self, seed: int = 7) -> None:
+        super().__init__()
+        self.seed, self.indices = seed, list[Any]()
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        self.indices.append(index)
+        return images / 2
+
+
+def no_defense() -> int:
+    return 3
+
+
+def negative() -> Any:
+    return lambda images: 1 - images
+
+
+def test_a_defense_of_ones_own() -> None:
+    here = f"{__name__}:"
+    module: Any = by_key(here + "Darker").make(0, 4, NEEDS)
+    assert module.defense.seed == module.seed == 4
+    assert torch.equal(module(image(), index=[5]), image() / 2)
+    assert module.defense.indices == [[5]]
+    function: Any = by_key(here + "negative").make(0, 4, NEEDS)
+    assert torch.equal(function(image(), index=[5]), 1 - image())
+    assert repr(function) != repr(module)
+    assert by_key(here + "negative").describe(0) == here + "negative"
+    views = by_key(here + "negative-4-views")
+    assert views.in_views
+    assert views.label == f"{here}negative, 4 views"
+    mix = by_key(f"jpeg:60+{here}negative")
+    assert mix.label == f"JPEG, quality 60 + {here}negative, 4 views"
+    modules: Any = mix.make(2, 3, NEEDS)
+    assert [repr(each) for each in modules[:1]] == [repr(JPEG(60))]
+    assert torch.equal(modules[1](image()), 1 - image())
+    for name, message in {
+        here + "missing": "can't be imported: module .* has no attribute 'missing'",
+        "no_such_module:f": "no_such_module:f can't be imported: No module named",
+        ":f": ":f can't be imported",
+        here + "no_defense": "must return a callable on images, got int",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            by_key(name).make(0, 0, NEEDS)
+
+
+def test_a_changed_source_file_is_another_defense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    found = []
+    for number in (1, 2):
+        (tmp_path / f"own{number}.py").write_text(f"def make():\n    return lambda images: images / {number}\n")
+        found.append(by_key(f"own{number}:make").make(0, 0, NEEDS))
+    assert found[0].source != found[1].source
+    assert str(found[0].source) in repr(found[0])

@@ -30,9 +30,10 @@ def names() -> dict[str, Any]:
     """What examples take for granted: the reader's classifier, images and labels."""
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(1, 3, 16, 16, generator=generator)
-    target = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4)).eval()
+    linear = nn.Linear(3 * 16 * 16, 4)
+    target = nn.Sequential(nn.Flatten(), linear).eval()
     with torch.no_grad():
-        target[1].weight.normal_(generator=generator)
+        linear.weight.normal_(generator=generator)
         labels = target(images).argmax(1)
     return {"target": target, "images": images, "labels": labels, "image": images[0], "names": ["a.png"]}
 

@@ -357,3 +357,22 @@ def test_rows_of_oag_at_the_default_and_those_with_views_as_in_a_defended_model(
     assert every["oag"].published == every["oag-4-views"].published == OnlineAlternateGenerator().settings.network_steps
     assert {key: family.in_views for key, family in every.items()} == {key: "4-views" in key for key in every}
     assert DefendedModel(every["oag"].make(3, 0, Needs())).samples == 1
+
+
+def test_a_defense_of_ones_own_is_a_row_by_one_command(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_defense.py").write_text("def negative():\n    return lambda images: 1 - images\n")
+    run = arguments(
+        folder, tmp_path, "table1", "adaptive", "--attacks", "fgsm", "--adaptive.steps", "2", "--adaptive.linf", "1"
+    )
+    assert main([*run, "--defenses", "jpeg", "my_defense:negative", "my_defense:negative-4-views"]) == 0
+    for key in ("table1", "adaptive-linf"):
+        rows = {line.name: line for line in read(tmp_path / f"{key}.json").rows}
+        alone, views = rows["my_defense:negative"], rows["my_defense:negative, 4 views"]
+        assert alone.cells[0].accuracy == views.cells[0].accuracy == 0  # type: ignore[union-attr]
+        assert "OwnDefense('my_defense:negative')" in alone.code
+        assert (alone.defense, views.defense) == ("my_defense:negative", "my_defense:negative-4-views")
+    assert main([*run, "--defenses", "my_defense:positive"]) == 2
+    assert "my_defense:positive can't be imported" in capsys.readouterr().err

@@ -453,7 +453,7 @@ def test_structures_stay_structures(folder: Path, expected: dict[str, bytes]) ->
         (batch_of(["a"], ["text"]), "expected whole files or arrays of uint8 in column 'image', got str"),
         (batch_of(["a"], [np.zeros((9, 9, 3), np.float32)]), "in column 'image', got array of float32"),
         (batch_of(["a"], [np.zeros((3, 9, 9), np.uint8)]), r"a: expected an array \(H, W\).*, got \(3, 9, 9\)"),
-        (batch_of(["a"], [np.zeros((5, 5), np.uint8)]), "a: expected height and width of at least kernel_size = 6 pixels"),
+        (batch_of(["a"], [np.zeros((1, 9), np.uint8)]), "a: expected height and width of at least 2 pixels, got 1 x 9"),
         (batch_of([None], [np.zeros((9, 9), np.uint8)]), "an image has no name in column 'name'"),
         (batch_of(["a"], [b""], error=np.array(["mine"])), "has a column 'error' already: give error=, the name of a new one"),
         ({"image": np.array([b""])}, "there is no column 'name': give name=, one of image"),

@@ -16,14 +16,14 @@ from oag_transform.evaluation.adversarial import common, l2, linf, match
 from oag_transform.evaluation.data import Listing, image_folder, open_images
 from oag_transform.evaluation.result import read
 from oag_transform.images import resize
-from tests.tiny import CLASSES, write_photographs
+from tests.tiny import CLASSES, write_images
 
 NAMES = tuple(f"{name}/{number}.png" for name in CLASSES for number in range(3))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photographs(tmp_path_factory.mktemp("photographs"))
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -114,9 +114,8 @@ def test_images_attacked_after_resizing_are_taken_as_they_are(folder: Path, tmp_
 
 
 def test_a_flat_folder_is_matched_by_file_names(tmp_path: Path) -> None:
-    listing = Listing(
-        ("dog/1.jpg", "cat/2.jpg", "cat/3", "cat/4.png", "cow/4.png"), (0, 1, 1, 1, 2), ("dog", "cat", "cow"), None
-    )  # type: ignore[arg-type]
+    names = ("dog/1.jpg", "cat/2.jpg", "cat/3", "cat/4.png", "cow/4.png")
+    listing = Listing(names, (0, 1, 1, 1, 2), ("dog", "cat", "cow"), lambda _: PIL.Image.new("RGB", (8, 8)))
     for name in ("1.png", "2.jpg", "2.png", "3.png", "4.png", "labels.csv", "deeper/dog/1.png"):
         (tmp_path / "flat" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "flat" / name).write_bytes(b"")

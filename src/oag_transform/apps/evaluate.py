@@ -76,7 +76,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     mifgsm_eps: int = 4
     """Bound of MI-FGSM in grey levels; the paper has 4 on Flower-17 and 2 on ImageNet."""
     defenses: Annotated[tuple[str, ...] | None, default("all that can be made here")] = None
-    """Only these defenses of the list above."""
+    """Only these defenses of the list above, or your own."""
     tuned: Annotated[Path | None, default("those of the list")] = None
     """File tune.json with the settings that the experiment tune has chosen."""
     pixelcnn: Annotated[Path | None, default("none")] = None
@@ -297,14 +297,14 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         """The defenses that are asked for; where none is, those that can be made here."""
         if self.defenses is not None:
             by_key = {family.key: family for family in every}
-            asked = tuple(by_key.get(defense.key, defense) for defense in chosen(self.defenses))  # some keys are in no list
-            for family in asked:
-                if family.key not in by_key:  # with a setting of the user's own
+            named = tuple(by_key.get(defense.key, defense) for defense in chosen(self.defenses))  # some keys are in no list
+            for family in named:
+                if family.key not in by_key:  # a defense or a setting of the user's own: errors come before any work
                     try:
-                        family.make(family.published, 0, needs)
+                        family.make(family.published, self.seed, needs)
                     except ValueError as error:
                         raise ValueError(f"--defenses {family.key}: {error}") from error
-            return asked
+            return named
         found = []
         for family in every:
             try:
@@ -333,6 +333,7 @@ def _lists() -> str:
             (f"KEY{IN_VIEWS}", "any of them in four views"),
             ("KEY:SETTING", "at this setting only"),
             ("KEY+KEY:SETTING", "several in one model, in four views"),
+            ("module:function", "your own: what the function returns, a module or callable on [0, 1] images"),
         ],
         "denoisers": [(each.key, each.label + ("" if each.by_default else ", only if asked for")) for each in DENOISERS],
     }

@@ -50,7 +50,7 @@ class Defense:
     Attributes:
         key: its name on a command line.
         label: its name in tables; the paper's name, if it has one.
-        knob: name of the setting.
+        knob: name of the setting; empty where there is none.
         make: (setting, seed, needs) -> transform of batches in [0, 1], called with the ``index`` of its images, or a ModuleList
             of several. It raises the errors of the defense for a bad setting, and ValueError or ModuleNotFoundError if a need
             is missing.
@@ -74,15 +74,16 @@ class Defense:
     differentiable: bool = False
 
     def describe(self, setting: float) -> str:
-        """Label and setting, such as ``"JPEG, quality 75"``."""
-        return f"{self.label}, {self.knob} {setting:.4g}"
+        """Label and setting, such as ``"JPEG, quality 75"``; the label alone where there is no setting."""
+        return self.label if not self.knob else f"{self.label}, {self.knob} {setting:.4g}"
 
 
 def by_key(key: str) -> Defense:
     """The defense of this key.
 
     ``KEY-4-views`` is any defense of the list in four views. ``KEY:SETTING`` has the given setting only. ``KEY+KEY:SETTING`` is
-    several defenses in one model, in four views, each at its published or at the given setting.
+    several defenses in one model, in four views, each at its published or at the given setting. ``module:function`` is a
+    defense of one's own, see :class:`~oag_transform.baselines.own.OwnDefense`; it is imported when it is made.
 
     Raises:
         ValueError: there is none; the message lists the keys.
@@ -94,6 +95,9 @@ def by_key(key: str) -> Defense:
     alone = known.get(name.removesuffix(IN_VIEWS))
     if name not in known and alone is not None and not alone.in_views:
         known[name] = _in_views(alone)
+    if name not in known and text.removesuffix(IN_VIEWS).isidentifier():
+        own = _own(key.removesuffix(IN_VIEWS))
+        return _in_views(own) if key.endswith(IN_VIEWS) else own
     if name not in known:
         raise ValueError(f"no defense {name!r}; expected some of {', '.join(known)}")
     if not given:
@@ -125,6 +129,18 @@ def _together(key: str) -> Defense:
         tuned=len(families),
         settings=(len(families),),
         in_views=True,
+    )
+
+
+def _own(key: str) -> Defense:
+    return Defense(
+        key=key,
+        label=key,
+        knob="",
+        make=lambda _, seed, __: _class(".own", "OwnDefense")(key, seed),
+        published=0,
+        tuned=0,
+        settings=(0,),
     )
 
 

@@ -114,7 +114,7 @@ def common(matches: Sequence[Matched], listing: Listing) -> tuple[Listing, list[
     kept = [position for position in range(len(listing.names)) if all(position in each.files for each in matches)]
     if not kept:
         raise ValueError(f"--adversarial: no image has a file in each of {', '.join(str(each.folder) for each in matches)}")
-    names, labels = (tuple(values[position] for position in kept) for values in (listing.names, listing.labels))
+    names, labels = tuple(listing.names[position] for position in kept), tuple(listing.labels[position] for position in kept)
     return Listing(names, labels, listing.classes, lambda i: listing.read(kept[i]), listing.side), kept
 
 

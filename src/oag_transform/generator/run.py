@@ -33,7 +33,8 @@ def synthesise(inputs: Inputs, advance: Callable[[int], object] | None = None) -
     An image that diverges is tried again at a quarter of the rates; the mask has those that diverged twice. ``advance(n)`` is
     called after n more steps of one tile of one image.
     """
-    places = tiles(*inputs.pixels.shape[-2:], inputs.settings.tile_size, inputs.settings.stride)
+    height, width = inputs.pixels.shape[-2:]
+    places = tiles(height, width, inputs.settings.tile_size, inputs.settings.stride)
     return in_tiles(inputs, places, advance) if len(places) > 1 else with_retry(inputs, advance)
 
 
