@@ -297,14 +297,14 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         """The defenses that are asked for; where none is, those that can be made here."""
         if self.defenses is not None:
             by_key = {family.key: family for family in every}
-            asked = tuple(by_key.get(defense.key, defense) for defense in chosen(self.defenses))  # some keys are in no list
-            for family in asked:
-                if family.key not in by_key:  # a setting, several in one model, or a function of the user's own
+            named = tuple(by_key.get(defense.key, defense) for defense in chosen(self.defenses))  # some keys are in no list
+            for family in named:
+                if family.key not in by_key:  # a defense or a setting of the user's own: errors come before any work
                     try:
                         family.make(family.published, self.seed, needs)
-                    except (TypeError, ValueError) as error:
+                    except ValueError as error:
                         raise ValueError(f"--defenses {family.key}: {error}") from error
-            return asked
+            return named
         found = []
         for family in every:
             try:
