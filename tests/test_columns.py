@@ -71,6 +71,7 @@ def test_only_images_that_the_target_gets_right_count(folder: Path, tmp_path: Pa
         choose_subject(small._replace(model=Wrong()), listing, 3, Store(tmp_path), 0, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_measurements_equal_the_plain_computation_for_any_chunks(folder: Path, tmp_path: Path) -> None:
     found = []
     for chunk in (1, 4):

@@ -79,6 +79,7 @@ def test_every_experiment_writes_its_result_and_the_report(
     assert (tmp_path / "report.html").read_text() == page
 
 
+@pytest.mark.slow
 def test_every_defense_that_can_be_made_has_a_line(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

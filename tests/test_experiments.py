@@ -13,7 +13,7 @@ from oag_transform import OnlineAlternateGenerator
 from oag_transform.baselines.catalogue import Defense, Needs, chosen
 from oag_transform.evaluation.attacks.gray_box import Attack, fgsm, igsm, mifgsm
 from oag_transform.evaluation.data import image_folder
-from oag_transform.evaluation.experiments import adaptive, certify, convergence, figures, tables
+from oag_transform.evaluation.experiments import adaptive, certify, convergence, figures, tables, transfer
 from oag_transform.evaluation.options import EXPERIMENTS, AdaptiveOptions, ConvergenceOptions, experiment
 from oag_transform.evaluation.plan import Plan, as_published
 from oag_transform.evaluation.result import Cell, Cost, Iterations, Lines, Residuals, RowResult, Tradeoff
@@ -51,6 +51,7 @@ def test_the_list_is_complete() -> None:
         "adaptive": adaptive,
         "convergence": convergence,
         "certify": certify,
+        "transfer": transfer,
     }
     listed = {(entry.module, entry.key) for entry in EXPERIMENTS}
     public = {

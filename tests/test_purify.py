@@ -118,6 +118,7 @@ def test_without_a_seed_randomness_is_fresh(tmp_path: Path) -> None:
     assert pixels(tmp_path / "1" / "a.png") != pixels(tmp_path / "2" / "a.png")
 
 
+@pytest.mark.slow
 def test_batches_and_processes_change_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(7):
         save(tmp_path / "in" / f"{i}.png", "L" if i == 3 else "RGB", (33, 28) if i % 3 else (20, 40), seed=i)
@@ -519,6 +520,7 @@ def test_broken_metadata_are_a_note_and_the_image_is_purified(
     assert read(tmp_path / "o" / "odd.jpg").size == (28, 33)
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- --jobs 2 --progress 2>&-"])
 def test_closed_streams_stop_nothing(closed: str, tmp_path: Path) -> None:
@@ -759,6 +761,7 @@ def written(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.glob("[0-9]*.png")}
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_killed_process_ends_the_run_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -58,6 +58,7 @@ def test_the_radius_never_exceeds_the_true_one_and_comes_closer_with_n(margin: f
     assert radii == sorted(radii)
 
 
+@pytest.mark.slow
 def test_a_thousand_certificates_exceed_the_true_radius_no_more_often_than_alpha() -> None:
     alpha, margin = 0.05, 0.03
     model = SmoothedModel(Halfspace(-margin), 0.05, seed=1, batch_size=4000)
