@@ -222,7 +222,11 @@ def test_numpys_numbers_are_numbers(tmp_path: Path) -> None:
         (TypeError, "floating-point tensor, got torch.uint8", lambda: PixelDefend(model())(images(1, 3, 4, 4))),
         (ValueError, "index must be .*, got -1", lambda: PixelDefend(model())(torch.zeros(1, 3, 4, 4), index=-1)),
         (ValueError, "seed must be an integer >= 0, got -1", lambda: fit(waves(1), seed=-1)),
-        (TypeError, "expected a dense tensor with values", lambda: model()(torch.zeros(1, 3, 4, 4, device="meta", dtype=torch.uint8))),
+        (
+            TypeError,
+            "expected a dense tensor with values",
+            lambda: model()(torch.zeros(1, 3, 4, 4, device="meta", dtype=torch.uint8)),
+        ),
         (ValueError, "steps must be an integer >= 1, got 0", lambda: fit(waves(1), steps=0)),
         (ValueError, "lr must be a finite number > 0, got nan", lambda: fit(waves(1), lr=math.nan)),
         (ValueError, "at least one image", lambda: fit(waves(1)[:0])),
