@@ -47,8 +47,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
 
     target = efficientnet_lite(0)
-    ours = OnlineAlternateGenerator(seed=0)
-    behind = DefendedModel(target, ours)
+    oag = OnlineAlternateGenerator(seed=0)
+    behind = DefendedModel(target, oag)
     clean = photographs(NAMES)
     attacked = mifgsm(2)(target, clean, target(clean).argmax(1), classes=len(CLASSES))
     with torch.no_grad():
@@ -60,7 +60,7 @@ def main() -> None:
     residuals(options.out / "demo.jpg", columns, clean, notes)
 
     PIL.Image.open(options.out / "demo.jpg").save(options.out / "demo.jpg", quality=70, optimize=True)  # noise is what costs
-    moments = [moment.images[0] for moment in ours.trace(attacked) if moment.step in MOMENTS]
+    moments = [moment.images[0] for moment in oag.trace(attacked) if moment.step in MOMENTS]
     # three columns are large enough for a phone
     tvf.to_pil_image(make_grid(moments, nrow=3, padding=4, pad_value=1.0)).save(options.out / "iterations.jpg", quality=85)
     for heading, column in zip(headings, notes, strict=True):
