@@ -123,7 +123,7 @@ def test_a_classifier_of_hugging_face() -> None:
     with torch.random.fork_rng():
         target = transformers.ResNetForImageClassification(config).eval()
     normalize = Normalize([0.5] * 3, [0.5] * 3)
-    model = DefendedModel(target, defense(), normalize=normalize)
+    model = DefendedModel(target, defense(), normalize=normalize, shift=5)
     batch = images()
     with torch.no_grad():
         views = [target(normalize(view)).logits.softmax(-1) for view in shifted(defense()(batch), 5)]
