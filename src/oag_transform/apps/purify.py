@@ -51,7 +51,7 @@ class PurifyFiles:
     resize: Annotated[int | None, default("none")] = None
     """Resize the short side to this number of pixels first. Time is proportional to pixels."""
     paper: bool = False
-    """The paper's setting: exact, and some 470 times slower."""
+    """The paper's setting: exact, and some 380 times slower."""
     network_steps: Annotated[int | None, default("the transform's")] = None
     """T_N. More steps keep more detail, including adversarial noise."""
     threshold: Annotated[float | None, default("the transform's")] = None
