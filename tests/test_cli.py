@@ -163,3 +163,11 @@ def test_importing_the_package_stays_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("module", "extra"), [("demonstration", "demo"), ("service.engine", "serve")])
+def test_a_command_needs_no_more_than_its_extra(module: str, extra: str) -> None:
+    """The libraries of the extras ``eval``, ``adaptive`` and ``baselines`` aren't there."""
+    others = ["skimage", "pywt", "jinja2", "pyautoattack", "kornia", "bm3d"]
+    program = f"import sys; sys.modules.update(dict.fromkeys({others})); import oag_transform.apps.{module}"
+    subprocess.run([sys.executable, "-c", program], check=True)
