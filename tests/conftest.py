@@ -33,7 +33,9 @@ def choice_of_this_cpu(pytestconfig: pytest.Config) -> Iterator[Callable[[], boo
         yield own
 
 
-@pytest.fixture
-def choice_of_processes(choice_of_this_cpu: Callable[[], bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that compare with other processes, which ``--bfloat16`` doesn't reach: the choice is that of this CPU."""
-    monkeypatch.setattr(CHOICE, choice_of_this_cpu)
+@pytest.fixture(scope="module")
+def choice_of_processes(choice_of_this_cpu: Callable[[], bool]) -> Iterator[None]:
+    """For modules that compare with other processes, which ``--bfloat16`` doesn't reach: the choice is that of this CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CHOICE, choice_of_this_cpu)
+        yield

@@ -11,7 +11,7 @@ import torch
 from torchvision.transforms.v2 import functional
 from torchvision.transforms.v2.functional import to_pil_image
 
-from examples import choose_network_steps, defended_model, torchvision_pipeline
+from examples import choose_network_steps, cifar_models, defended_model, torchvision_pipeline
 from oag_transform import OnlineAlternateGenerator
 from oag_transform.streams import index_of
 from tests.sample_images import sample_images
@@ -46,6 +46,30 @@ def test_choose_network_steps() -> None:
     assert [step for step, _ in chosen.curve] == [2, 4]
     best = max(accuracy for _, accuracy in chosen.curve)
     assert chosen.steps == next(step for step, accuracy in chosen.curve if accuracy >= best - 0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "network", "parameters"),
+    [
+        ("resnet20", cifar_models.ResNet(3), 269_722),  # He et al. 2016: 0.27 million
+        ("resnet56", cifar_models.ResNet(9), 853_018),  # 0.85 million
+        ("resnet2b", cifar_models.PlainResNet(8, stages=1), 112_006),
+        ("resnet4b", cifar_models.PlainResNet(16, stages=2), 123_734),
+    ],
+)
+def test_cifar_models(
+    name: str, network: torch.nn.Module, parameters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint as it is published, with the prefix of DataParallel, gives the network that it is of, normalised."""
+    assert sum(each.numel() for each in network.parameters()) == parameters
+    monkeypatch.setenv("CIFAR_MODELS", str(tmp_path))
+    state = {f"module.{key}": value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / f"{name}.{'th' if parameters > 200_000 else 'pth'}")
+    model = getattr(cifar_models, name)()
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(each)[:, None, None] for each in (model[0].mean, model[0].std))
+    with torch.no_grad():
+        assert torch.equal(model(images), network.eval()((images - mean) / std))
 
 
 @pytest.mark.usefixtures("choice_of_processes")

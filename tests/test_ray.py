@@ -34,7 +34,7 @@ from oag_transform.streams import index_of  # noqa: E402
 from tests.test_purify import FAST, POSIX, odd_exif, purify, read, save, tree  # noqa: E402
 from tests.tiny import write_images  # noqa: E402
 
-pytestmark = [pytest.mark.ray, POSIX]
+pytestmark = [pytest.mark.ray, POSIX, pytest.mark.usefixtures("choice_of_processes")]
 SEED = ["--seed", "1"]
 RAY = ["--engine", "ray", "--jobs", "2"]
 SIZES = [(33, 28), (20, 40), (33, 28)]
@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> dict[str, bytes]:
+def expected(folder: Path, choice_of_processes: None) -> dict[str, bytes]:
     """What ``purify --jobs 1`` makes of it."""
     assert purify(folder, "--out", folder.parent / "expected", *SEED, "--jobs", "1") == 1
     found = tree(folder.parent / "expected")
