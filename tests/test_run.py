@@ -29,14 +29,26 @@ def test_paper_holds_the_papers_values() -> None:
     assert OnlineAlternateGenerator.paper(network_steps=600).settings == dataclasses.replace(settings, network_steps=600)
 
 
-@pytest.mark.parametrize(("std", "scale", "threshold"), [(0.05, 5.0, 5.7375), (0.25, 14.0, 10.2455), (0.5, 14.0, 20.4911)])
-def test_for_noise_sets_threshold_and_scale(std: float, scale: float, threshold: float) -> None:
-    """A contrast of 2.25 standard deviations of the noise, in units of ``scale``."""
+@pytest.mark.parametrize(
+    ("std", "side", "scale"),
+    [(0.05, 224, 5.0), (0.25, 224, 14.0), (0.5, 128, 14.0), (0.25, 32, 3.0), (0.02, 32, 2.0), (0.25, 64, 8.5)],
+)
+def test_for_noise_sets_threshold_and_scale_by_the_size(std: float, side: int, scale: float) -> None:
+    """A contrast of 2.25 standard deviations of the noise, in units of ``scale``; kernels are those of the size."""
     purify = OnlineAlternateGenerator.for_noise(std, seed=3)
-    assert (purify.strength, purify.scale, purify.seed) == (1.0, pytest.approx(scale), 3)
-    assert purify.threshold == pytest.approx(threshold, abs=1e-4)
-    assert purify.network_steps == OnlineAlternateGenerator().network_steps
-    with pytest.raises(ValueError, match="std must be a finite number > 0, got 0"):
+    found, default = purify.settings_for(side, side + 9), OnlineAlternateGenerator().settings_for(side, side)
+    assert (found.strength, found.scale, purify.seed) == (1.0, pytest.approx(scale), 3)
+    assert found.threshold == pytest.approx(2.25 * 255 * std / scale)
+    kept = ("network_steps", "kernel_size", "stride", "filters")
+    assert [getattr(found, name) for name in kept] == [getattr(default, name) for name in kept]
+
+
+def test_for_noise_gives_way_to_explicit_arguments() -> None:
+    purify = OnlineAlternateGenerator.for_noise(0.25, threshold=4, strength=0.5)
+    assert purify.noise_std == 0.25
+    found = purify.settings_for(32, 32)
+    assert (found.threshold, found.strength, found.scale) == (4, 0.5, 3.0)
+    with pytest.raises(ValueError, match="noise_std must be a finite number > 0, got 0"):
         OnlineAlternateGenerator.for_noise(0)
 
 

@@ -18,7 +18,7 @@ from torchvision import tv_tensors
 from . import _checks, streams
 from .generator import energy
 from .generator.run import choose_loop, diverged, operands, prepare, synthesise, trajectory
-from .generator.settings import PAPER, SIZED, BySize, Settings, argument, for_noise, meanings, one_of
+from .generator.settings import PAPER, SIZED, BySize, Settings, argument, meanings, one_of
 from .generator.state import State
 from .generator.tiles import tiles
 from .images import ImageLike, like, to_batch, to_pixels, work_type
@@ -173,8 +173,9 @@ class OnlineAlternateGenerator(nn.Module):
     def for_noise(cls, std: float, **overrides: Any) -> "OnlineAlternateGenerator":
         """The setting for Gaussian noise of a known standard deviation: a denoiser in front of a smoothed classifier.
 
-        See :func:`oag_transform.generator.settings.for_noise` and :class:`~oag_transform.SmoothedModel`. One view is as good as
-        four there: ``DefendedModel(target, OnlineAlternateGenerator.for_noise(0.25), shift=0)``.
+        It is ``OnlineAlternateGenerator(noise_std=std)``; see :func:`oag_transform.generator.settings.for_noise` and
+        :class:`~oag_transform.SmoothedModel`. One view is as good as four there:
+        ``DefendedModel(target, OnlineAlternateGenerator.for_noise(0.25), shift=0)``.
 
         Args:
             std: the standard deviation of the noise, on the [0, 1] scale, above 0.
@@ -183,7 +184,7 @@ class OnlineAlternateGenerator(nn.Module):
         Raises:
             ValueError: ``std`` is not a finite number above 0, or bad hyper-parameters.
         """
-        return cls(**for_noise(std) | overrides)
+        return cls(noise_std=std, **overrides)
 
     def __getattr__(self, name: str) -> Any:
         settings = self.__dict__.get("settings")

@@ -37,21 +37,6 @@ PAPER: dict[str, Any] = {
 clean and 25 Gaussian-noised images: accuracy varies by at most one image from step 200 to 300, and no image diverges."""
 
 
-def for_noise(std: float) -> dict[str, Any]:
-    """Settings for images with added Gaussian noise of a known standard deviation ``std``, on the [0, 1] scale.
-
-    The threshold is 2.25 standard deviations of this noise. The remaining Langevin noise matters as much as the removed noise
-    and doesn't grow with ``std``: it is 14 grey levels from 0.14 on. Both values were chosen on clean tuning images with noise
-    of 0.25 and checked at 0.12 and 0.5; see docs/certificates.md.
-
-    Raises:
-        ValueError: ``std`` is not a finite number above 0.
-    """
-    std = _checks.number("std", std, above=0)
-    scale = min(14.0, 100 * std)
-    return {"strength": 1.0, "scale": scale, "threshold": 2.25 * 255 * std / scale}
-
-
 def argument(default: Any, meaning: str, check: Callable[[str, Any], Any]) -> Any:
     """A dataclass field: its default, its meaning, and ``check(name, value)``, which returns the value to keep or raises."""
     return dataclasses.field(default=default, metadata={"meaning": " ".join(meaning.split()), "check": check})
@@ -214,15 +199,32 @@ def default_for(height: int, width: int) -> dict[str, Any]:
     large: dict[str, Any] = {name: Settings.__dataclass_fields__[name].default for name in SIZED}
     if side >= LARGE:
         return large
-    share = math.log2(max(side, SMALL) / SMALL) / math.log2(LARGE / SMALL)
-    between = {name: (1 - share) * AT_SMALL[name] + share * large[name] for name in ("threshold", "scale")}
+    between = {name: _between(AT_SMALL[name], large[name], side) for name in ("threshold", "scale")}
     return AT_SMALL | between | {name: min(AT_SMALL[name], side) for name in ("kernel_size", "stride")}
+
+
+def for_noise(std: float, height: int, width: int) -> dict[str, Any]:
+    """What replaces the default in images of this size with added Gaussian noise of standard deviation ``std``, on [0, 1].
+
+    The threshold is 2.25 standard deviations of this noise. The remaining Langevin noise matters as much as the removed noise
+    and doesn't grow with ``std``: at most 3 grey levels up to a short side of :data:`SMALL` pixels, at most 14 from
+    :data:`LARGE` pixels, linear in the logarithm of the side in between. The values were chosen on clean training images with
+    noise of 0.25, and at :data:`SMALL` pixels of 0.12 and 0.25; see docs/certificates.md.
+    """
+    scale = min(_between(3.0, 14.0, min(height, width)), 100 * std)
+    return {"strength": 1.0, "scale": scale, "threshold": 2.25 * 255 * std / scale}
 
 
 def shift_for(height: int, width: int) -> int:
     """Shift in pixels of the views of a :class:`~oag_transform.DefendedModel`, by the short side: 5 from 160 pixels on."""
     side = min(height, width)
     return min(1 if side < 80 else 3 if side < 160 else 5, side - 1)
+
+
+def _between(small: float, large: float, side: int) -> float:
+    """The value for a short side: linear in its logarithm, constant up to :data:`SMALL` and from :data:`LARGE`."""
+    share = math.log2(min(max(side, SMALL), LARGE) / SMALL) / math.log2(LARGE / SMALL)
+    return (1 - share) * small + share * large
 
 
 def _follows(name: str) -> Any:
@@ -245,6 +247,13 @@ class BySize(Common):
     filters: int | None = _follows("filters")
     threshold: float | None = _follows("threshold")
     scale: float | None = _follows("scale")
+    noise_std: float | None = argument(
+        None,
+        """standard deviation of Gaussian noise that was added to the images, on the [0, 1] scale, above 0. It sets
+        ``strength``, ``threshold`` and ``scale``, see
+        :func:`oag_transform.generator.settings.for_noise`. ``None``: the images have no noise of known strength.""",
+        lambda name, value: None if value is None else _checks.number(name, value, above=0),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -258,6 +267,8 @@ class BySize(Common):
         """
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         defaults = default_for(height, width)
+        if self.noise_std is not None:
+            defaults |= for_noise(self.noise_std, height, width)
         return Settings(**given | {name: value for name, value in defaults.items() if given[name] is None})
 
     @property
