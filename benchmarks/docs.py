@@ -82,10 +82,14 @@ def _shown(path: str) -> Result:
 
 
 def _table(of: str) -> str:
-    """A whole result but for its heading; no line breaks within an interval."""
+    """A whole result but for its heading."""
     text = tables.to_markdown(_shown(of), folded=True).split("\n", 2)[2]
-    text = re.sub(r"(\[\d+,) (\d+\])", "\\1\N{NO-BREAK SPACE}\\2", text)
-    return re.sub(r"^(!\[.*\]\()(.*)(\))$", rf"\1{Path(of).parent.as_posix()}/\2\3", text, flags=re.MULTILINE)
+    return re.sub(r"^(!\[.*\]\()(.*)(\))$", rf"\1{Path(of).parent.as_posix()}/\2\3", _unbroken(text), flags=re.MULTILINE)
+
+
+def _unbroken(text: str) -> str:
+    """The text without line breaks within an interval."""
+    return re.sub(r"(\[\d+,) (\d+\])", "\\1\N{NO-BREAK SPACE}\\2", text)
 
 
 def _paired(of: str) -> str:
@@ -104,7 +108,7 @@ def _paired(of: str) -> str:
         shown += ["" if row is one else f"{more}, {fewer}, {p:.2g}" for more, fewer, p in tests]
         lines.append(f"| {row.name} | {' | '.join(shown)} |")
     note = f"Images on which {name} is better and worse than the row, and the two-sided p of the exact sign test."
-    return "\n".join([*lines, "", f"{note} Attacked: right under more, and under fewer, of the attacks."])
+    return _unbroken("\n".join([*lines, "", f"{note} Attacked: right under more, and under fewer, of the attacks."]))
 
 
 def _attacks(_: str) -> str:

@@ -21,6 +21,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
+smartquotes_action = "qe"  # quotes and ellipses; an option keeps its two hyphens
 suppress_warnings = ["config.cache"]  # functions in this file aren't pickled
 
 napoleon_google_docstring = True
