@@ -1,8 +1,8 @@
-"""Speed and memory on this machine, compared with its ceiling and with other defenses, in one run.
+"""Speed and memory on this machine, compared with a matrix product and with other defenses, in one run.
 
 python -m benchmarks.speed [--out docs/data/speed.json]          (from the repository, on an idle machine; some five minutes)
 
-The ceiling is the rate of a large matrix product. "Share" is the arithmetic of a part per second, divided by the ceiling.
+The reference is the rate of a large matrix product. "Share" is the arithmetic of a part per second, divided by that rate.
 Random numbers and element-wise operations have almost no arithmetic and appear as time only. The plain reference
 (oag_transform/generator/reference.py, the paper's Algorithm 1 with autograd) and ``paper()`` are timed over a few network steps
 and scaled up.
@@ -219,7 +219,7 @@ def measured(repeats: int, large: tuple[int, int]) -> dict[str, Any]:
 def markdown(found: dict[str, Any]) -> str:
     """The tables."""
     lines = [
-        "| Threads | Operands | Image | Batch | Seconds an image | ns a pixel | GFLOP/s | Share of the ceiling |",
+        "| Threads | Operands | Image | Batch | s an image | ns a pixel | GFLOP/s | Of the reference |",
         f"|{'---|' * 8}",
     ]
     for run in found["runs"]:
@@ -230,7 +230,7 @@ def markdown(found: dict[str, Any]) -> str:
                 f"{1e9 * each / size**2:.0f} | {row['gflops']:.0f} | {100 * row['share']:.0f}% |"
             )
     many = found["runs"][-1]
-    lines += ["", "The ceilings, of a product of matrices of 2048 x 2048, in GFLOP/s: "]
+    lines += ["", "Rate of the reference in GFLOP/s: "]
     lines[-1] += "; ".join(
         f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}: "
         + ", ".join(f"{name[6:]} {rate:.0f}" for name, rate in run["ceilings"].items())
@@ -240,7 +240,7 @@ def markdown(found: dict[str, Any]) -> str:
     whole = 1e3 * row["seconds"]
     lines += [
         "",
-        f"| Part, {row['operands'][6:]}, {many['threads']} threads | ms | Times | Share of the ceiling |",
+        f"| Part, {row['operands'][6:]}, {many['threads']} threads | ms | Times | Of the reference |",
         "|---|---|---|---|",
     ]
     for part in row["parts"]:
@@ -255,12 +255,12 @@ def markdown(found: dict[str, Any]) -> str:
     large, pixels, (first, second) = found["large"], found["large"]["pixels"], found["first_calls"]
     lines += [
         "",
-        f"The first call in a process takes {first / second:.2f} times as long as the second. Two processes of one thread: "
-        f"{two:.1f} images a second, one: {one:.1f} ({two / one:.2f} times). One image of {pixels / 1e6:.0f} megapixels: "
-        f"{large['seconds']:.1f} s ({1e9 * large['seconds'] / pixels:.0f} ns a pixel), {large['gib']:.2f} GiB at most "
-        f"({large['gib_before']:.2f} before it).",
+        f"The first call in a process takes {first / second:.2f} times as long as the second. Two processes of one thread "
+        f"each purify {two:.1f} images a second in total, one purifies {one:.1f} (ratio {two / one:.2f}). One image of "
+        f"{pixels / 1e6:.0f} megapixels takes {large['seconds']:.1f} s ({1e9 * large['seconds'] / pixels:.0f} ns a pixel) and "
+        f"{large['gib']:.2f} GiB at most ({large['gib_before']:.2f} GiB before it).",
         "",
-        *(f"- {name}: {value}" for name, value in found["facts"].items()),
+        *(f"- {name}: {f'`{value}`' if name == 'command' else value}" for name, value in found["facts"].items()),
     ]
     return "\n".join(lines)
 
