@@ -72,8 +72,15 @@ def skip_fields(app: Sphinx, what: str, name: str, member: object, skip: bool, o
     return True if (getattr(member, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
+def keep_options(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """Mark the options of command lines, which a browser would break after their hyphens."""
+    if "body" in context:
+        context["body"] = context["body"].replace('<span class="pre">-', '<span class="pre option">-')
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register what is above."""
+    app.connect("html-page-context", keep_options)
     app.connect("autodoc-skip-member", skip_fields)
     app.add_directive("settings-list", SettingsList)
     app.add_html_math_renderer("mathml", inline_renderers=(visit_math, None), block_renderers=(visit_math_block, None))
