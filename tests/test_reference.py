@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from oag_transform import OnlineAlternateGenerator, streams
-from oag_transform.generator import reference
+from oag_transform.evaluation.attacks.unrolled import _Expected
+from oag_transform.generator import reference, with_gradient
 from oag_transform.generator.settings import Settings
 from oag_transform.images import to_model_units
 from tests.sample_images import synthetic_image
@@ -81,6 +82,26 @@ def test_the_reference_is_differentiable(case: str) -> None:
     torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("case", "step_function"),
+    [(case, reference.heaviside) for case in CASES]
+    + [(case, _Expected.apply) for case in CASES if case != "no noise"],  # whose mean over noise has jumps too
+)
+def test_the_batch_with_a_gradient_is_the_reference(case: str, channels: int, step_function: reference.StepFunction) -> None:
+    """In its values and in its derivative, which the reference finds by differentiating twice."""
+    changed = {"filters": 6, "network_steps": 4, "image_steps": 12} | CASES[case]
+    settings = OnlineAlternateGenerator(**changed).settings_for(18, 21)
+    images = torch.stack([synthetic_image(channels, 18, 21), synthetic_image(channels, 18, 21).flip(1, 2)]).requires_grad_()
+    weights = normal(2, channels, 18, 21, seed=2)
+    found = with_gradient.purify(images, settings, seed=3, indices=[5, 2], step_function=step_function)
+    rows = zip(images, [5, 2], strict=True)
+    expected = torch.stack([reference.purify(x, settings, seed=3, index=i, step_function=step_function) for x, i in rows])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+    slopes = [torch.autograd.grad((weights * each).sum(), images)[0] for each in (found, expected)]
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-6, atol=1e-9 * float(slopes[1].detach().abs().max()))
+
+
 def test_images_of_each_step_are_what_the_trace_shows() -> None:
     image, purify = synthetic_image(3, 20, 22), OnlineAlternateGenerator(filters=6, network_steps=4, seed=0, strength=1.0)
     (generator,) = streams.generators(0, [2], torch.device("cpu"))
@@ -97,3 +118,5 @@ def test_operands_of_another_precision_are_refused() -> None:
     settings = Settings(compute_dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"compute_dtype must be None.*got torch\.bfloat16"):
         reference.purify(synthetic_image(3, 20, 20), settings, seed=0, index=0)
+    with pytest.raises(ValueError, match=r"compute_dtype must be None.*got torch\.bfloat16"):
+        with_gradient.purify(synthetic_image(1, 3, 20, 20), settings, seed=0, indices=[0])

@@ -58,7 +58,7 @@ ADAPTIVE_ATTACKS: dict[str, str] = {
     "margin": "the same on the CW margin",
     "dlr": "the same on the difference of logits ratio",
     "restart": "the margin from a random start",
-    "exact": "the margin by exact gradients: OAG through generator/reference.py; BPDA where a defense has none",
+    "exact": "the margin by exact gradients: OAG through every network step; BPDA where a defense has none",
     "exact-eot": "the same, four draws for each gradient",
     "expected": "the same; thresholds and masks have the derivative of their mean over the Langevin noise",
     "surrogate": "the margin through a differentiable surrogate of a baseline, such as JPEG's codec; BPDA where it has none",

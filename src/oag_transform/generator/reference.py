@@ -1,8 +1,8 @@
 """Algorithm 1 in its plainest form: one image, a convolution, a linear layer, autograd and loops.
 
-It has three uses. The tests compare the fast loops with it. It is the baseline of ``benchmarks/speed.py``. And it is
-differentiable in its input, so that adaptive attacks with exact gradients use it. It shares the Gabor functions and the order
-of the random numbers with the fast loops, and nothing else.
+It has two uses. The tests compare the fast loops with it, and :mod:`.with_gradient` with its derivative. It is the baseline of
+``benchmarks/speed.py``. It shares the Gabor functions and the order of the random numbers with the fast loops, and nothing
+else.
 """
 
 import math
@@ -89,7 +89,7 @@ def alternate(
     def noise_std(theta: Network) -> Tensor:  # of the Langevin noise in a response
         return closed_form_std * strength**0.5 * theta.weight.flatten(1).norm(dim=1)[:, None, None]
 
-    theta = _random_network(reference, s, (rows, columns), generator)
+    theta = random_network(reference, s, (rows, columns), generator)
     image = torch.zeros_like(reference)
     rho = 1 - s.step_size**2 / 2
     closed_form_std = math.sqrt(sum(s.step_size**2 * rho ** (2 * k) for k in range(s.image_steps)))  # noise of T_I steps
@@ -134,7 +134,8 @@ def alternate(
         )  # Eq. 5
 
 
-def _random_network(reference: Tensor, s: Settings, grid: tuple[int, int], generator: Generator) -> Network:
+def random_network(reference: Tensor, s: Settings, grid: tuple[int, int], generator: Generator) -> Network:
+    """theta_1 for a reference (channels, H, W) and a grid of positions (h, w): Algorithm 1, line 1."""
     channels = len(reference)
 
     def uniform(*shape: int, fan_in: int) -> Tensor:  # PyTorch's initialisation
