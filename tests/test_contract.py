@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import sys
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -193,6 +194,12 @@ def test_gradient_of_a_tv_tensor() -> None:
     assert torch.equal(purified.as_subclass(Tensor), small()(leaf.detach()))
 
 
+def nested(layout: torch.layout) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nested tensors are a prototype of PyTorch
+        return torch.nested.nested_tensor([rand(3, 20, 20), rand(3, 12, 20)], layout=layout)
+
+
 BAD: list[tuple[object, type[Exception], str]] = [
     (rand(3, 20, 20) * 2 - 1, ValueError, r"values in \[0, 1\], got \[-0\.99.*; use clamp\(0, 1\).*before any normalisation"),
     (rand(3, 20, 20) * 1.04 - 0.02, ValueError, r"got \[-0\.0\d+, 1\.0\d+\]; use clamp\(0, 1\) where a resize"),
@@ -208,6 +215,8 @@ BAD: list[tuple[object, type[Exception], str]] = [
     (rand(3, 20, 20).to(torch.int64), TypeError, "got torch.int64"),
     (rand(3, 20, 20).to(torch.complex64), TypeError, "got torch.complex64"),
     (rand(3, 20, 20).to(torch.float8_e4m3fn), TypeError, "got torch.float8_e4m3fn"),
+    (nested(torch.strided), TypeError, "a dense tensor, got a nested one; give its images one by one"),
+    (nested(torch.jagged), TypeError, "a dense tensor, got a nested one"),
     (rand(3, 20, 20).to_sparse(), TypeError, "a dense tensor with values, got layout torch.sparse_coo on device cpu"),
     (rand(3, 20, 20).to("meta"), TypeError, "a dense tensor with values, got layout torch.strided on device meta"),
     (np.zeros((3, 20, 20), np.float32), TypeError, "got ndarray"),
@@ -242,13 +251,14 @@ def test_rounding_beyond_the_range_is_accepted() -> None:
         ("network_steps", 2.0, "got 2.0"),
         ("image_steps", -1, "image_steps"),
         ("filters", True, "filters"),
-        ("kernel_size", 2, "kernel_size must be at least stride"),
+        ("kernel_size", 1, "got kernel_size=1, and the default of stride is 3 for 128 x 128 pixels and 2 for 32 x 32 pixels"),
         ("step_size", 1.0, "step_size must be a finite number >= 0 and < 1, got 1.0"),
         ("step_size", float("nan"), "step_size must be a finite number"),
         ("conv_lr", -1e-3, "conv_lr"),
         ("fc_lr", "0.1", "fc_lr"),
         ("threshold", -1, "threshold must be a finite number >= 0, got -1"),
         ("scale", 0, "scale must be a finite number > 0"),
+        pytest.param("scale", 10**400, "scale must be a finite number > 0", id="beyond every float"),
         ("strength", 0, "strength must be None or a number above 0 and at most 1, got 0"),
         ("strength", 1.01, "strength must be None or a number above 0 and at most 1, got 1.01"),
         ("strength", "auto", "strength must be None or"),
@@ -293,8 +303,13 @@ def test_arguments_are_attributes_that_cannot_be_set() -> None:
             setattr(transform, name, 50)
     with pytest.raises(AttributeError, match="no attribute 'networksteps'"):
         _ = transform.networksteps
-    with pytest.raises(TypeError, match="networksteps"):
-        small(networksteps=3)
+    makes: tuple[Callable[..., Any], ...] = (OnlineAlternateGenerator, OnlineAlternateGenerator.paper)
+    for make in makes:
+        message = "OnlineAlternateGenerator has no argument 'netwrok_steps'; did you mean network_steps"
+        with pytest.raises(TypeError, match=message):
+            make(netwrok_steps=3)
+        with pytest.raises(TypeError, match=r"OnlineAlternateGenerator has no argument 'colour'$"):
+            make(colour=3)
 
 
 def test_help_shows_every_argument_with_its_default_and_meaning() -> None:
@@ -356,6 +371,8 @@ def test_as_a_v2_transform_it_purifies_images_and_passes_everything_else() -> No
         small()("cat.jpg", 3)
     with pytest.raises(ValueError, match="got mode RGBA"):
         small()({"image": image.convert("RGBA")})
+    with pytest.raises(TypeError, match="a dense tensor, got a nested one"):
+        small()({"image": nested(torch.strided)})
 
 
 def test_gabor_functions_need_two_pixels() -> None:

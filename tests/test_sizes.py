@@ -115,11 +115,39 @@ def test_repr_says_what_follows_the_size() -> None:
     assert "settings_for" not in repr(OnlineAlternateGenerator.paper())
 
 
-def test_kernels_smaller_than_the_stride_of_a_size_are_refused_before_any_work() -> None:
-    coarse = OnlineAlternateGenerator(stride=7)
-    assert coarse.settings_for(224, 224).stride == 7
-    with pytest.raises(ValueError, match=r"kernel_size must be at least stride.*got kernel_size=6 and stride=7"):
-        coarse(synthetic_image(3, 40, 40))
+@pytest.mark.parametrize(
+    ("given", "fitting", "other", "message"),
+    [
+        ({"stride": 7}, 224, 40, "got stride=7, and the default of kernel_size is 6 for 40 x 41 pixels; give kernel_size too"),
+        ({"stride": 5}, 32, 4, "got stride=5, and the default of kernel_size is 4 for 4 x 5 pixels.* or a smaller stride"),
+        (
+            {"kernel_size": 2},
+            40,
+            128,
+            "got kernel_size=2, and the default of stride is 3 for 128 x 129 pixels; give stride",
+        ),
+    ],
+)
+def test_an_argument_that_does_not_fit_the_default_of_a_size_is_refused_for_that_size(
+    given: dict[str, int], fitting: int, other: int, message: str
+) -> None:
+    transform = OnlineAlternateGenerator(network_steps=1, filters=4, **given)  # type: ignore[arg-type]
+    assert transform(synthetic_image(3, fitting, fitting)).shape == (3, fitting, fitting)
+    with pytest.raises(ValueError, match=message):
+        transform(synthetic_image(3, other, other + 1))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"stride": 10}, "got stride=10, and the default of kernel_size is 9 for 128 x 128 pixels and 6 for 32 x 32 pixels"),
+        ({"kernel_size": 1}, "got kernel_size=1, and the default of stride is 3 for 128 x 128 pixels and 2 for 32 x 32 pixels"),
+        ({"kernel_size": 2, "stride": 3}, "got kernel_size=2 and stride=3"),
+    ],
+)
+def test_what_fits_no_size_is_refused_at_once(given: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=f"kernel_size must be at least stride.*{message}"):
+        OnlineAlternateGenerator(**given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("shape", "given_shift", "expected"), [((32, 40), None, 1), ((224, 240), None, 5), ((32, 32), 3, 3)])

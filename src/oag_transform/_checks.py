@@ -164,6 +164,7 @@ def images(images: Any, *, minimum_size: int) -> None:
         return
     if not isinstance(images, Tensor) or isinstance(images, (tv_tensors.Mask, tv_tensors.BoundingBoxes)):
         raise TypeError(f"expected a PIL image, a tensor or a tv_tensors.Image, got {type(images).__name__}")
+    not_nested(images)
     if images.layout != torch.strided or images.is_meta:
         raise TypeError(f"expected a dense tensor with values, got layout {images.layout} on device {images.device}")
     if images.dtype not in DTYPES:
@@ -182,6 +183,16 @@ def images(images: Any, *, minimum_size: int) -> None:
             raise ValueError(
                 f"expected floating-point values in [0, 1], got [{low:.4g}, {high:.4g}]; {_range_remedy(low, high)}"
             )
+
+
+def not_nested(tensor: Tensor) -> None:
+    """Raise for a nested tensor, which has no shape.
+
+    Raises:
+        TypeError: a tensor of either nested layout.
+    """
+    if tensor.is_nested:
+        raise TypeError("expected a dense tensor, got a nested one; give its images one by one, or as batches of one size")
 
 
 def batch(value: Any) -> None:
@@ -307,7 +318,10 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer or a fraction beyond every float
+        return False
 
 
 def _plain(value: Any) -> Any:

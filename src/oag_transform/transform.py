@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import inspect
 import itertools
 import warnings
@@ -159,6 +160,10 @@ class OnlineAlternateGenerator(nn.Module):
     @_with_arguments(Arguments)
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
+        if unknown := [name for name in arguments if name not in _NAMES]:
+            similar = difflib.get_close_matches(unknown[0], _NAMES, n=1, cutoff=0.75)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
+            raise TypeError(f"{type(self).__name__} has no argument {unknown[0]!r}{hint}")
         self.settings = Arguments(**arguments)
 
     @classmethod
@@ -223,12 +228,12 @@ class OnlineAlternateGenerator(nn.Module):
             return self._image(images, *self._checked(images, index))
         leaves, structure = pytree.tree_flatten((images, *others) if others else images)
         at = _images_among(leaves)
+        settings = [self._settings_of(leaves[place]) for place in at]
         ends = list(itertools.accumulate(_count(leaves[place]) for place in at))
         chosen = _checks.indices(index, ends[-1])
         parts = [chosen[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        checked = [self._checked(leaves[place], part) for place, part in zip(at, parts, strict=True)]
-        for place, found in zip(at, checked, strict=True):
-            leaves[place] = self._image(leaves[place], *found)
+        for place, part, own in zip(at, parts, settings, strict=True):
+            leaves[place] = self._image(leaves[place], part, own)
         return pytree.tree_unflatten(leaves, structure)
 
     def settings_for(self, height: int, width: int) -> Settings:
@@ -254,10 +259,14 @@ class OnlineAlternateGenerator(nn.Module):
 
     def _checked(self, images: ImageLike, index: Any) -> tuple[list[int], Settings]:
         """The random streams and the settings of images. Everything that can be wrong with a call is found here."""
+        settings = self._settings_of(images)
+        return _checks.indices(index, _count(images)), settings
+
+    def _settings_of(self, images: ImageLike) -> Settings:
         _checks.images(images, minimum_size=self.settings.minimum_size)
         settings = self.settings.at(*_sides(images))
         choose_loop(settings, *work_type(images))  # raises where the backend can't work on them
-        return _checks.indices(index, _count(images)), settings
+        return settings
 
     def _batch(self, batch: Tensor, indices: list[int], s: Settings) -> Tensor:
         seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed

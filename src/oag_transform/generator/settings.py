@@ -257,7 +257,9 @@ class BySize(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at(LARGE, LARGE)  # raises what Settings raises
+        sides = (LARGE, LARGE), (SMALL, SMALL)  # with the largest default of kernel_size, and the smallest of stride
+        self._check_fit(*sides)
+        self.at(*max(sides, key=self._fits))  # raises what Settings raises
 
     def at(self, height: int, width: int) -> Settings:
         """The hyper-parameters for images of this size.
@@ -265,11 +267,27 @@ class BySize(Common):
         Raises:
             ValueError: the given values conflict with the default for this size: kernels smaller than their stride.
         """
+        self._check_fit((height, width))
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         defaults = default_for(height, width)
         if self.noise_std is not None:
             defaults |= for_noise(self.noise_std, height, width)
         return Settings(**given | {name: value for name, value in defaults.items() if given[name] is None})
+
+    def _fits(self, size: tuple[int, int]) -> bool:
+        own = default_for(*size)
+        return (self.kernel_size or own["kernel_size"]) >= (self.stride or own["stride"])
+
+    def _check_fit(self, *sizes: tuple[int, int]) -> None:
+        """Raise if one of kernel_size and stride is given, and fits the default of the other at none of these sizes."""
+        if (self.kernel_size is None) == (self.stride is None) or any(map(self._fits, sizes)):
+            return
+        given, other, change = ("stride", "kernel_size", "smaller") if self.stride else ("kernel_size", "stride", "larger")
+        defaults = " and ".join(f"{default_for(*size)[other]} for {size[0]} x {size[1]} pixels" for size in sizes)
+        raise ValueError(
+            f"kernel_size must be at least stride, or pixels between kernels are never seen; got {given}="
+            f"{getattr(self, given)}, and the default of {other} is {defaults}; give {other} too, or a {change} {given}"
+        )
 
     @property
     def minimum_size(self) -> int:
