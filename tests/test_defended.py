@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -195,6 +196,7 @@ def test_empty_batch() -> None:
     [
         ({"target": len}, TypeError, "target must be a torch.nn.Module, got builtin"),
         ({"defense": 3}, TypeError, "defense must be callable, a list of modules or None, got int"),
+        ({"defense": nn.Identity}, TypeError, r"defense must be an object, got the class Identity; give Identity\(\.\.\.\)"),
         ({"defense": []}, TypeError, r"a list of defenses must have torch.nn.Modules, at least one, got \[\]"),
         ({"defense": [nn.Identity(), len]}, TypeError, r"got \['Identity', 'builtin_function_or_method'\]; wrap a function"),
         ({"normalize": (0.5, 0.5)}, TypeError, "normalize must be callable or None, got tuple"),
@@ -267,8 +269,21 @@ def test_a_checkpoint_of_the_undefended_target_loads() -> None:
         model.load_state_dict({"0.weight": source[0].weight})
 
 
+def test_normalize_must_return_a_tensor() -> None:
+    wrong: list[tuple[Any, str]] = [(lambda _: None, "NoneType"), (lambda images: images.detach().numpy(), "ndarray")]
+    for normalize, kind in wrong:
+        with pytest.raises(TypeError, match=f"expected normalize to return a tensor, got {kind}"):
+            DefendedModel(make_target(), defense(), normalize=normalize)(rand(2, 3, 20, 20))
+
+
 def test_bad_images() -> None:
     model = DefendedModel(make_target(), defense())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nested tensors are a prototype of PyTorch
+        nested = [torch.nested.nested_tensor([rand(3, 20, 20)], layout=kind) for kind in (torch.strided, torch.jagged)]
+    for images in nested:
+        with pytest.raises(TypeError, match="a dense tensor, got a nested one"):
+            model(images)
     with pytest.raises(ValueError, match=r"batch of images \(N, C, H, W\), got shape \(3, 20, 20\)"):
         model(rand(3, 20, 20))
     with pytest.raises(ValueError, match="got str"):
@@ -313,6 +328,12 @@ def test_from_torchvision(name: str | WeightsEnum, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("name", ["resnet5000", "fasterrcnn_resnet50_fpn", "FCN_ResNet50_Weights.DEFAULT", 3])
 def test_from_torchvision_refuses_models_that_are_not_classifiers(name: Any) -> None:
     with pytest.raises(ValueError, match="classifier"):
+        DefendedModel.from_torchvision(name)
+
+
+@pytest.mark.parametrize("name", ["ResNet18_Weights.IMAGENET22K", "ResNet19_Weights.DEFAULT", "resnet18.pth"])
+def test_from_torchvision_names_weights_that_are_not_there(name: str) -> None:
+    with pytest.raises(ValueError, match=f"torchvision has no weights '{name}'"):
         DefendedModel.from_torchvision(name)
 
 

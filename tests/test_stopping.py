@@ -105,6 +105,18 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
         choose_network_steps(**(good | arguments))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target": "resnet50"}, "target must be callable, got str"),
+        ({"defense": torch.nn.Identity()}, "defense must be an OnlineAlternateGenerator or None, got Identity"),
+    ],
+)
+def test_arguments_of_another_type(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        choose_network_steps(**{"target": len, "images": IMAGES, "labels": LABELS, **arguments})
+
+
 def test_logits_that_are_not_finite_are_an_error_that_names_the_image() -> None:
     calls: list[int] = []
 

@@ -163,7 +163,7 @@ class DefendedModel(nn.Module):
         """
         import timm  # of an extra
 
-        if not timm.is_model(model):
+        if not isinstance(model, str) or not timm.is_model(model):
             raise ValueError(f"expected a model of timm such as 'resnet50', got {model!r}")
         target = timm.create_model(model, pretrained=pretrained).eval()
         config = timm.data.resolve_model_data_config(target)
@@ -236,7 +236,11 @@ class DefendedModel(nn.Module):
     def _logits(self, view: Tensor) -> Tensor:
         """The target's logits of a view. Views and logits are copies, because normalisation and target may work in place."""
         own = view.clone()
-        output = self.target(own if self.normalize is None else self.normalize(own))
+        if self.normalize is not None:
+            own = self.normalize(own)
+            if not isinstance(own, Tensor):
+                raise TypeError(f"expected normalize to return a tensor, got {type(own).__name__}")
+        output = self.target(own)
         return _checks.logits(output, len(view)).clone()
 
     @uncompiled
@@ -246,6 +250,8 @@ class DefendedModel(nn.Module):
 
     def _check(self, images: Any) -> None:
         _checks.eager(images)
+        if isinstance(images, Tensor):
+            _checks.not_nested(images)
         if not isinstance(images, Tensor) or images.ndim != 4:
             got = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
             raise ValueError(f"expected a batch of images (N, C, H, W), got {got}")
@@ -272,6 +278,8 @@ def _one_or_list(defense: Any) -> Any:
         return nn.ModuleList(defense)
     if not callable(defense):
         raise TypeError(f"defense must be callable, a list of modules or None, got {type(defense).__name__}")
+    if isinstance(defense, type):
+        raise TypeError(f"defense must be an object, got the class {defense.__name__}; give {defense.__name__}(...)")
     return defense
 
 
@@ -327,7 +335,11 @@ def _classifier(model: str | WeightsEnum) -> tuple[Any, str]:
             raise ValueError(f"{model} are not the weights of a torchvision classifier")
         return model, builder
     if isinstance(model, str) and "." in model:
-        return _classifier(torchvision.models.get_weight(model))
+        try:
+            weights = torchvision.models.get_weight(model)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"torchvision has no weights {model!r}") from error
+        return _classifier(weights)
     if model not in names:
         raise ValueError(f"expected a torchvision classifier such as 'resnet50' or its weights, got {model!r}")
     return torchvision.models.get_model_weights(model)["DEFAULT"], model

@@ -49,7 +49,11 @@ def choose_network_steps(
     Raises:
         ValueError, TypeError: bad images or labels, a negative ``noise_std`` or ``tolerance``, or logits that are not finite.
     """
+    if not callable(target):
+        raise TypeError(f"target must be callable, got {type(target).__name__}")
     defense = OnlineAlternateGenerator(network_steps=120) if defense is None else defense
+    if not isinstance(defense, OnlineAlternateGenerator):
+        raise TypeError(f"defense must be an OnlineAlternateGenerator or None, got {type(defense).__name__}")
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images must be a floating-point tensor (N, C, H, W) with N >= 1, got {got}")
