@@ -57,7 +57,7 @@ def stages(folder: Path) -> dict[str, float]:
     image = F.center_crop(F.resize(files.read_rgb(source), [SIDE]), [SIDE, SIDE])
     pixels = F.pil_to_tensor(image)[None]
     model = DefendedModel(efficientnet_lite(0), OnlineAlternateGenerator(seed=0))
-    none = saving.Metadata(b"", None, None, ())
+    none = saving.Metadata(b"", None, None, {}, ())
 
     def write() -> None:
         saving.write(folder / "result.jpg", saving.encode(image, ".jpg", none)[0], "t")

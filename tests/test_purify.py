@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -19,6 +20,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -386,6 +388,57 @@ def test_metadata_are_kept_and_the_image_is_upright(name: str, chosen: str, tmp_
             assert image.info["dpi"] == pytest.approx((300, 300), abs=0.01)
 
 
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" dc:rights="me"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("chosen", ["keep", "jpeg", "png", "tiff", "webp", "bmp"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
+def test_xmp_is_kept_without_its_orientation(
+    name: str, chosen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    info = PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", XMP)
+    by_suffix: dict[str, Any] = {"png": {"pnginfo": info}, "tif": {"tiffinfo": {700: XMP}}}
+    options = by_suffix.get(name[2:], {"xmp": XMP})
+    picture().save(tmp_path / name, **options)
+    assert purify(tmp_path / name, "--out", tmp_path / "o", "--format", chosen) == 0
+    (written,) = (tmp_path / "o").iterdir()
+    told = capsys.readouterr().err
+    with PIL.Image.open(written) as image:
+        assert image.size == (28, 33)
+        if chosen == "bmp":
+            assert told == f"{tmp_path / name}: its XMP can't be kept as bmp\n"
+        else:
+            assert image.info["xmp"] == XMP.replace(b'tiff:Orientation="6"', b"")
+            assert image.getexif().get(0x0112, 1) == 1
+            assert "XMP" not in told
+
+
+def test_comments_and_texts_are_kept_or_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    info = PngInfo()
+    for key, value in (("parameters", "Steps: 20"), ("Comment", "a comment"), ("Titel", "日本")):
+        info.add_text(key, value)
+    picture().save(tmp_path / "a.png", pnginfo=info)
+    picture().save(tmp_path / "b.jpg", comment=b"a comment")
+    picture().save(tmp_path / "c.gif", comment=b"a comment")
+    for chosen in ("keep", "png", "jpeg", "tiff"):
+        out = tmp_path / chosen
+        assert purify(*(tmp_path / name for name in ("a.png", "b.jpg", "c.gif")), "--out", out, "--format", chosen) == 0
+    told = capsys.readouterr().err.splitlines()
+    assert told == [
+        f"{tmp_path}/a.png: its text 'parameters' and text 'Titel' can't be kept as jpeg",
+        f"{tmp_path}/a.png: its comment and text 'parameters' and text 'Titel' can't be kept as tiff",
+        f"{tmp_path}/b.jpg: its comment can't be kept as tiff",
+        f"{tmp_path}/c.gif: its comment can't be kept as tiff",
+    ]
+    texts = {"parameters": "Steps: 20", "Comment": "a comment", "Titel": "日本"}
+    assert read(tmp_path / "keep/a.png").info == texts
+    for name in ("png/b.png", "keep/c.png"):
+        assert read(tmp_path / name).info == {"Comment": "a comment"}
+    for name in ("keep/b.jpg", "jpeg/a.jpg", "jpeg/c.jpg"):
+        assert read(tmp_path / name).info["comment"] == b"a comment"
+
+
 def test_without_metadata_there_are_none(tmp_path: Path) -> None:
     save(tmp_path / "a.png")
     assert purify(tmp_path / "a.png", "--out", tmp_path / "o") == 0
@@ -482,6 +535,13 @@ def test_bad_files_are_named_in_a_line_each_and_the_others_go_on(tmp_path: Path,
     assert len(lines) == len(expected)
     for name, reason in expected.items():
         assert any(name in line and reason in line for line in lines), name
+
+
+def test_shards_need_the_other_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.parquet", "b.TAR"):
+        (tmp_path / name).touch()
+        assert purify(tmp_path / name, "--out", tmp_path / "o") == 2
+        assert f"{name}: parquet files and WebDataset shards need --engine ray" in capsys.readouterr().err
 
 
 def test_names_of_bad_files_stay_on_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

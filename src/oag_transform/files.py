@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import warnings
 import zlib
 from pathlib import Path
@@ -21,8 +22,10 @@ WHITE_IS_ZERO, SIGNED = 0, 2  # values of the last two
 PNG = b"\x89PNG\r\n\x1a\n"
 KEPT = (b"eXIf", b"pHYs", b"tRNS")  # orientation, resolution, transparency
 GREY = ("1", "L", "LA", "La")  # modes
-STALE = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+XMP, COMMENT, EXIF_TEXT = "XML:com.adobe.xmp", "Comment", "Raw profile type exif"  # names of texts in PNG
+STALE = ("exif", EXIF_TEXT, "xmp", XMP)
 """Entries of Pillow's ``info`` that state the orientation of the file's pixels."""
+TURNED = re.compile(rb'tiff:Orientation="[0-9]"|<tiff:Orientation>[0-9]</tiff:Orientation>')  # in XMP
 
 
 class UnreadableImageError(ValueError):
@@ -35,11 +38,14 @@ class Decoded(NamedTuple):
     Attributes:
         image: mode RGB or L, 8 bits per channel, upright; ``info`` has its ``dpi`` and ``icc_profile``.
         exif: the EXIF block with its sub-blocks; empty if it is missing or broken.
+        texts: XMP (bytes), without its orientation; the comment of a JPEG or GIF file (bytes), and the texts of a PNG file,
+            each by its name in PNG.
         notes: one line for each omission from ``image``, such as transparency, further frames and broken metadata.
     """
 
     image: PIL.Image.Image
     exif: PIL.Image.Exif
+    texts: dict[str, str | bytes]
     notes: tuple[str, ...]
 
 
@@ -89,6 +95,7 @@ def decode(source: Path | bytes, *, name: str | None = None, formats: tuple[str,
                 # the only copy, of up to 179 megapixels; an open file's pixels may be mapped from the disk
                 image = file.copy() if _is_deep(file) else file.convert("L" if file.mode in GREY else "RGB")
                 exif, orientation = _exif(file, notes)
+                texts = _texts(file, notes)
                 notes += _frames(file)
                 # Pillow's warnings about metadata; those about size are ignored, as images of 100 megapixels exist
                 problems = [str(warning.message) for warning in warned if warning.category is UserWarning]
@@ -97,7 +104,7 @@ def decode(source: Path | bytes, *, name: str | None = None, formats: tuple[str,
                     notes.append("its transparency is dropped")
             if _is_deep(image):
                 image = _eight_bits(named, image, white, inverted)
-            return Decoded(_turned(image, orientation), exif, tuple(notes))
+            return Decoded(_turned(image, orientation), exif, texts, tuple(notes))
     except UnreadableImageError:
         raise
     except Exception as error:  # damaged files make decoders raise almost any exception
@@ -209,6 +216,20 @@ def _exif(file: PIL.Image.Image, notes: list[str]) -> tuple[PIL.Image.Exif, int]
     except Exception as error:  # as in decode
         notes.append(f"its EXIF can't be read ({reason(error)})")
         return PIL.Image.Exif(), orientation
+
+
+def _texts(file: PIL.Image.Image, notes: list[str]) -> dict[str, str | bytes]:
+    try:
+        texts: dict[str, str | bytes] = dict(getattr(file, "text", {}))
+        texts.pop(EXIF_TEXT, None)
+        if comment := file.info.get("comment"):
+            texts[COMMENT] = comment
+        if xmp := texts.pop(XMP, None) or file.info.get("xmp"):
+            texts[XMP] = TURNED.sub(b"", xmp.encode() if isinstance(xmp, str) else xmp)
+        return texts
+    except Exception as error:  # as in decode
+        notes.append(f"its texts can't be read ({reason(error)})")
+        return {}
 
 
 def _frames(file: PIL.Image.Image) -> list[str]:

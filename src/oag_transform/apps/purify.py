@@ -31,8 +31,8 @@ class PurifyFiles:
     """Purify image files, and folders of them.
 
     Unreadable files are reported, the others are purified, and the exit status is 1. Results keep the folder structure and the
-    files' names, formats, EXIF, colour profiles and resolutions. Each file is written completely or not at all. After an
-    interruption, --skip-existing continues.
+    files' names, formats, EXIF, XMP, colour profiles, resolutions, comments and texts of PNG. Each file is written completely
+    or not at all. After an interruption, --skip-existing continues.
 
     --engine ray (extra 'ray') uses a cluster, or this machine. It also takes parquet files and WebDataset shards, and folders
     of them, as IMAGE. Killed workers are restarted. The table OUT/_failures.csv lists all failures.
@@ -129,6 +129,8 @@ class PurifyFiles:
         from . import processes
 
         found = sources.find(self.images, self.out)
+        if shards := [file.path for file in found.files if file.path.suffix.lower() in sources.SHARDS]:
+            raise ValueError(f"{files.one_line(str(shards[0]))}: parquet files and WebDataset shards need --engine ray")
         jobs, there = self._missing(found, plan)
         outcomes = processes.run(plan, jobs, 1 if self.jobs is None else self.jobs)
         summary = PurifySummary(self.progress, len(jobs), there)
@@ -143,7 +145,7 @@ class PurifyFiles:
         except ModuleNotFoundError as error:
             raise ValueError(f"--engine ray needs {error.name}: pip install 'oag-transform[{RAY_EXTRA}]'") from error
 
-        found = sources.find(self.images, self.out, {*sources.IMAGE_SUFFIXES, shards.PARQUET, shards.TAR})
+        found = sources.find(self.images, self.out, {*sources.IMAGE_SUFFIXES, *sources.SHARDS})
         source: Sequence[sources.Job] | shards.Shards | None = shards.among(found, self.image_column, self.name_column)
         there = 0
         if source is None:
@@ -214,7 +216,7 @@ class PurifySummary:
     def tell(self, found: sources.SourceFiles) -> None:
         """Report problems with the inputs."""
         for name, reason in found.problems:
-            self.failures.append((name, f"{files.one_line(name)}: {reason}"))
+            self.failures.append((name, f"{files.one_line(name) or repr(name)}: {reason}"))
             self._print(self.failures[-1][1])
         for line in found.notes:
             self._print(line)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import PIL.Image
 from PIL.ExifTags import IFD, Base
+from PIL.PngImagePlugin import PngInfo
 
 from .. import files
 from .sources import SUFFIXES
@@ -22,13 +23,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """Arguments of Pillow's writers, for each format."""
 
-NAMES = {"exif": "EXIF", "icc_profile": "colour profile", "dpi": "resolution"}
-NO_ROOM = {"bmp": ("exif", "icc_profile"), "webp": ("dpi",)}
-"""Metadata that a format cannot hold."""
+NAMES = {"exif": "EXIF", "icc_profile": "colour profile", "dpi": "resolution", "xmp": "XMP", "comment": "comment"}
+ROOM = {
+    "png": ("exif", "icc_profile", "dpi", "pnginfo"),
+    "jpeg": ("exif", "icc_profile", "dpi", "xmp", "comment"),
+    "webp": ("exif", "icc_profile", "xmp"),
+    "tiff": ("exif", "icc_profile", "dpi"),
+    "bmp": ("dpi",),
+}
+"""Metadata that Pillow writes into a format, by its arguments."""
 
+XMP_TAG = 700
 LAYOUT_TAGS = {
     *(*range(254, 269), 273, 274, *range(277, 282), 284, *range(288, 294), 297, 301, 317, *range(320, 333), *range(336, 348)),
-    *(*range(512, 522), *range(529, 533), 700, 33723, 34377, 34675),
+    *(*range(512, 522), *range(529, 533), XMP_TAG, 33723, 34377, 34675),
 }
 """Tags of the layout or orientation of a TIFF or JPEG file, which no longer apply to the result."""
 
@@ -40,12 +48,14 @@ class Metadata(NamedTuple):
         exif: the EXIF block as Pillow writes it, without :data:`LAYOUT_TAGS`; empty if there is none.
         icc: the colour profile, if it is for the result's mode.
         dpi: resolution.
+        texts: see :class:`~oag_transform.files.Decoded`.
         notes: one line for each omission.
     """
 
     exif: bytes
     icc: bytes | None
     dpi: tuple[float, float] | None
+    texts: dict[str, str | bytes]
     notes: tuple[str, ...]
 
 
@@ -63,7 +73,7 @@ def metadata(decoded: files.Decoded) -> Metadata:
     except Exception as error:  # malformed tags make Pillow raise almost any exception
         notes.append(f"its EXIF can't be kept ({files.reason(error)})")
         exif = b""
-    return Metadata(exif, icc, info.get("dpi"), tuple(notes))
+    return Metadata(exif, icc, info.get("dpi"), decoded.texts, tuple(notes))
 
 
 def _exif(exif: PIL.Image.Exif, size: tuple[int, int]) -> bytes:
@@ -82,14 +92,36 @@ def encode(image: PIL.Image.Image, suffix: str, kept: Metadata) -> tuple[bytes, 
     Raises:
         OSError, ValueError: the format can't hold the image.
     """
-    name = SUFFIXES[suffix.lower()]
-    found = {key: value for key, value in (("exif", kept.exif), ("icc_profile", kept.icc), ("dpi", kept.dpi)) if value}
-    lost = [NAMES[key] for key in NO_ROOM.get(name, ()) if found.pop(key, None)]
+    name, texts = SUFFIXES[suffix.lower()], dict(kept.texts)
+    known: dict[str, Any] = {"exif": kept.exif, "icc_profile": kept.icc, "dpi": kept.dpi}
+    if name == "png":
+        known["pnginfo"], texts = _png_texts(texts), {}
+    if name == "tiff" and files.XMP in texts:
+        known["exif"] = _with_xmp(kept.exif, texts.pop(files.XMP))
+    known |= {"xmp": texts.pop(files.XMP, None), "comment": texts.pop(files.COMMENT, None)}
+    found = {key: value for key, value in known.items() if value and key in ROOM[name]}
+    lost = [NAMES[key] for key, value in known.items() if value and key not in found]
+    lost += [files.one_line(f"text {key!r}") for key in texts]
     notes = (f"its {' and '.join(lost)} can't be kept as {name}",) if lost else ()
     try:
         return _encode(image, name, found), notes
     except Exception as error:  # malformed tags, or more than the format can hold
         return _encode(image, name, {}), (f"its metadata can't be kept as {name}: {files.reason(error)}",)
+
+
+def _with_xmp(exif: bytes, xmp: str | bytes) -> bytes:
+    """The EXIF block of a TIFF file, whose tags are those of the file."""
+    block = PIL.Image.Exif()
+    block.load(exif)
+    block[XMP_TAG] = xmp
+    return block.tobytes()
+
+
+def _png_texts(texts: dict[str, str | bytes]) -> PngInfo | None:
+    info = PngInfo()
+    for key, value in texts.items():
+        (info.add_itxt if key == files.XMP else info.add_text)(key, value)
+    return info if texts else None
 
 
 def _encode(image: PIL.Image.Image, name: str, extra: dict[str, Any]) -> bytes:

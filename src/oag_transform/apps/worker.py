@@ -57,6 +57,7 @@ class PurifyPlan:
             ValueError: a bad argument, or no such device.
         """
         _checks.integer("batch_size", self.batch_size, at_least=1)
+        _checks.flag("paper", self.paper)
         transform = transform_of(self)
         if self.resize is not None:
             _checks.integer("resize", self.resize, at_least=transform.settings.minimum_size)
@@ -119,7 +120,7 @@ def save(plan: PurifyPlan, outcome: PurifyOutcome) -> PurifyOutcome:
         return outcome
     try:
         saving.write(outcome.job.target, outcome.content, plan.token)
-    except OSError as error:
+    except (OSError, RecursionError) as error:  # pathlib makes parents by recursion
         return failed(outcome.job, error, outcome.notes)
     return outcome._replace(content=None)
 
