@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 import torch
 from scipy.io import savemat
-from torchvision.datasets import CIFAR10
+from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.transforms import v2
 
 from oag_transform.evaluation.data import (
@@ -51,13 +51,47 @@ def test_image_folder_keeps_the_place_of_a_class_without_images(tmp_path: Path) 
     ]
 
 
+def test_image_folder_has_the_order_of_torchvisions_without_hidden_files_and_folders(tmp_path: Path) -> None:
+    for name in ("ape/b/1.png", "ape/a b/2.png", "ape/10.png", "ape/9.PNG", "bee/a.jpg", "ape/b/c/0.webp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(tmp_path / name)
+    (tmp_path / "ape/notes.txt").write_text("no image")
+    (tmp_path / "readme.png").write_text("in no class")
+    samples = ImageFolder(str(tmp_path)).samples
+    for name in (".ipynb_checkpoints/1-checkpoint.png", "bee/.ipynb_checkpoints/a-checkpoint.jpg", "bee/._a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_image(tmp_path / name)
+    listing = image_folder(tmp_path)
+    assert listing.classes == ("ape", "bee")
+    assert listing.names == tuple("/".join(Path(path).parts[-2:]) for path, _ in samples)
+    assert listing.labels == tuple(label for _, label in samples)
+
+
+def test_links_are_followed_and_loops_are_left_out_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = tmp_path / "data"
+    for name in ("elsewhere", "data/ape/inner"):
+        (tmp_path / name).mkdir(parents=True)
+    write_image(data / "ape/1.png")
+    write_image(tmp_path / "elsewhere/2.png")
+    (data / "bee").symlink_to(tmp_path / "elsewhere")
+    for link, to in (("ape/inner/loop", data / "ape"), ("ape/whole", data), ("itself", data), ("ape/endless", "endless")):
+        (data / link).symlink_to(to)
+    listing = image_folder(data)
+    assert listing.classes == ("ape", "bee")
+    assert listing.names == ("ape/1.png", "bee/2.png")
+    assert listing.read(1).size == (33, 28)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{data / link}: skipped, a link to a folder that contains it" for link in ("itself", "ape/whole", "ape/inner/loop")
+    ]
+
+
 def test_image_folder_names_missing_parts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere is not a folder"):
         image_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="no folders of classes"):
         image_folder(tmp_path)
     (tmp_path / "ape").mkdir()
-    with pytest.raises(ValueError, match="no images in its 1 folders"):
+    with pytest.raises(ValueError, match=r"no images \(\.jpg, .*\) in its 1 folders"):
         image_folder(tmp_path)
 
 
@@ -88,6 +122,9 @@ def test_flower17_names_missing_parts(tmp_path: Path) -> None:
         flower17(tmp_path, "val1")
     with pytest.raises(ValueError, match=r"image_0001\.jpg|image_2000\.jpg is missing"):
         flower17(tmp_path, "trn1")
+    savemat(tmp_path / "datasplits.mat", {"tst1": np.array(["one"])})
+    with pytest.raises(ValueError, match=r"datasplits\.mat: tst1 does not hold numbers of images"):
+        flower17(tmp_path)
 
 
 def devkit(root: Path) -> Path:
@@ -117,6 +154,21 @@ def test_ilsvrc2012_names_missing_parts(tmp_path: Path) -> None:
         ilsvrc2012(tmp_path, kit)
     write_image(tmp_path / "ILSVRC2012_val_00000005.JPEG")
     with pytest.raises(ValueError, match="4 labels, none for image 5"):
+        ilsvrc2012(tmp_path, kit)
+    (tmp_path / "ILSVRC2012_val_00000005.JPEG").rename(tmp_path / "ILSVRC2012_val_00000000.JPEG")
+    with pytest.raises(ValueError, match="4 labels, none for image 0"):
+        ilsvrc2012(tmp_path, kit)
+    (tmp_path / "ILSVRC2012_val_00000000.JPEG").rename(tmp_path / "ILSVRC2012_val_x.JPEG")
+    with pytest.raises(ValueError, match="no images named ILSVRC2012_val"):
+        ilsvrc2012(tmp_path, kit)
+    write_image(tmp_path / "ILSVRC2012_val_00000001.JPEG")
+    truth = kit / "data" / "ILSVRC2012_validation_ground_truth.txt"
+    for content in ("one\n", "4\n", "1 \xff"):
+        truth.write_text(content, encoding="latin-1")
+        with pytest.raises(ValueError, match=r"kit does not hold the files of ILSVRC2012_devkit_t12"):
+            ilsvrc2012(tmp_path, kit)
+    savemat(kit / "data" / "meta.mat", {"others": 1})
+    with pytest.raises(ValueError, match=r"kit does not hold the files of ILSVRC2012_devkit_t12: KeyError"):
         ilsvrc2012(tmp_path, kit)
 
 

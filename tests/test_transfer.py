@@ -167,6 +167,9 @@ def test_the_data_of_transferattack(folder: Path, tmp_path: Path) -> None:
     assert listing.read(0).size == (40, 40)
     with pytest.raises(ValueError, match="line 2: expected a label from 0 to 999, got '1000'"):
         labelled("1000")
+    (tmp_path / "labels.csv").write_bytes("filename,label\nü.png,1\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"labels\.csv is not a CSV file in UTF-8"):
+        open_images(f"transferattack:{tmp_path}")
     (tmp_path / "labels.csv").write_text("name,label\nx.png,1\n")
     with pytest.raises(ValueError, match="must have the columns filename and label"):
         open_images(f"transferattack:{tmp_path}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from .. import folders
 from ..files import one_line
 
 FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
@@ -21,6 +22,8 @@ OTHER_SUFFIXES = (".apng", ".avif", ".dib", ".gif", ".jp2", ".jpe", ".pbm", ".pg
 """Further suffixes of images in a folder, whose results are PNG."""
 
 IMAGE_SUFFIXES = frozenset({*SUFFIXES, *OTHER_SUFFIXES})
+SHARDS = PARQUET, TAR = (".parquet", ".tar")
+"""Suffixes of files that hold many images."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,8 @@ def find(inputs: Iterable[str], out: Path, suffixes: Iterable[str] = IMAGE_SUFFI
             if not path.is_dir():
                 _add(found, SourceFile(path, Path(path.name)), by_name=str(path) == str(Path(given)))
                 continue
-            for file in _walk(path, (os.path.realpath(out), os.path.realpath(path)), found):
+            inside = folders.walk(path, (os.path.realpath(path),), found.problems, found.notes, skip=os.path.realpath(out))
+            for file in inside:
                 if file.suffix.lower() in wanted:
                     _add(found, SourceFile(file, file.relative_to(path)), by_name=False)
                 else:
@@ -104,22 +108,6 @@ def _expand(given: str) -> Iterator[Path]:
         yield Path(given)
     elif glob.has_magic(given):
         yield from map(Path, sorted(glob.glob(given, recursive=True)))
-
-
-def _walk(folder: Path, closed: tuple[str, ...], found: SourceFiles) -> Iterator[Path]:
-    """Files below a folder; ``closed``: the real paths of the results' folder and of all parent folders."""
-    try:
-        paths = [folder / name for name in sorted(os.listdir(folder)) if not name.startswith(".")]
-    except OSError as error:
-        found.problems.append((str(folder), str(error.strerror)))
-        return
-    yield from (path for path in paths if not path.is_dir())
-    for path in filter(Path.is_dir, paths):
-        real = os.path.realpath(path)
-        if real not in closed:
-            yield from _walk(path, (*closed, real), found)
-        elif real != closed[0]:
-            found.notes.append(f"{one_line(str(path))}: skipped, a link to a folder that contains it")
 
 
 def _add(found: SourceFiles, file: SourceFile, *, by_name: bool) -> None:

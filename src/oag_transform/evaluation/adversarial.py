@@ -18,7 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..files import decode, one_line
 from .columns import Transferred
-from .data import Listing, Preprocessing, prepared
+from .data import Listing, Preprocessing, image_files, prepared
 from .store import Store
 from .subject import Subject, choose_subject
 from .targets import Target
@@ -73,7 +73,7 @@ def match(folder: Path, listing: Listing) -> Matched:
     """
     if not folder.is_dir():
         raise ValueError(f"--adversarial {folder} is not a folder")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and path.is_file())
+    files = sorted(filter(Path.is_file, image_files(folder)))
     known: dict[str, list[Path]] = {}
     for path in files:
         inside = PurePosixPath(*path.relative_to(folder).parts[-2:])

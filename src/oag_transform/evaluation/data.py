@@ -3,9 +3,11 @@
 A listing names the images; they are read when they are needed, so that a listing of 50,000 costs nothing.
 """
 
+import contextlib
 import csv
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +16,12 @@ import torch
 import torchvision
 from scipy.io import loadmat
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CIFAR100, ImageFolder
+from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from .. import folders
 from ..files import one_line, read_rgb, reason
 from ..images import resize as resized
 
@@ -31,6 +35,8 @@ FLOWERS = (
 
 KINDS = ("imagefolder", "flower17", "ilsvrc2012", "cifar10", "cifar100", "transferattack")
 """What an image set is called in ``KIND:ROOT``, see :func:`open_images`."""
+
+IN_SPLITS = ("flower17", "cifar10", "cifar100")
 
 
 class Listing(NamedTuple):
@@ -76,9 +82,7 @@ def open_images(spec: str, *, split: str | None = None, devkit: Path | None = No
     Raises:
         ValueError: no such kind, file or split.
     """
-    kind, colon, rest = spec.partition(":")
-    if not colon or (kind not in KINDS and Path(spec).exists()):
-        kind, rest = "imagefolder", spec
+    kind, rest = kind_of(spec)
     root = Path(rest)
     if kind == "imagefolder":
         return image_folder(root)
@@ -95,22 +99,48 @@ def open_images(spec: str, *, split: str | None = None, devkit: Path | None = No
     raise ValueError(f"expected a folder, or one of {', '.join(KINDS)} before a colon, got {spec!r}")
 
 
+def kind_of(spec: str) -> tuple[str, str]:
+    """The kind of an image set, which need not be one of :data:`KINDS`, and its root; see :func:`open_images`."""
+    kind, colon, rest = spec.partition(":")
+    return ("imagefolder", spec) if not colon or (kind not in KINDS and Path(spec).exists()) else (kind, rest)
+
+
 def image_folder(root: Path) -> Listing:
     """A folder for each class, named so that sorting gives the classifier's order; a class without images is an empty folder.
+
+    The images and their order are those of torchvision's ``ImageFolder``, but for hidden files and folders, such as
+    ``.ipynb_checkpoints``, which are left out. A link to a folder that contains it is left out, too, with a line in the log.
 
     Raises:
         ValueError: no folder, no class in it or no image.
     """
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder")
-    try:
-        folder = ImageFolder(str(root), allow_empty=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"{root} has no folders of classes; expected {root}/CLASS/IMAGE.jpg") from error
-    if not folder.samples:
-        raise ValueError(f"{root} has no images in its {len(folder.classes)} folders of classes")
-    paths, labels = zip(*folder.samples, strict=True)
-    return _of_files([Path(path) for path in paths], labels, folder.classes)
+    parents, problems, notes = (os.path.realpath(root),), list[tuple[str, str]](), list[str]()
+    _, classes = folders.entries(root, parents, problems, notes)
+    _log(problems, notes)
+    if not classes:
+        raise ValueError(f"{root} has no folders of classes; expected {root}/CLASS/IMAGE.jpg")
+    paths = [image_files(folder, parents) for folder in classes]
+    if not any(paths):
+        raise ValueError(f"{root} has no images ({', '.join(IMG_EXTENSIONS)}) in its {len(classes)} folders of classes")
+    labels = [label for label, inside in enumerate(paths) for _ in inside]
+    return _of_files([path for inside in paths for path in inside], labels, [folder.name for folder in classes])
+
+
+def image_files(folder: Path, parents: tuple[str, ...] = ()) -> list[Path]:
+    """The image files in a folder and its subfolders, by the folder's path and the file's name; see :func:`image_folder`.
+
+    ``parents``: the real paths of folders that contain it, to which links in it are left out.
+    """
+    problems, notes = list[tuple[str, str]](), list[str]()
+    found = [
+        path
+        for path in folders.walk(folder, (*parents, os.path.realpath(folder)), problems, notes)
+        if path.suffix.lower() in IMG_EXTENSIONS
+    ]
+    _log(problems, notes)
+    return sorted(found, key=lambda path: (str(path.parent), path.name))
 
 
 def cifar(root: Path, kind: str, split: str = "test") -> Listing:
@@ -151,7 +181,10 @@ def flower17(root: Path, split: str = "tst1") -> Listing:
     if split not in splits or split.startswith("__"):
         names = sorted(name for name in splits if not name.startswith("__"))
         raise ValueError(f"{file} has no split {split!r}; it has {names}")
-    numbers = sorted(int(number) for number in splits[split].ravel())
+    try:
+        numbers = sorted(int(number) for number in splits[split].ravel())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {split} does not hold numbers of images") from error
     paths = [root / "jpg" / f"image_{number:04d}.jpg" for number in numbers]
     _check_files(paths)
     return _of_files(paths, [(number - 1) // 80 for number in numbers], FLOWERS)
@@ -172,18 +205,21 @@ def ilsvrc2012(root: Path, devkit: Path) -> Listing:
     """
     meta, truth = devkit / "data" / "meta.mat", devkit / "data" / "ILSVRC2012_validation_ground_truth.txt"
     _check_files([meta, truth])
-    paths = sorted(root.glob("ILSVRC2012_val_*.JPEG"))
+    paths = sorted(root.glob(f"ILSVRC2012_val_{8 * '[0-9]'}.JPEG"))
     if not paths:
         raise ValueError(f"{root} has no images named ILSVRC2012_val_00000001.JPEG and so on")
-    synsets = _load_mat(meta, squeeze_me=True, struct_as_record=False)["synsets"]
-    # a node of the WordNet tree with children is no class of its own
-    leaves = sorted((s.WNID, int(s.ILSVRC2012_ID), s.words) for s in synsets if int(s.num_children) == 0)
-    index = {identity: position for position, (_, identity, _) in enumerate(leaves)}
-    identities = [int(line) for line in truth.read_text(encoding="utf-8").split()]
+    tree = _load_mat(meta, squeeze_me=True, struct_as_record=False)
+    try:
+        # a node of the WordNet tree with children is no class of its own
+        leaves = sorted((s.WNID, int(s.ILSVRC2012_ID), s.words) for s in tree["synsets"] if int(s.num_children) == 0)
+        index = {identity: position for position, (_, identity, _) in enumerate(leaves)}
+        known = [index[int(line)] for line in truth.read_text(encoding="utf-8").split()]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{devkit} does not hold the files of ILSVRC2012_devkit_t12: {reason(error)}") from error
     numbers = [int(path.stem.rsplit("_", 1)[1]) for path in paths]
-    if max(numbers) > len(identities):
-        raise ValueError(f"{truth} has {len(identities)} labels, none for image {max(numbers)}")
-    labels = [index[identities[number - 1]] for number in numbers]
+    if missing := [number for number in numbers if not 1 <= number <= len(known)]:
+        raise ValueError(f"{truth} has {len(known)} labels, none for image {missing[-1]}")
+    labels = [known[number - 1] for number in numbers]
     return _of_files(paths, labels, [str(words) for _, _, words in leaves])
 
 
@@ -197,8 +233,11 @@ def transferattack(root: Path) -> Listing:
     """
     file = root / "labels.csv"
     _check_files([file])
-    with file.open(newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.DictReader(stream))
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} is not a CSV file in UTF-8: {error}") from error
     if not rows or not {"filename", "label"} <= rows[0].keys():
         raise ValueError(f"{file} must have the columns filename and label, and a row")
     classes = torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"]
@@ -240,6 +279,14 @@ def read_images(listing: Listing, positions: Sequence[int], preprocessing: Prepr
     return torch.stack(images) if images else torch.empty(0, 3, crop, crop, dtype=torch.uint8), kept
 
 
+def first_size(listing: Listing) -> tuple[int, int] | None:
+    """Width and height of the first image that can be read, None if there is none."""
+    for position in range(len(listing.names)):
+        with contextlib.suppress(ValueError):  # reported when the images are read to be used
+            return listing.read(position).size
+    return None
+
+
 def prepared(image: PIL.Image.Image, preprocessing: Preprocessing, name: str) -> Tensor:
     """An RGB image (3, crop, crop) uint8, resized and cropped.
 
@@ -273,6 +320,11 @@ def batches(listing: Listing, preprocessing: Preprocessing, size: int, seed: int
 def _of_files(paths: Sequence[Path], labels: Sequence[int], classes: Sequence[str]) -> Listing:
     names = tuple("/".join(path.parts[-2:]) for path in paths)
     return Listing(names, tuple(labels), tuple(classes), lambda i: read_rgb(paths[i]))
+
+
+def _log(problems: Iterable[tuple[str, str]], notes: Iterable[str]) -> None:
+    for line in (*(f"left out: {one_line(name)}: {why}" for name, why in problems), *notes):
+        logger.warning("%s", line)
 
 
 def _load_mat(path: Path, **options: bool) -> Any:
