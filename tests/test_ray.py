@@ -216,6 +216,32 @@ def test_a_bad_record_of_parquet_is_a_failure_and_the_others_are_made(
     assert sorted(line[1].partition(": ")[2] for line in lines[1:]) == ["it has no image", "it has no name"]
 
 
+@pytest.mark.parametrize("name_column", ["name", "image.path"])
+def test_a_damaged_page_of_parquet_is_a_failure_and_the_others_are_made(
+    name_column: str, expected: dict[str, bytes], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = sorted(expected)
+    files = [(folder / name).read_bytes() for name in names]
+    structures = [{"bytes": content, "path": name} for content, name in zip(files, names, strict=True)]
+    table = pa.table({"name": names, "image": files} if name_column == "name" else {"image": structures})
+    path = tmp_path / "label=3" / "a.parquet"  # a column of its own, as Ray and pyarrow read it
+    path.parent.mkdir()
+    pq.write_table(table, path, row_group_size=2)
+    page = pq.read_metadata(path).row_group(1).column(table.num_columns - 1).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[page : page + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    assert purify(path, "--out", tmp_path / "o", "--format", "parquet", *SEED, *RAY) == 1
+    assert last_line(capsys) == "7 purified, 0 there already, 1 failed"
+    rows = [row for part in sorted((tmp_path / "o").glob("*.parquet")) for row in pq.read_table(part).to_pylist()]
+    assert {row["label"] for row in rows} == {"3"}
+    made = [row["image"] if name_column == "name" else row["image"]["bytes"] for row in rows]
+    assert sorted(made) == sorted(expected[name] for name in names if name not in names[2:4])
+    ((failed, line),) = failures(tmp_path / "o")[1:]
+    assert failed == str(path)
+    assert line.startswith(f"{path}: 2 rows of row group 1 can't be read: ")
+
+
 def test_a_bad_sample_or_shard_of_webdataset_is_a_failure_and_the_others_are_made(
     folder: Path, expected: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -462,6 +488,15 @@ def test_structures_stay_structures(folder: Path, expected: dict[str, bytes]) ->
 def test_columns_that_cannot_be_used_are_named(batch: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         dataset.Purify(seed=1, network_steps=1)(batch)
+
+
+def test_names_may_be_bytes_numbers_or_missing(folder: Path, expected: dict[str, bytes]) -> None:
+    name = next(iter(expected))
+    names = dataset.column([name.encode(), name, 7, float("nan")])
+    image = (folder / name).read_bytes()
+    made = dataset.Purify(seed=1, network_steps=1)({"image": dataset.column([image] * 4), "name": names})
+    assert made["image"][0] == made["image"][1] == expected[name]
+    assert list(made["error"]) == ["", "", "", "row 3 of a part: it has no name"]
 
 
 def test_files_of_any_name_are_read_and_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

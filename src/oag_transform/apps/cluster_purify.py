@@ -10,6 +10,7 @@ nor notes to the driver, and a checkpoint counts a failure as done.
 """
 
 import dataclasses
+import functools
 import os
 import pickle
 from collections import Counter
@@ -24,7 +25,7 @@ import ray.exceptions
 import torch
 
 from .. import files, streams
-from . import cluster, dataset, saving, shards, worker
+from . import cluster, dataset, saving, shards, sources, worker
 from .sources import Job
 
 ROWS = 64  # largest part: a killed worker loses at most this many images, and a parquet file has at most this many
@@ -94,9 +95,11 @@ def run(
 
 
 def _read(source: shards.Shards) -> "ray.data.Dataset":
-    if source.files[0].suffix.lower() == shards.TAR:
+    if source.files[0].suffix.lower() == sources.TAR:
         return dataset.read_webdataset(source.files)
-    return ray.data.read_parquet([str(path) for path in source.files], num_cpus=0)
+    read = functools.partial(shards.parquet_rows, shards=source)
+    paths = [pa.table({"path": [os.fsencode(path)]}) for path in source.files]
+    return ray.data.from_arrow(paths).map_batches(read, batch_format="pyarrow", num_cpus=0)
 
 
 class Attempts:

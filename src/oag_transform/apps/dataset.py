@@ -83,7 +83,7 @@ class Purify:
         for option, column_name in (("image", self.image), ("name", self.name)):
             if column_name not in batch:
                 raise ValueError(f"there is no column {column_name!r}: give {option}=, one of {', '.join(batch)}")
-        images, names = list(batch[self.image]), [_text(name) for name in batch[self.name]]
+        images, names = list(batch[self.image]), [shards.text(name) for name in batch[self.name]]
         if all(image is None or isinstance(image, (bytes, memoryview, Mapping)) for image in images):
             return self._files(batch, images, names)
         if not all(isinstance(image, np.ndarray) and image.dtype == np.uint8 for image in images):
@@ -97,7 +97,7 @@ class Purify:
     def _files(self, batch: Batch, images: list[Any], names: list[str | None]) -> Batch:
         if self.error in batch:
             raise ValueError(f"the data has a column {self.error!r} already: give error=, the name of a new one")
-        problems = [_text(problem) for problem in batch.get(shards.READ_ERROR, [None] * len(images))]
+        problems = [shards.text(problem) for problem in batch.get(shards.READ_ERROR, [None] * len(images))]
         rows = enumerate(zip(names, images, problems, strict=True))
         jobs = [shards.job_of(name, image, Path(), None, row, problem) for row, (name, image, problem) in rows]
         size = self.plan.batch_size
@@ -139,10 +139,6 @@ def column(values: Sequence[Any]) -> npt.NDArray[Any]:
     for i, value in enumerate(values):
         found[i] = value
     return found
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None or value != value else str(value)  # pandas has NaN for missing values
 
 
 def read_images(folder: str | Path) -> "ray.data.Dataset":
@@ -225,7 +221,7 @@ def write_images(
         lines = []
         columns = zip(table[name].to_pylist(), table[image].to_pylist(), values(shards.READ_ERROR), values(error), strict=True)
         for row, (called, content, unread, wrong) in enumerate(columns):
-            job = shards.job_of(_text(called), content, out, None, row, unread)
+            job = shards.job_of(shards.text(called), content, out, None, row, unread)
             if wrong:
                 continue
             if job.problem is None and job.content is not None:

@@ -1,7 +1,9 @@
 """Images in parquet files and WebDataset shards. Rows become jobs, and results become rows."""
 
+import contextlib
 import hashlib
 import io
+import os
 import re
 import tarfile
 import zlib
@@ -15,13 +17,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.data.datasource import FileBasedDatasource
+from ray.data.datasource.partitioning import PartitionStyle, PathPartitionParser
 
 from .. import streams
-from ..files import reason
+from ..files import one_line, reason
 from . import saving, worker
-from .sources import IMAGE_SUFFIXES, Job, SourceFiles, target_in
+from .sources import IMAGE_SUFFIXES, SHARDS, TAR, Job, SourceFiles, target_in
 
-PARQUET, TAR = ".parquet", ".tar"
 NAME_COLUMNS = ("name", "path", "file_name", "filename", "__key__")
 READ_ERROR = "read_error"  # column: the reason why an image can't be read from its shard
 BLOCK = 64  # samples of a shard that are read together
@@ -55,7 +57,7 @@ def among(found: SourceFiles, image: str | None, name: str | None) -> Shards | N
     """
     paths = [file.path for file in found.files if not any(part.startswith("_") for part in file.relative.parts)]
     kinds = {path.suffix.lower() for path in paths}
-    if not kinds & {PARQUET, TAR}:
+    if kinds.isdisjoint(SHARDS):
         return None
     if len(kinds) > 1:
         raise ValueError(f"expected image files, or parquet files, or WebDataset shards (.tar), got {', '.join(sorted(kinds))}")
@@ -94,6 +96,48 @@ def _name_column(file: Path, schema: pa.Schema, image: str) -> str:
         f"{file} has no column of names ({', '.join(NAME_COLUMNS)}): give --name-column, one of {', '.join(schema.names)}; "
         "random streams follow the names"
     )
+
+
+def parquet_rows(paths: pa.Table, shards: Shards) -> Iterator[pa.Table]:
+    """The rows of the parquet files in column ``path``, with a column for each part of the path such as ``label=3``, as in Ray.
+
+    Ray's own reader would fail at the first damaged page. Here a row with a :data:`READ_ERROR` stands for the rest of its row
+    group.
+    """
+    for path in map(os.fsdecode, paths["path"].to_pylist()):
+        inside = PathPartitionParser.of(PartitionStyle.HIVE)(path)
+        for table in _row_groups(path, shards):
+            for key, value in {READ_ERROR: None, **inside}.items():
+                if key not in table.column_names:
+                    table = table.append_column(key, pa.array([value] * table.num_rows, pa.string()))
+            yield table
+
+
+def _row_groups(path: str, shards: Shards) -> Iterator[pa.Table]:
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:  # its footer could be read before
+        yield _unread(path, pa.schema({shards.image: pa.null(), shards.name: pa.string()}), shards, reason(error))
+        return
+    with file:
+        for group in range(file.num_row_groups):
+            left = file.metadata.row_group(group).num_rows
+            try:
+                for batch in file.iter_batches(BLOCK, row_groups=[group]):
+                    yield pa.Table.from_batches([batch])
+                    left -= batch.num_rows
+            except Exception as error:  # damaged pages make Arrow raise almost any exception
+                problem = f"{left} rows of row group {group} can't be read: {reason(error)}"
+                yield _unread(path, file.schema_arrow, shards, problem)
+
+
+def _unread(path: str, schema: pa.Schema, shards: Shards, problem: str) -> pa.Table:
+    """A row of the file's columns, in which the file's path is the name."""
+    columns, named = {column.name: pa.nulls(1, column.type) for column in schema}, one_line(path)
+    name, _, inner = (shards.name, "", "") if shards.name in columns else shards.name.partition(".")
+    with contextlib.suppress(pa.ArrowException):  # if names are numbers
+        columns[name] = pa.array([{inner: named} if inner else named], schema.field(name).type)
+    return pa.table(columns | {READ_ERROR: pa.array([f"{named}: {problem}"], pa.string())})
 
 
 def names_in(folder: Path, shards: Shards | None) -> Hashes:
@@ -148,7 +192,14 @@ def _names(table: pa.Table, column: str) -> list[str | None]:
     else:
         first, _, inner = column.partition(".")
         values = [(value or {}).get(inner) for value in table[first].to_pylist()]
-    return [None if value is None else str(value) for value in values]
+    return [text(value) for value in values]
+
+
+def text(value: Any) -> str | None:
+    """A name or message in a column: UTF-8 if it is bytes, None if it is missing, which is NaN in pandas."""
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    return None if value is None or value != value else str(value)
 
 
 def write_part(
