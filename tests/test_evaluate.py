@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
 from oag_transform.apps.cli import main
+from oag_transform.baselines import pixeldefend
 from oag_transform.baselines.catalogue import DEFENSES, OAG, Needs
 from oag_transform.evaluation import plan
 from oag_transform.evaluation.data import Listing, image_folder
@@ -167,6 +169,9 @@ def test_tuned_settings_are_used(folder: Path, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "tune.json").write_text(json.dumps(plain | {"facts": {"chosen": {"JPEG": 15}}}))
     assert main(arguments(folder, tmp_path, "table1", *more)) == 2
     assert "has a setting of 'JPEG', and there is no such defense" in capsys.readouterr().err
+    (tmp_path / "tune.json").write_text(json.dumps(plain | {"facts": {"chosen": {"oag": None}}}))
+    assert main(arguments(folder, tmp_path, "table1", *more)) == 2
+    assert "tune.json is not the tune.json of an evaluation" in capsys.readouterr().err
 
 
 def test_fit_target_and_evaluate_it(folder: Path, tmp_path: Path) -> None:
@@ -203,7 +208,8 @@ def test_fit_pixelcnn_and_defend_with_it(folder: Path, tmp_path: Path, monkeypat
         (["--out", __file__], "--out must be a folder, got "),
         (["--defenses", "mean", "jpeg:999"], "--defenses jpeg:999: quality must be"),
         (["--defenses", "oag+median:4"], "--defenses oag+median:4: "),
-        (["--tuned", "missing.json"], "missing.json"),
+        (["--tuned", "missing.json"], "--tuned must be a file: missing.json is missing"),
+        (["--tuned", "."], "--tuned must be a file: . is a folder"),
         (["--data", "ilsvrc2012:here"], "needs --devkit"),
         (["--data", "flower17:here"], "datasplits.mat is missing"),
         (["--data", "cifar10:here"], "doesn't hold cifar10"),
@@ -211,9 +217,13 @@ def test_fit_pixelcnn_and_defend_with_it(folder: Path, tmp_path: Path, monkeypat
         (["--adaptive.attacks", "pgd"], "--adaptive.attacks must be one of ('transfer'"),
         (["--certify.alpha", "1.5"], "--certify.alpha"),
         (["--device", "abacus"], "abacus"),
+        (["--device", "meta"], "--device meta can't be used"),
+        (["--split", "test"], "--split is for flower17, cifar10, cifar100, got 'test' for "),
+        (["--devkit", "here"], "--devkit is for ilsvrc2012, got it for "),
+        (["--defenses", ".relative:make"], "--defenses .relative:make: TypeError"),
         (["--seed", "-1"], "--seed must be an integer >= 0"),
         (["--crop", "-3"], "--crop must be an integer >= 1, got -3"),
-        (["--pixelcnn", "nowhere.pt"], "nowhere.pt"),
+        (["--pixelcnn", "nowhere.pt"], "--pixelcnn must be a file: nowhere.pt is missing"),
         (["table12"], "no experiment 'table12'"),
         (["--adversarial", "nowhere"], "transfer and --adversarial FOLDER need each other"),
         (["transfer"], "transfer and --adversarial FOLDER need each other"),
@@ -232,6 +242,16 @@ def test_bad_arguments_are_named(
     printed = capsys.readouterr()
     assert message in printed.err
     assert "Traceback" not in printed.err
+
+
+def test_small_images_need_a_size_where_the_classifier_has_none(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(folder, tmp_path / "data")
+    (data / "a_dark/0.png").write_bytes(b"no image")  # the first that can be read counts
+    base = ["evaluate", "table4", "--data", str(data), "--out", str(tmp_path / "out"), "--model", "tests.tiny:brightness"]
+    assert main(base) == 2
+    assert "tests.tiny:brightness doesn't say which size it takes, and the first image has 40 x 40" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -278,6 +298,12 @@ def test_fitting_takes_the_training_split_and_evaluation_the_test_split(
         assert main([*run, *flowers]) == 2
     assert main(["evaluate", "table4", "--out", "o", "--model", "efficientnet-lite0", *flowers]) == 2
     assert asked == ["trn1", "trn1", "tst1"]
+
+
+def test_a_damaged_pixelcnn_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"format": pixeldefend._FORMAT, "settings": {"size": 3}}, tmp_path / "p.pt")
+    assert main(arguments(folder, tmp_path, "table4", "--pixelcnn", str(tmp_path / "p.pt"))) == 2
+    assert f"--pixelcnn {tmp_path}/p.pt: TypeError" in capsys.readouterr().err
 
 
 def test_a_target_may_lie_in_the_current_folder(folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Fitted classifiers: training, reproducibility, saving and loading."""
 
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from oag_transform.apps.cli import main
+from oag_transform.apps.options import check_output
 from oag_transform.evaluation import fitting
 from oag_transform.evaluation.backbones import build
 from oag_transform.evaluation.data import Listing, Preprocessing, image_folder, read_images
@@ -122,6 +124,52 @@ class Colour(nn.Module):
 
 def tiny_build(backbone: str, weights: str | None, classes: int) -> tuple[nn.Sequential, Preprocessing]:
     return nn.Sequential(Colour(classes)), Preprocessing(9, 8)
+
+
+def test_a_loss_that_is_not_finite_and_images_that_cannot_be_read_are_errors(
+    flowers: Listing, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fitting, "build", tiny_build)
+    with pytest.raises(ValueError, match=r"the training loss is (nan|inf) in epoch \d: lower the learning rate"):
+        fit_target(flowers, "resnet18", epochs=3, lr=1e38)
+    for name in ("a", "b"):
+        (tmp_path / "broken" / name).mkdir(parents=True)
+        (tmp_path / "broken" / name / "0.png").write_text("no image")
+    for how in ({"epochs": 1}, {"weights": "DEFAULT"}):
+        with pytest.raises(ValueError, match="none of the images can be read"):
+            fit_target(image_folder(tmp_path / "broken"), "resnet18", **how)
+
+
+class Several(Colour):
+    """As GoogLeNet in training: several outputs, of which one is called logits."""
+
+    def forward(self, images: Tensor) -> Any:
+        logits = super().forward(images)
+        return types.SimpleNamespace(logits=logits, aux=logits) if self.training else logits
+
+
+def test_a_backbone_may_return_logits_among_other_outputs(flowers: Listing, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for kind in (Colour, Several):
+        monkeypatch.setattr(fitting, "build", lambda *_, kind=kind: (nn.Sequential(kind(3)), Preprocessing(9, 8)))
+        found.append(fit_target(flowers, "resnet18", epochs=1)[0].state_dict()["0.linear.weight"])
+    assert torch.equal(*found)
+    assert found[0].any()
+
+
+class OneSize(Colour):
+    def forward(self, images: Tensor) -> Tensor:
+        assert images.shape[-1] == 224, "as torchvision's transformers do"
+        return super().forward(images)
+
+
+@pytest.mark.parametrize("how", [{"epochs": 1}, {"weights": "DEFAULT"}, {"epochs": 1, "adversarial": AdversarialExamples(4)}])
+def test_a_backbone_of_another_size_is_named_by_its_input(
+    how: dict[str, Any], flowers: Listing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "build", lambda *_: (nn.Sequential(OneSize(3)), Preprocessing(9, 8)))
+    with pytest.raises(ValueError, match=r"the backbone fails on images of shape \(\d, 3, 8, 8\): AssertionError"):
+        fit_target(flowers, "resnet18", **how)
 
 
 class Pixels(nn.Module):
@@ -300,6 +348,17 @@ def test_unsupported_options_are_named(
     assert main(["fit-target", "--data", str(folder), "--out", "t.pt", *more]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "t.pt").exists()
+
+
+def test_an_output_that_cannot_be_written_is_an_error_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "there.pt").write_bytes(b"old")
+    for name in ("new/a.pt", "there.pt"):
+        check_output(tmp_path / name)
+    assert (tmp_path / "there.pt").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.rglob("*.pt")] == ["there.pt"]
+    (tmp_path / "loop.pt").symlink_to("loop.pt")  # a path that nobody can write, a superuser included
+    with pytest.raises(OSError, match=r"loop\.pt"):
+        check_output(tmp_path / "loop.pt")
 
 
 def test_an_adversarially_trained_target_is_named_as_such(tmp_path: Path) -> None:

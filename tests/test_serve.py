@@ -652,7 +652,9 @@ def test_class_names(tmp_path: Path) -> None:
         (["--strength", "2"], "strength must be None or a number above 0 and at most 1"),
         (["--device", "cuda:99"], "--device cuda:99 can't be used"),
         ([], "give --labels FILE"),
-        (["--labels", "nothing.txt"], "nothing.txt"),
+        (["--labels", "nothing.txt"], "--labels must be a file: nothing.txt is missing"),
+        (["--labels", "."], "--labels must be a file: . is a folder"),
+        (["--max-megapixels", "1e308"], "--max-megapixels must be a finite number > 0 and < 1e+09, got 1e+308"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

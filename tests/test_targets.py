@@ -45,6 +45,15 @@ def number() -> nn.Module:
     return Number()
 
 
+class Guess(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3)).argmax(1)
+
+
+def guess() -> nn.Module:
+    return Guess()
+
+
 def flat() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
 
@@ -109,12 +118,29 @@ def test_torchvisions_own_weights_go_through_its_own_loading(monkeypatch: pytest
         ("efficientnet-lite7", None, "efficientnet-lite7"),
         ("efficientnet-lite0", "DEFAULT", "has its own, got weights 'DEFAULT'"),
         ("missing.pt", None, "missing.pt is missing"),
-        ("tests.test_targets:number", None, "an output of type float"),
+        ("tests.test_targets:number", None, r"must return logits, a floating-point tensor \(N, classes\), got float"),
+        ("tests.test_targets:guess", None, "got a tensor of torch.int64"),
+        (".relative:tiny", None, "relative:tiny can't be imported: TypeError"),
     ],
 )
 def test_what_does_not_fit_is_named(model: str, weights: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_target(model, weights, classes=names(4))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"), [("def make(:", "invalid syntax"), ("1 / 0", "ZeroDivisionError: division by zero")]
+)
+def test_a_module_that_fails_is_named(source: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "failing_module.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=f"failing_module:make can't be imported: {message}"):
+        load_target("failing_module:make", classes=names(4))
+
+
+def test_a_size_beyond_the_memory_is_an_error_of_the_classifier() -> None:
+    with pytest.raises(ValueError, match=r"tiny fails on an image of shape \(1, 3, 10000000, 10000000\)"):
+        load_target("tests.test_targets:tiny", classes=names(10), resize=10**7, crop=10**7)
 
 
 def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
@@ -123,10 +149,14 @@ def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty.pt").touch()
     with pytest.raises(ValueError, match=r"empty\.pt can't be read as weights"):
         load_target(str(tmp_path / "empty.pt"), classes=names(4))
-    with pytest.raises(ValueError, match=r"text\.pt can't be read as weights"):
+    with pytest.raises(ValueError, match=r"text\.pt can't be read as weights: it is no state dict"):
         load_target(str(tmp_path / "text.pt"), classes=names(4))
     with pytest.raises(ValueError, match="not written by oag-transform fit-target"):
         load_target(str(tmp_path / "state.pt"), classes=names(4))
+    fitted = {"backbone": "resnet18", "classes": names(4), "preprocessing": [40, 40, "bilinear"], "state_dict": {}}
+    torch.save(fitted, tmp_path / "fitted.pt")
+    with pytest.raises(ValueError, match=r"fitted\.pt is damaged, or of another version: .*state_dict"):
+        load_target(str(tmp_path / "fitted.pt"), classes=names(4))
     with pytest.raises(ValueError, match=r"state\.pt doesn't fit resnet18 with 4 classes"):
         load_target("resnet18", str(tmp_path / "state.pt"), classes=names(4))
 
@@ -139,6 +169,17 @@ def test_sides_are_overridden_and_a_model_that_cannot_take_them_is_named() -> No
     assert load_target("tests.test_targets:flat", classes=names(4), resize=8, crop=8).preprocessing.crop == 8
     with pytest.raises(ValueError, match=r"flat fails on an image of shape \(1, 3, 9, 9\)"):
         load_target("tests.test_targets:flat", classes=names(4), resize=9, crop=9)
+
+
+def test_a_classifier_of_unknown_size_needs_the_size_of_small_images() -> None:
+    function = "tests.test_targets:tiny"
+    message = f"{function} doesn't say which size it takes, and the first image has 40 x 32 pixels: give --resize and --crop"
+    for crop in (None, 32):
+        with pytest.raises(ValueError, match=message):
+            load_target(function, classes=names(10), first=(40, 32), crop=crop)
+    assert load_target(function, classes=names(10), first=(40, 32), resize=32, crop=32).preprocessing.crop == 32
+    for known in ({"side": 32}, {"first": (224, 40)}, {"first": None}):
+        load_target(function, classes=names(10), **known)
 
 
 def test_fingerprints_tell_other_code_with_the_same_weights_apart() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from .. import files
 from ..baselines.catalogue import DEFENSES, IN_VIEWS, OAG_KEY, Defense, Needs, chosen
 from ..baselines.smoothing import DENOISERS
 from ..evaluation.options import (
@@ -26,7 +27,7 @@ from ..evaluation.options import (
     gray_box_attack,
 )
 from . import process
-from .options import ClassifierOptions, DeviceOptions, ImageOptions, default
+from .options import ClassifierOptions, DeviceOptions, ImageOptions, check_input, default
 
 if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are parsed
     from ..evaluation.attacks.gray_box import Attack
@@ -120,6 +121,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         if any(one.key == TRANSFER for one in self.asked) != bool(self.adversarial):
             raise ValueError("transfer and --adversarial FOLDER need each other")
         chosen(self.defenses or ())
+        for option, path in (("--tuned", self.tuned), ("--pixelcnn", self.pixelcnn)):
+            check_input(option, path)
         for options in (self.adaptive, self.convergence, self.certify):
             options.check()
 
@@ -184,7 +187,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         import torch
 
         from ..evaluation.adversarial import choose_transfer, common, match
-        from ..evaluation.data import open_images
+        from ..evaluation.data import first_size, open_images
         from ..evaluation.experiments import certify
         from ..evaluation.plan import Plan, as_published, common_facts
         from ..evaluation.subject import choose_subject
@@ -203,11 +206,12 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         needs = Needs(pixelcnn=self._pixelcnn(), compute_dtype=dtype)
         paper = self.setting == "paper"
         every = tuple(as_published(family) if paper else family for family in self._tuned())
-        targets = [self.load(listing.classes, device, listing.side)]
+        first = first_size(listing)
+        targets = [self.load(listing.classes, device, listing.side, first)]
         for name in self.other:
             model, _, weights = name.partition("=")
             other = dataclasses.replace(self, model=model, weights=weights or None)
-            targets.append(other.load(listing.classes, device, listing.side))
+            targets.append(other.load(listing.classes, device, listing.side, first))
         if not self.other:  # a defense that uses the gradient of one target is none of another's
             needs = dataclasses.replace(needs, target=targets[0].model)
         families = self._families(every, needs)
@@ -278,7 +282,10 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     def _pixelcnn(self) -> object:
         from ..baselines.pixeldefend import load_pixelcnn  # with torch
 
-        return None if self.pixelcnn is None else load_pixelcnn(self.pixelcnn)
+        try:
+            return None if self.pixelcnn is None else load_pixelcnn(self.pixelcnn)
+        except Exception as error:  # a damaged file
+            raise ValueError(f"--pixelcnn {self.pixelcnn}: {files.reason(error)}") from error
 
     def _tuned(self) -> tuple[Defense, ...]:
         """Every defense, tuned as the experiment tune has found."""
@@ -287,7 +294,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         if self.tuned is None:
             return DEFENSES
         found = results.read(self.tuned).facts.get("chosen")
-        if not isinstance(found, dict):
+        if not isinstance(found, dict) or not all(isinstance(setting, (int, float)) for setting in found.values()):
             raise ValueError(f"{self.tuned} is not the tune.json of an evaluation")
         if unknown := sorted(set(found) - {family.key for family in DEFENSES}):
             raise ValueError(f"{self.tuned} has a setting of {unknown[0]!r}, and there is no such defense: run tune again")
@@ -302,8 +309,10 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
                 if family.key not in by_key:  # a defense or a setting of the user's own: errors come before any work
                     try:
                         family.make(family.published, self.seed, needs)
-                    except ValueError as error:
-                        raise ValueError(f"--defenses {family.key}: {error}") from error
+                    except ModuleNotFoundError:  # of an extra; the caller names it
+                        raise
+                    except Exception as error:  # somebody's own code
+                        raise ValueError(f"--defenses {family.key}: {files.reason(error)}") from error
             return named
         found = []
         for family in every:

@@ -122,8 +122,9 @@ class FitTarget(DeviceOptions, ImageOptions):
 
     def _held_out(self, report: str) -> "Listing":
         """The images of ``--report``: of the same kind."""
-        has_splits = self.data.partition(":")[0] in ("flower17", "cifar10", "cifar100")
-        changed: dict[str, Any] = {"split": report} if has_splits else {"data": report}
+        from ..evaluation.data import IN_SPLITS, kind_of  # with torch
+
+        changed: dict[str, Any] = {"split": report} if kind_of(self.data)[0] in IN_SPLITS else {"data": report}
         return dataclasses.replace(self, **changed).listing()
 
 

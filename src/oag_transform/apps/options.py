@@ -51,8 +51,13 @@ class ImageOptions:
         Raises:
             ValueError: what is named isn't there.
         """
-        from ..evaluation.data import open_images  # imports torch
+        from ..evaluation.data import IN_SPLITS, kind_of, open_images  # imports torch
 
+        kind, _ = kind_of(self.data)
+        if self.split is not None and kind not in IN_SPLITS:
+            raise ValueError(f"--split is for {', '.join(IN_SPLITS)}, got {self.split!r} for {self.data}")
+        if self.devkit is not None and kind != "ilsvrc2012":
+            raise ValueError(f"--devkit is for ilsvrc2012, got it for {self.data}")
         return open_images(self.data, split=self.split, devkit=self.devkit, training=self.TRAINING)
 
 
@@ -72,8 +77,16 @@ class ClassifierOptions:
     def __post_init__(self) -> None:
         check_sides(self.resize, self.crop)
 
-    def load(self, classes: Sequence[str], device: "torch.device", side: int | None = None) -> "Target":
-        """The classifier of these classes, on a device; ``side``: of the data's images.
+    def load(
+        self, classes: Sequence[str], device: "torch.device", side: int | None = None, first: tuple[int, int] | None = None
+    ) -> "Target":
+        """The classifier of these classes, on a device.
+
+        Args:
+            classes: names of the data's classes.
+            device: where it goes.
+            side: of all images of the data, if they have but one.
+            first: width and height of the data's first image.
 
         Raises:
             ValueError: see :func:`~oag_transform.evaluation.targets.load_target`.
@@ -81,7 +94,14 @@ class ClassifierOptions:
         from ..evaluation.targets import load_target  # imports torch
 
         return load_target(
-            self.model, self.weights, classes=classes, side=side, device=device, resize=self.resize, crop=self.crop
+            self.model,
+            self.weights,
+            classes=classes,
+            side=side,
+            first=first,
+            device=device,
+            resize=self.resize,
+            crop=self.crop,
         )
 
 
@@ -108,7 +128,9 @@ class DeviceOptions:
         import torch
 
         try:
-            return torch.zeros(1, device=self.device).device
+            found = torch.zeros(1, device=self.device)
+            found.cpu()  # fails on the device "meta"
+            return found.device
         except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
             raise ValueError(f"--device {self.device} can't be used: {str(error).splitlines()[0]}") from error
 
@@ -128,12 +150,27 @@ def check_sides(resize: int | None, crop: int | None) -> None:
         raise ValueError(f"--resize must be at least --crop, got {resize} and {crop}")
 
 
+def check_input(option: str, path: Path | None) -> None:
+    """Raise unless the path is None or there is a file.
+
+    Raises:
+        ValueError: there isn't.
+    """
+    if path is not None and (path.is_dir() or not path.exists()):
+        raise ValueError(f"{option} must be a file: {path} is {'a folder' if path.is_dir() else 'missing'}")
+
+
 def check_output(path: Path) -> None:
     """Raise unless a file can be written there, whose folder is made.
 
     Raises:
         ValueError: it is a folder.
+        OSError: no file can be written there.
     """
     if path.is_dir():
         raise ValueError(f"--out must be a file, got the folder {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    there = path.exists()
+    path.open("ab").close()
+    if not there:
+        path.unlink()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from . import process
-from .options import ClassifierOptions, DeviceOptions, default
+from .options import ClassifierOptions, DeviceOptions, check_input, default
 from .service.settings import MEGAPIXEL, MIB, Service
 
 if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are parsed
@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are
 
 EXTRA = "serve"
 
+LARGEST = 1e9  # of sizes in millions, and of seconds
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -64,8 +65,9 @@ class Serve(DeviceOptions, ClassifierOptions):
         for name in ("queue", "workers", "samples"):
             _checks.integer(f"--{name}", getattr(self, name), at_least=1)
         for name in ("max_megabytes", "max_megapixels", "max_purify_megapixels", "timeout"):
-            _checks.number(f"--{name.replace('_', '-')}", getattr(self, name), above=0)
-        _checks.number("--batch-wait", self.batch_wait, at_least=0)
+            _checks.number(f"--{name.replace('_', '-')}", getattr(self, name), above=0, below=LARGEST)
+        _checks.number("--batch-wait", self.batch_wait, at_least=0, below=LARGEST)
+        check_input("--labels", self.labels)
         if _checks.integer("--port", self.port) > 65535:
             raise ValueError(f"--port must be at most 65535, got {self.port}")
 

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from .. import _checks
 from ..defended import DefendedModel
+from ..files import reason
 from .attacks.adaptive import APGD, PGD, Bound
 from .backbones import build, check_builder
 from .data import Listing, Preprocessing, batches, read_images
@@ -100,7 +101,8 @@ def fit_target(
     Returns the model, (N, 3, crop, crop) in [0, 1] -> logits, and its preprocessing.
 
     Raises:
-        ValueError: no such backbone or weights, fewer than two classes, or a setting out of its range.
+        ValueError: no such backbone or weights, or one that fails on images of this size; fewer than two classes, no image that
+            can be read, a setting out of its range, or a loss that is not finite.
     """
     if len(listing.classes) < 2:
         raise ValueError(f"expected two classes or more, got {len(listing.classes)}")
@@ -207,6 +209,17 @@ def _statistics_kept(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+@contextlib.contextmanager
+def _working_on(images: Tensor) -> Iterator[None]:
+    """A context in which an error of the backbone becomes one that names the shape of the images."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:  # many backbones take one size only, or no batch of one image
+        raise ValueError(f"the backbone fails on images of shape {tuple(images.shape)}: {reason(error)}") from error
+
+
 def _fit_head(model: nn.Sequential, listing: Listing, preprocessing: Preprocessing, progress: bool) -> None:
     head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     device = head.weight.device
@@ -215,7 +228,8 @@ def _fit_head(model: nn.Sequential, listing: Listing, preprocessing: Preprocessi
     labels = []
     with torch.no_grad(), hook, tqdm(total=len(listing.names), desc="features", disable=not progress, leave=False) as bar:
         for images, part in batches(listing, preprocessing, 8, seed=0):
-            model(images.to(device).float() / 255)
+            with _working_on(images):
+                model(images.to(device).float() / 255)
             labels.append(part)
             bar.update(len(part))
     features, truth = torch.cat(captured), torch.cat(labels).to(device)
@@ -259,6 +273,8 @@ def _fit_all(model: nn.Sequential, listing: Listing, preprocessing: Preprocessin
         for position, label in enumerate(tqdm(listing.labels, desc="read", disable=not progress, leave=False))
         for image in read_images(listing, [position], wide)[0]
     ]
+    if not samples:
+        raise ValueError("none of the images can be read")
     loader: DataLoader[Any] = DataLoader(
         samples, training.batch_size, shuffle=True, drop_last=len(samples) > training.batch_size
     )
@@ -276,11 +292,16 @@ def _fit_all(model: nn.Sequential, listing: Listing, preprocessing: Preprocessin
         for images, labels in tqdm(loader, desc=f"epoch {epoch + 1} of {training.epochs}", disable=not progress, leave=False):
             crops = torch.stack([augment(image) for image in images]).to(device).float() / 255
             crops, truth = crops.contiguous(memory_format=torch.channels_last), labels.to(device)
-            with torch.autocast(device.type, training.compute_dtype, enabled=training.compute_dtype is not None):
+            mixed = torch.autocast(device.type, training.compute_dtype, enabled=training.compute_dtype is not None)
+            with _working_on(crops), mixed:
                 if training.adversarial is not None:
                     crops = training.adversarial(model, crops, truth, generator)
-                logits = model(crops)
+                logits = _checks.logits(model(crops), len(crops))
             value = nn.functional.cross_entropy(logits.float(), truth)
+            if not value.isfinite():
+                raise ValueError(
+                    f"the training loss is {float(value.detach()):g} in epoch {epoch + 1}: lower the learning rate"
+                )
             optimizer.zero_grad()
             value.backward()
             optimizer.step()

@@ -1,6 +1,7 @@
 """Classifiers to defend, as a command line names them, and the files of those that were fitted here."""
 
 import importlib
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from .. import files
 from .backbones import IMAGENET, build, build_lite, build_timm, build_torchvision, check_builder
 from .data import Preprocessing
 from .store import fingerprint
+
+FITTED = {"backbone", "classes", "preprocessing", "state_dict"}  # entries of a file of save_target
 
 
 class Target(NamedTuple):
@@ -40,6 +43,7 @@ def load_target(
     resize: int | None = None,
     crop: int | None = None,
     side: int | None = None,
+    first: tuple[int, int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Target:
     """The classifier that a command line names.
@@ -55,11 +59,13 @@ def load_target(
         crop: centre crop in pixels, in place of the target's own.
         side: of the data's images, where all have the same, see :class:`~.data.Listing`. It is resize and crop of a function's
             classifier and of RobustBench's, which say nothing of their own; they have 256 and 224 where it is None.
+        first: width and height of the data's first image, if known. Where such a classifier would get it enlarged, since both
+            are below 224, ``resize`` must be given.
         device: where the classifier goes.
 
     Raises:
-        ValueError: no such model, weights or file, other classes, a crop larger than what is resized, or a model that fails on
-            an image of that size.
+        ValueError: no such model, weights or file, other classes, a crop larger than what is resized, a model of unknown size
+            for images smaller than 224 pixels, or one that fails on an image of its size.
     """
     path = Path(model)
     source, _, own_name = model.partition(":")
@@ -78,6 +84,12 @@ def load_target(
         network, preprocessing = build_lite(model)
     else:
         name, network, preprocessing = _load_torchvision(model, weights, len(classes))
+    if preprocessing is native and side is None and resize is None and first and max(first) < native.crop:
+        raise ValueError(
+            f"{model} doesn't say which size it takes, and the first image has {first[0]} x {first[1]} pixels: give "
+            f"--resize and --crop, such as {min(first)}; otherwise it is enlarged to {native.resize} and cropped to "
+            f"{native.crop}"
+        )
     preprocessing = preprocessing._replace(resize=resize or preprocessing.resize, crop=crop or preprocessing.crop)
     if preprocessing.resize < preprocessing.crop:
         raise ValueError(
@@ -106,22 +118,25 @@ def save_target(
         "adversarial_eps": adversarial_eps,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, path)
+    with path.open("wb") as file:  # torch's own errors for a path don't name it
+        torch.save(content, file)
 
 
 def _probe(name: str, model: nn.Module, side: int, classes: int, device: torch.device | str) -> list[int]:
     """The likeliest classes of a random image: code may differ where names and weights don't."""
-    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    shape = (1, 3, side, side)
     try:
         with torch.no_grad():
-            logits = model(image)
+            logits = model(torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device))
     except Exception as error:  # somebody's own code
-        raise ValueError(f"{name} fails on an image of shape {tuple(image.shape)}: {files.reason(error)}") from error
-    got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"type {type(logits).__name__}"
-    if not isinstance(logits, Tensor) or logits.shape != (1, classes):
+        raise ValueError(f"{name} fails on an image of shape {shape}: {files.reason(error)}") from error
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        got = f"a tensor of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"{name} must return logits, a floating-point tensor (N, classes), got {got}")
+    if logits.shape != (1, classes):
         raise ValueError(
-            f"{name} gives an output of {got} for one image, but the data has {classes} classes; "
-            "an ImageFolder needs a folder for each class of the model, which may be empty"
+            f"{name} gives an output of shape {tuple(logits.shape)} for one image, but the data has {classes} classes; "
+            "it needs a folder for each class of the model, which may be empty, and --labels a line"
         )
     return logits[0].topk(min(8, classes)).indices.tolist()
 
@@ -130,17 +145,20 @@ def _load_fitted(path: Path, classes: Sequence[str]) -> tuple[str, nn.Module, Pr
     if not path.is_file():
         raise ValueError(f"{path} is missing")
     content = _load_file(path)
-    if not isinstance(content, dict) or not {"backbone", "classes", "preprocessing", "state_dict"} <= set(content):
+    if not isinstance(content, dict) or not set(content) >= FITTED or not isinstance(content["classes"], list):
         raise ValueError(f"{path} was not written by oag-transform fit-target; give a state dict as --weights of a --model")
-    if content["classes"] != list(classes):
-        known, given = content["classes"], list(classes)
+    known, given = content["classes"], list(classes)
+    if known != given:
         raise ValueError(
             f"{path} was fitted to the {len(known)} classes {known}, but the data has the {len(given)} classes {given}"
         )
     model, _ = build(content["backbone"], None, len(classes))
-    model.load_state_dict(content["state_dict"])
-    resize, crop, interpolation = content["preprocessing"]
-    preprocessing = Preprocessing(resize, crop, v2.InterpolationMode(interpolation))
+    try:
+        model.load_state_dict(content["state_dict"])
+        resize, crop, interpolation = content["preprocessing"]
+        preprocessing = Preprocessing(resize, crop, v2.InterpolationMode(interpolation))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, or of another version: {files.reason(error)}") from error
     eps = content.get("adversarial_eps")  # files of an earlier release have none
     how = "fitted" if eps is None else f"adversarially trained at {eps:g}/255"
     return f"{content['backbone']}, {how} ({path.stem})", model.to(memory_format=torch.channels_last), preprocessing
@@ -150,15 +168,19 @@ def _load_file(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds, depending on the first bytes
-        raise ValueError(f"{path} can't be read as weights: {files.reason(error)}") from error
+        why = files.reason(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch explains at length how to run the code in a file
+            why = "it is no state dict, which torch.save(model.state_dict(), FILE) writes"
+        raise ValueError(f"{path} can't be read as weights: {why}") from error
 
 
 def _call(name: str) -> nn.Module:
     module, _, function = name.partition(":")
     try:
         make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{name} can't be imported: {error}") from error
+    except Exception as error:  # somebody's own code
+        told = error if isinstance(error, (ImportError, AttributeError)) else files.reason(error)
+        raise ValueError(f"{name} can't be imported: {told}") from error
     try:
         made = make()
     except Exception as error:  # somebody's own code
