@@ -355,7 +355,7 @@ def test_without_its_extra_the_command_names_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delitem(sys.modules, "oag_transform.baselines.denoisers", raising=False)  # imported again, in vain
-    for name in [name for name in sys.modules if name.partition(".")[0] == "skimage"]:
+    for name in ["skimage", *(name for name in sys.modules if name.startswith("skimage."))]:
         monkeypatch.setitem(sys.modules, name, None)
     assert main(arguments(folder, tmp_path, "table4")) == 2
     printed = capsys.readouterr().err
