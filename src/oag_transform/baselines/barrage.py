@@ -4,26 +4,27 @@ The contract is that of :mod:`oag_transform.baselines.filters`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from skimage.exposure import equalize_adapthist, equalize_hist
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from .. import _checks
 from ..straight_through import straight_through
 from . import torch_filters
-from ._batches import CPU, checked, generators, in_numpy, integer, kornia, one_by_one, uniform
+from ._batches import CPU, generators, in_numpy, integer, kornia, one_by_one, uniform
+from .base import Baseline
 from .denoisers import NonLocalMeans, Wavelets
 from .filters import JPEG, MeanFilter, MedianFilter
 
 _SIDE = 256  # pixels: the paper's distances are for this side
 
 
-class BaRT(nn.Module):
+class BaRT(Baseline):
     """Barrage of random transforms (Raff et al. 2019): k of ten groups of transforms in random order.
 
     Groups, their order and the parameters of the transforms are drawn for each image. A group of several transforms takes one
@@ -46,26 +47,22 @@ class BaRT(nn.Module):
         ModuleNotFoundError: kornia is missing.
     """
 
+    own_gradient = True
+
     def __init__(self, k: int = 5, *, seed: int | None = None) -> None:
         super().__init__()
         self.k = _checks.choice("k", _checks.integer("k", k), range(len(_GROUPS) + 1))
         self.seed = _checks.seed(seed)
         kornia("color", "BaRT")
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Transformed images; see :mod:`.filters` for shapes and errors."""
-        batch, indices = checked(images, index)
-        return one_by_one(batch, self._transformed, generators(self.seed, indices, CPU)).to(images.dtype)
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
+        return one_by_one(batch, self._transformed, generators(self.seed, indices, CPU))
 
     def _transformed(self, image: Tensor, draw: Generator) -> Tensor:
         groups = _GROUPS if image.shape[1] == 3 else [group for group in _GROUPS if group not in (_color_space, _grey_mix)]
         for chosen in torch.randperm(len(groups), generator=draw)[: self.k].tolist():
             image = groups[chosen](image, draw).clamp(0, 1)
         return image
-
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"k={self.k}, seed={self.seed}"
 
 
 def _color_precision(image: Tensor, draw: Generator) -> Tensor:

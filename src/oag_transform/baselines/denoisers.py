@@ -5,6 +5,7 @@ The contract is that of :mod:`oag_transform.baselines.filters`. Only :class:`TVM
 
 import importlib
 import warnings
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,13 +17,15 @@ from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_
 from torch import Generator, Tensor, nn
 
 from .. import _checks
-from ._batches import CPU, checked, generators, in_numpy
-from .torch_filters import minimize_tv
+from ._batches import CPU, generators, in_numpy
+from .base import Baseline
+from .surrogate import Surrogate
+from .torch_filters import chambolle, minimize_tv, non_local_means
 
 _BM3D_LEAST_SIDE = 16  # pixels; the library crashes on an image of one block
 
 
-class TotalVariation(nn.Module):
+class TotalVariation(Baseline):
     """Total-variation denoising of each channel, by scikit-image's ``denoise_tv_chambolle`` (Rudin, Osher & Fatemi 1992).
 
     It minimises ``1/2 |u - image|^2 + weight |grad u|``. With a weight of 0.1, 200 iterations come within one grey level (RMS)
@@ -39,21 +42,18 @@ class TotalVariation(nn.Module):
         self.weight = _checks.number("weight", weight, above=0)
         self.iterations = _checks.integer("iterations", iterations, at_least=1)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Denoised images; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
-        batch, _ = checked(images, index)
-
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         def denoise(image: NDArray[Any], _: int) -> NDArray[Any]:
             return denoise_tv_chambolle(image, weight=self.weight, eps=0, max_num_iter=self.iterations, channel_axis=0)
 
-        return in_numpy(batch, denoise).to(images.dtype)
+        return in_numpy(batch, denoise)
 
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"weight={self.weight!r}, iterations={self.iterations}"
+    def differentiable(self) -> nn.Module:
+        """With its exact gradient."""
+        return Surrogate(self, lambda images: chambolle(images, self.weight, self.iterations))
 
 
-class TVM(nn.Module):
+class TVM(Baseline):
     """Total variance minimization (Guo et al. 2018, section 4.3; [21] in the paper).
 
     It drops values at random, independently for each channel and pixel, and reconstructs the image from the others as the
@@ -71,6 +71,8 @@ class TVM(nn.Module):
         seed: see :mod:`.filters`.
     """
 
+    own_gradient = True
+
     def __init__(self, weight: float = 0.03, drop_rate: float = 0.5, *, iterations: int = 300, seed: int | None = None) -> None:
         super().__init__()
         self.weight = _checks.number("weight", weight, above=0)
@@ -78,21 +80,15 @@ class TVM(nn.Module):
         self.iterations = _checks.integer("iterations", iterations, at_least=1)
         self.seed = _checks.seed(seed)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Reconstructed images; see :mod:`.filters` for shapes and errors."""
-        batch, indices = checked(images, index)
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         kept = torch.empty_like(batch, dtype=torch.bool)
         for row, generator in zip(kept, generators(self.seed, indices, batch.device), strict=True):
             uniform = torch.rand(row.shape, generator=generator, dtype=torch.float32, device=batch.device)
             row.copy_(uniform >= self.drop_rate)
-        return minimize_tv(batch, kept, self.weight, self.iterations).clamp(0, 1).to(images.dtype)
-
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"weight={self.weight!r}, drop_rate={self.drop_rate!r}, iterations={self.iterations}, seed={self.seed}"
+        return minimize_tv(batch, kept, self.weight, self.iterations).clamp(0, 1)
 
 
-class NonLocalMeans(nn.Module):
+class NonLocalMeans(Baseline):
     """Non-local means (Buades et al. 2005; a squeezer of Xu et al. 2018), by scikit-image's ``denoise_nl_means``, fast mode.
 
     A pixel becomes the mean of the pixels around it, weighted by exp(-d / h^2), where d is the mean squared difference of the
@@ -114,24 +110,22 @@ class NonLocalMeans(nn.Module):
         self.patch_distance = _checks.integer("patch_distance", patch_distance, at_least=1)
         self.sigma = _checks.number("sigma", sigma, at_least=0)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Denoised images; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
-        batch, _ = checked(images, index)
-
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         def denoise(image: NDArray[Any], _: int) -> NDArray[Any]:
             wide = image.transpose(1, 2, 0).astype(np.float64)  # sums over areas lose digits in float32
             arguments = (self.patch_size, self.patch_distance, self.h / 255)
             denoised = denoise_nl_means(wide, *arguments, fast_mode=True, sigma=self.sigma / 255, channel_axis=-1)
             return denoised.reshape(wide.shape).transpose(2, 0, 1)  # the library drops a single channel
 
-        return in_numpy(batch, denoise).to(images.dtype)
+        return in_numpy(batch, denoise)
 
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"h={self.h!r}, patch_size={self.patch_size}, patch_distance={self.patch_distance}, sigma={self.sigma!r}"
+    def differentiable(self) -> nn.Module:
+        """With the gradient of weights that are not rounded."""
+        arguments = (self.h / 255, self.patch_size, self.patch_distance, self.sigma / 255)
+        return Surrogate(self, lambda images: non_local_means(images, *arguments))
 
 
-class Wavelets(nn.Module):
+class Wavelets(Baseline):
     """Wavelet denoising by BayesShrink (Chang et al. 2000), by scikit-image: a control for defenses that denoise.
 
     Haar wavelets with soft thresholds, in YCbCr if there are 3 channels. The result is clipped to [0, 1].
@@ -144,14 +138,8 @@ class Wavelets(nn.Module):
         super().__init__()
         self.sigma = _checks.number("sigma", sigma, above=0)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Denoised images; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
-        batch, _ = checked(images, index)
-        return in_numpy(batch, lambda image, _: _shrink(image, self.sigma / 255, rescale=True)).to(images.dtype)
-
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"sigma={self.sigma!r}"
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
+        return in_numpy(batch, lambda image, _: _shrink(image, self.sigma / 255, rescale=True))
 
 
 def _shrink(image: NDArray[Any], sigma: Any, *, rescale: bool) -> NDArray[Any]:
@@ -164,7 +152,7 @@ def _shrink(image: NDArray[Any], sigma: Any, *, rescale: bool) -> NDArray[Any]:
         return denoise_wavelet(image, sigma, convert2ycbcr=True, channel_axis=0, **settings)
 
 
-class BM3D(nn.Module):
+class BM3D(Baseline):
     """BM3D (Dabov et al. 2007; Makinen et al. 2020), by its authors' package ``bm3d``: a control for defenses that denoise.
 
     The licence of that package allows non-commercial use only. Install it with ``pip install 'oag-transform[bm3d]'``. Colours
@@ -185,10 +173,8 @@ class BM3D(nn.Module):
         self.sigma = _checks.number("sigma", sigma, above=0)
         _bm3d()
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Denoised images; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
-        batch, _ = checked(images, index)
-        return in_numpy(batch, lambda image, _: self._denoise(image.astype(np.float64))).to(images.dtype)
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
+        return in_numpy(batch, lambda image, _: self._denoise(image.astype(np.float64)))
 
     def _denoise(self, image: NDArray[Any]) -> NDArray[Any]:
         height, width = image.shape[1:]
@@ -206,10 +192,6 @@ class BM3D(nn.Module):
         denoised = _bm3d().bm3d((opponent - low) / span, stretched) * span + low
         return np.einsum("co,hwo->chw", np.linalg.inv(_OPPONENT), denoised)[:, :height, :width]
 
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"sigma={self.sigma!r}"
-
 
 _OPPONENT = np.array([[1 / 3, 1 / 3, 1 / 3], [1 / 2, 0, -1 / 2], [1 / 4, -1 / 2, 1 / 4]])  # the "opp" of bm3d_rgb
 
@@ -223,7 +205,7 @@ def _bm3d() -> ModuleType:
         ) from error
 
 
-class PixelDeflection(nn.Module):
+class PixelDeflection(Baseline):
     """Pixel deflection and wavelet denoising (Prakash et al. 2018, Algorithm 1; [26] in the paper).
 
     Pixels are chosen uniformly over the image, as in the published code (pixel-deflection, ``disable_map``), because the class
@@ -245,9 +227,7 @@ class PixelDeflection(nn.Module):
         self.sigma = _checks.number("sigma", sigma, above=0)
         self.seed = _checks.seed(seed)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Deflected and denoised images; see :mod:`.filters` for shapes and errors."""
-        batch, indices = checked(images, index)
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         places = generators(self.seed, indices, CPU)
 
         def purify(image: NDArray[Any], row: int) -> NDArray[Any]:
@@ -257,11 +237,7 @@ class PixelDeflection(nn.Module):
             ranges = np.ptp(rgb2ycbcr(deflected, channel_axis=0), axis=(1, 2))  # by which today's scikit-image divides sigma
             return _shrink(deflected, list(self.sigma * ranges), rescale=False)
 
-        return in_numpy(batch, purify).to(images.dtype)
-
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"deflections={self.deflections}, window={self.window}, sigma={self.sigma!r}, seed={self.seed}"
+        return in_numpy(batch, purify)
 
 
 def deflect(image: NDArray[Any], deflections: int, window: int, generator: Generator) -> NDArray[Any]:

@@ -1,15 +1,18 @@
 """Portable baselines that need no training: those of Table I (section IV), and a few controls.
 
-Each is a module that maps images (N, C, H, W), floating point in [0, 1], C = 1 or 3, to images of the same shape, dtype and
-device (:class:`Randomization` to larger ones). Some have a gradient of their own, the derivative of their computation, for
+Each is a :class:`~oag_transform.baselines.base.Baseline`: a module that maps images (N, C, H, W), floating point in [0, 1],
+C = 1 or 3, to images in [0, 1] of the same shape, dtype and device (:class:`Randomization` to larger ones). float64 is computed
+in float64, all else in float32. Some have a gradient of their own, the derivative of their computation, for
 ``DefendedModel(..., gradient="own")``, as their docstrings state. The others have none. ``index`` selects the random streams of
 the images. If it is an integer, image i uses stream ``index + i`` of ``seed``; a sequence has the stream of each image.
-``seed=None`` draws a fresh seed in each call. All raise ValueError for bad hyper-parameters, and ValueError or TypeError for
-other inputs. Denoising baselines are in :mod:`oag_transform.baselines.denoisers`.
+``seed=None`` draws a fresh seed in each call; without the argument ``seed``, nothing is random and ``index`` has no effect. All
+raise ValueError for bad hyper-parameters, and ValueError or TypeError for other inputs. Denoising baselines are in
+:mod:`oag_transform.baselines.denoisers`.
 """
 
 import io
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,31 +23,29 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from .. import _checks, noise_level, streams
-from ._batches import CPU, checked, generators, in_numpy, integer
+from ._batches import CPU, generators, in_numpy, integer, kornia
+from .base import Baseline
+from .surrogate import Surrogate
 
 
-class MeanFilter(nn.Module):
+class MeanFilter(Baseline):
     """Mean over a square window (Li & Li 2017, [37] in the paper), borders by replication. It has a gradient of its own.
 
     Args:
         size: side of the window in pixels, odd.
     """
 
+    own_gradient = True
+
     def __init__(self, size: int = 3) -> None:
         super().__init__()
         self.size = _checks.odd("size", size)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Filtered images; see the module for shapes and errors. ``index`` has no effect."""
-        batch, _ = checked(images, index)
-        return F.avg_pool2d(_padded(batch, self.size), self.size, stride=1).to(images.dtype)
-
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"size={self.size}"
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
+        return F.avg_pool2d(_padded(batch, self.size), self.size, stride=1)
 
 
-class MedianFilter(nn.Module):
+class MedianFilter(Baseline):
     """Median over a square window of each channel (feature squeezing, Xu et al. 2018), borders by replication.
 
     It has a gradient of its own: that of each result goes to the value that is the median of the window.
@@ -53,26 +54,22 @@ class MedianFilter(nn.Module):
         size: side of the window in pixels, odd.
     """
 
+    own_gradient = True
+
     def __init__(self, size: int = 3) -> None:
         super().__init__()
         self.size = _checks.odd("size", size)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Filtered images; see the module for shapes and errors. ``index`` has no effect."""
-        batch, _ = checked(images, index)
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         # one by one: windows are size^2 images
-        return torch.cat([self._median(image) for image in _padded(batch, self.size).split(1)]).to(images.dtype)
+        return torch.cat([self._median(image) for image in _padded(batch, self.size).split(1)])
 
     def _median(self, padded: Tensor) -> Tensor:
         windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
         return windows.flatten(-2).median(-1).values
 
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"size={self.size}"
 
-
-class BitDepth(nn.Module):
+class BitDepth(Baseline):
     """Fewer bits for each value (feature squeezing, Xu et al. 2018, section III-A). It has no gradient.
 
     Values are rounded to multiples of 1 / (2^bits - 1), as in the published code (EvadeML-Zoo), where ImageNet gets 5 bits.
@@ -85,18 +82,16 @@ class BitDepth(nn.Module):
         super().__init__()
         self.bits = _checks.choice("bits", _checks.integer("bits", bits, at_least=1), range(1, 9))
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Rounded images; see the module for shapes and errors. ``index`` has no effect."""
-        batch, _ = checked(images, index)
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         steps = 2**self.bits - 1
-        return ((steps * batch.detach()).round() / steps).clamp(0, 1).to(images.dtype)
+        return ((steps * batch.detach()).round() / steps).clamp(0, 1)
 
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"bits={self.bits}"
+    def differentiable(self) -> nn.Module:
+        """With the gradient of the identity."""
+        return Surrogate(self, lambda images: images)
 
 
-class JPEG(nn.Module):
+class JPEG(Baseline):
     """JPEG compression and decompression of the image rounded to 8 bits (Dziugaite et al. 2016, [38] in the paper).
 
     It has no gradient.
@@ -109,14 +104,12 @@ class JPEG(nn.Module):
         super().__init__()
         self.quality = _quality(quality)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Decompressed images, multiples of 1/255; see the module for shapes and errors. ``index`` has no effect."""
-        batch, _ = checked(images, index)
-        return in_numpy(batch, lambda image, _: _compressed(image, self.quality)).to(images.dtype)
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
+        return in_numpy(batch, lambda image, _: _compressed(image, self.quality))
 
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"quality={self.quality}"
+    def differentiable(self) -> nn.Module:
+        """With the gradient of kornia's codec."""
+        return Surrogate(self, _smooth_jpeg(self.quality))
 
 
 def _compressed(image: NDArray[Any], quality: int) -> NDArray[Any]:
@@ -127,7 +120,19 @@ def _compressed(image: NDArray[Any], quality: int) -> NDArray[Any]:
     return np.atleast_3d(decompressed).transpose(2, 0, 1)
 
 
-class GaussianNoise(nn.Module):
+def _smooth_jpeg(quality: int) -> Callable[[Tensor], Tensor]:
+    codec = kornia("enhance", "the gradient of JPEG").jpeg_codec_differentiable
+
+    def smooth(images: Tensor) -> Tensor:
+        if len(images) == 0:
+            return images  # the codec rejects empty batches
+        result = codec(images.expand(-1, 3, -1, -1), images.new_tensor([quality]))
+        return result.mean(1, keepdim=True) if images.shape[1] == 1 else result  # grey stays grey
+
+    return smooth
+
+
+class GaussianNoise(Baseline):
     """White Gaussian noise, clipped to [0, 1]: a control for defenses that add noise (not in the paper).
 
     It has a gradient of its own: the identity, and zero where values are clipped.
@@ -137,23 +142,19 @@ class GaussianNoise(nn.Module):
         seed: see the module.
     """
 
+    own_gradient = True
+
     def __init__(self, std: float = 12.0, *, seed: int | None = None) -> None:
         super().__init__()
         self.std = _checks.number("std", std, at_least=0)
         self.seed = _checks.seed(seed)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Noisy images; see the module for shapes and errors."""
-        batch, indices = checked(images, index)
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         noise = generators(self.seed, indices, batch.device)
-        return streams.add_normal(batch, self.std / 255, noise).to(images.dtype)
-
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"std={self.std!r}, seed={self.seed}"
+        return streams.add_normal(batch, self.std / 255, noise)
 
 
-class NoisyJPEG(nn.Module):
+class NoisyJPEG(Baseline):
     """JPEG, then white Gaussian noise: a control (not in the paper).
 
     It has no gradient.
@@ -174,23 +175,21 @@ class NoisyJPEG(nn.Module):
         self.follow_noise = _checks.flag("follow_noise", follow_noise)
         self.seed = _checks.seed(seed)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Decompressed, noisy images; see the module for shapes and errors."""
-        attached, indices = checked(images, index)
-        batch = attached.detach()
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
+        batch = batch.detach()
         strengths = noise_level.matching_strength(batch).tolist() if self.follow_noise else [1.0] * len(batch)
         rise = max(90 - self.quality, 0) / (1 - noise_level.LEAST)
         qualities = [round(self.quality + rise * (1 - strength)) for strength in strengths]
         std = batch.new_tensor([self.std * math.sqrt(strength) / 255 for strength in strengths])[:, None, None, None]
         compressed = in_numpy(batch, lambda image, row: _compressed(image, qualities[row]))
-        return streams.add_normal(compressed, std, generators(self.seed, indices, batch.device)).to(images.dtype)
+        return streams.add_normal(compressed, std, generators(self.seed, indices, batch.device))
 
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"quality={self.quality}, std={self.std!r}, follow_noise={self.follow_noise}, seed={self.seed}"
+    def differentiable(self) -> nn.Module:
+        """With the gradient of kornia's codec at ``quality``."""
+        return Surrogate(self, _smooth_jpeg(self.quality))
 
 
-class Randomization(nn.Module):
+class Randomization(Baseline):
     """Random enlargement and random padding (Xie et al. 2018, section 3; [23] in the paper).
 
     The longer side is resized (nearest neighbour, as in the published code) to a random length from its own, inclusive, to
@@ -209,6 +208,8 @@ class Randomization(nn.Module):
         - Output: (N, C, round(ratio * H), round(ratio * W)).
     """
 
+    own_gradient = True
+
     def __init__(self, ratio: float = 331 / 299, *, fill: float = 0.0, seed: int | None = None) -> None:
         super().__init__()
         self.ratio = _checks.number("ratio", ratio, at_least=1)
@@ -217,14 +218,12 @@ class Randomization(nn.Module):
             raise ValueError(f"fill must be a number in [0, 1], got {fill!r}")
         self.seed = _checks.seed(seed)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Resized and padded images; see the module for errors."""
-        batch, indices = checked(images, index)
-        limits = [round(self.ratio * side) for side in images.shape[-2:]]
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
+        limits = [round(self.ratio * side) for side in batch.shape[-2:]]
         drawn = generators(self.seed, indices, CPU)
         placed = [self._placed(image[None], limits, generator) for image, generator in zip(batch, drawn, strict=True)]
         none = batch[:0, :, :1, :1].expand(-1, -1, *limits)  # the shape, and a gradient, where there are no images
-        return torch.cat([none, *placed]).to(images.dtype)
+        return torch.cat([none, *placed])
 
     def _placed(self, image: Tensor, limits: list[int], generator: Generator) -> Tensor:
         sides = image.shape[-2:]
@@ -233,10 +232,6 @@ class Randomization(nn.Module):
         top, left = (integer(0, limit - size + 1, generator) for limit, size in zip(limits, (height, width), strict=True))
         margins = (left, limits[1] - left - width, top, limits[0] - top - height)
         return F.pad(F.interpolate(image, (height, width), mode="nearest"), margins, value=self.fill)
-
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"ratio={self.ratio!r}, fill={self.fill!r}, seed={self.seed}"
 
 
 def _padded(batch: Tensor, size: int) -> Tensor:

@@ -1,12 +1,12 @@
 """Baselines that train a network on each image, as OAG does: Deep Image Prior (Table VI) and an auto-encoder (IV-H).
 
 Both fit a randomly initialised network to the image with Adam on the mean squared error, and stop before it fits the noise.
-Images are processed one by one. All random numbers of an image come from its own stream.
+The contract is that of :mod:`oag_transform.baselines.filters`. Images are processed one by one; results have no gradient.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ from tqdm.auto import tqdm
 
 from .. import _checks
 from ..generator import energy
-from ..images import to_batch, to_model_units, to_pixels
-from ._batches import generators, one_by_one, with_gradients
+from ..images import to_model_units, to_pixels
+from .base import Fitted
 
 
-class DeepImagePrior(nn.Module):
+class DeepImagePrior(Fitted):
     """Deep Image Prior (Ulyanov, Vedaldi, Lempitsky, CVPR 2018; DIP in Table VI of the paper).
 
     An hourglass network with skip connections maps a fixed random tensor z ~ U(0, 0.1) to the image. Structure is
@@ -74,17 +74,6 @@ class DeepImagePrior(nn.Module):
         self.seed = _checks.seed(seed)
         self.progress = _checks.flag("progress", progress)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Images (N, C, H, W), floating point in [0, 1], C = 1 or 3 -> the same shape, dtype and device, in [0, 1].
-
-        ``index`` selects the random streams of the seed: image i uses stream ``index + i``, or entry i of a sequence.
-        float64 is computed in float64, all else in float32. The result has no gradient.
-
-        Raises:
-            TypeError, ValueError: not such images, or a bad ``index``.
-        """
-        return _fitted(images, self._fit, seed=self.seed, index=index)
-
     def _fit(self, image: Tensor, generator: Generator) -> Tensor:
         network = skip_network(self.input_channels, image.shape[1], self.channels, self.skip_channels)
         initialise(network, generator, image.dtype)
@@ -103,13 +92,8 @@ class DeepImagePrior(nn.Module):
             mean = mean.lerp(output.detach(), 1 - self.average if step else 1)
         return mean
 
-    def extra_repr(self) -> str:
-        """Every argument."""
-        names = "steps channels skip_channels input_channels lr input_noise average seed progress"
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names.split())
 
-
-class OnlineAutoencoder(nn.Module):
+class OnlineAutoencoder(Fitted):
     """The auto-encoder of section IV-H: convolution, FC layer to one scalar, tanh, FC layer to a tensor, deconvolution.
 
     The image is the input and the target of one update per step, in contrast to the two-step update of OAG. After ``steps``
@@ -158,17 +142,6 @@ class OnlineAutoencoder(nn.Module):
         self.seed = _checks.seed(seed)
         self.progress = _checks.flag("progress", progress)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Images (N, C, H, W), floating point in [0, 1], C = 1 or 3 -> the same shape, dtype and device, in [0, 1].
-
-        ``index`` selects the random streams of the seed: image i uses stream ``index + i``, or entry i of a sequence.
-        float64 is computed in float64, all else in float32. The result has no gradient.
-
-        Raises:
-            TypeError, ValueError: not such images, or a bad ``index``.
-        """
-        return _fitted(images, self._fit, seed=self.seed, index=index)
-
     def _fit(self, image: Tensor, generator: Generator) -> Tensor:
         reference = to_model_units(image, self.scale)
         theta = initial_weights(
@@ -186,11 +159,6 @@ class OnlineAutoencoder(nn.Module):
             optimizer.step()
         with torch.no_grad():
             return to_pixels(autoencode(reference, theta, self.stride), self.scale)
-
-    def extra_repr(self) -> str:
-        """Every argument."""
-        names = "steps kernel_size stride filters lr scale seed progress"
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names.split())
 
 
 def skip_network(inputs: int, outputs: int, channels: Sequence[int], skip_channels: Sequence[int]) -> nn.Module:
@@ -295,12 +263,3 @@ def autoencode(images: Tensor, theta: Weights, stride: int) -> Tensor:
     kernels = energy.kernel_to_cells(theta.decoder, stride).contiguous(memory_format=torch.channels_last)
     cells = F.conv_transpose2d(theta.expand * code + theta.expand_bias, kernels, padding=padding)
     return energy.from_cells(cells, stride, images.shape) + theta.decoder_bias[:, None, None]
-
-
-def _fitted(images: Tensor, fit: Callable[[Tensor, Generator], Tensor], *, seed: int | None, index: Any) -> Tensor:
-    """``fit(image, generator)`` for each image (1, C, H, W) of a batch, with a random stream of its own."""
-    _checks.batch(images)
-    indices = _checks.indices(index, len(images))
-    with with_gradients(images.device):
-        batch = to_batch(images).clone()  # a clone is trainable, even of an inference tensor
-        return one_by_one(batch, fit, generators(seed, indices, batch.device)).to(images.dtype)

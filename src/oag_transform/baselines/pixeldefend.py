@@ -12,7 +12,8 @@ import math
 import os
 import pickle
 import zipfile
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
 from .. import _checks
+from .base import Baseline
 
 logger = logging.getLogger(__name__)
 
@@ -277,11 +279,12 @@ def load_pixelcnn(path: str | os.PathLike[str]) -> PixelCNN:
     return model.eval()
 
 
-class PixelDefend(nn.Module):
+class PixelDefend(Baseline):
     """Purify images by greedy decoding of a PixelCNN (Song et al., 2018, Algorithm 1).
 
     In raster order, each value x becomes the most probable one of [x - epsilon, x + epsilon] within [0, 255], given those
     already purified. It is deterministic, and computed in float64: a choice changed by rounding would change all later ones.
+    Images are rounded to 8 bits first, and have the channels and the device of the model. It has no gradient.
 
     Args:
         model: trained on images like the ones to purify (see :func:`fit_pixelcnn`). It is copied.
@@ -300,26 +303,11 @@ class PixelDefend(nn.Module):
             raise ValueError(f"epsilon must be at most 255, got {epsilon}")
         self.model = copy.deepcopy(model).double().eval().requires_grad_(False)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Purified images, of the same shape, dtype and device; no gradient.
-
-        Args:
-            images: (N, C, H, W), floating point in [0, 1], rounded to 8 bits first; C and the device as the model's.
-            index: has no effect: nothing is random.
-
-        Raises:
-            ValueError, TypeError: not such images, or a bad ``index``.
-        """
-        _checks.batch(images)
-        _checks.indices(index, len(images))
-        levels = self.model.to_levels(images)
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
+        levels = self.model.to_levels(batch)
+        with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
             parts = [_greedy(self.model, part, self.epsilon) for part in levels.split(_CHUNK)]
-        return (torch.cat(parts) / 255).to(images.dtype)
-
-    def extra_repr(self) -> str:
-        """The bound; the model has a repr of its own."""
-        return f"epsilon={self.epsilon}"
+        return torch.cat(parts) / 255
 
 
 def _greedy(model: PixelCNN, levels: Tensor, epsilon: int) -> Tensor:

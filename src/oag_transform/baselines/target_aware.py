@@ -5,6 +5,7 @@ random, and a result depends on its batch by rounding only. Both defenses take s
 derivative zero, so their own gradient is the identity, and zero where values are clipped.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..straight_through import straight_through
-from ._batches import checked, kornia, with_gradients
+from ._batches import kornia, with_gradients
+from .base import Baseline
 
 
-class AntiAdversary(nn.Module):
+class AntiAdversary(Baseline):
     """The anti-adversary layer (Alfarra et al., AAAI 2022): steps that raise the target's confidence in its prediction.
 
     A known negative example. A misclassified adversarial image is misclassified with more confidence. Attacks computed on the
@@ -31,16 +33,16 @@ class AntiAdversary(nn.Module):
         steps: number of steps.
     """
 
+    own_gradient = True
+
     def __init__(self, target: nn.Module, alpha: float = 0.15, *, steps: int = 2) -> None:
         super().__init__()
         self.target = _target(target)
         self.alpha = _checks.number("alpha", alpha, at_least=0)
         self.steps = _checks.integer("steps", steps)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Images with higher confidence of the target; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
-        batch, _ = checked(images, index)
-        return straight_through(batch, self._moved).to(images.dtype) if len(batch) else images
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
+        return straight_through(batch, self._moved) if len(batch) else batch
 
     def _moved(self, images: Tensor) -> Tensor:
         with with_gradients(images.device):
@@ -52,12 +54,8 @@ class AntiAdversary(nn.Module):
                 moved = moved - self.alpha * torch.autograd.grad(loss, moved)[0].sign()
             return moved.detach().clamp(0, 1)
 
-    def extra_repr(self) -> str:
-        """Arguments that are not submodules."""
-        return f"alpha={self.alpha!r}, steps={self.steps}"
 
-
-class ZeroPur(nn.Module):
+class ZeroPur(Baseline):
     """ZeroPur (Liu et al., arXiv 2406.03143): a shift of the image guided by the target's features of its blurred copy.
 
     Guided shift: steps with momentum decrease the angle between the embeddings of the image and of its blurred copy. The
@@ -80,6 +78,8 @@ class ZeroPur(nn.Module):
         ModuleNotFoundError: kornia is missing.
     """
 
+    own_gradient = True
+
     def __init__(
         self,
         target: nn.Module,
@@ -101,10 +101,8 @@ class ZeroPur(nn.Module):
         self.projection = _checks.number("projection", projection, at_least=0)
         self._filters = kornia("filters", "ZeroPur")
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Purified images; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
-        batch, _ = checked(images, index)
-        return straight_through(batch, self._purified).to(images.dtype) if len(batch) else images
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
+        return straight_through(batch, self._purified) if len(batch) else batch
 
     def _purified(self, images: Tensor) -> Tensor:
         with with_gradients(images.device):
@@ -164,11 +162,6 @@ class ZeroPur(nn.Module):
             for hook in hooks:
                 hook.remove()
         return embedding, list(maps.values())[-2:]
-
-    def extra_repr(self) -> str:
-        """Arguments that are not submodules."""
-        names = ("epsilon", "sigma", "shift_steps", "projection_steps", "projection")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 def perceptual_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:

@@ -5,17 +5,17 @@ The contract is that of :mod:`oag_transform.baselines.filters`; images are worke
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from .. import _checks
-from ._batches import CPU, checked, generators, one_by_one, with_gradients
+from ._batches import CPU, generators, one_by_one, with_gradients
+from .base import Baseline
 
 
-class TensorNetworkPurification(nn.Module):
+class TensorNetworkPurification(Baseline):
     """TNP (section 4): a quantized tensor train of low rank, fitted to the image from coarse to fine, replaces it.
 
     An image of side 2^D is a tensor train with a core per bit of its coordinates, coarsest first, and one for the channels.
@@ -47,11 +47,9 @@ class TensorNetworkPurification(nn.Module):
         self.steps = _checks.integer("steps", steps)
         self.lr = _checks.number("lr", lr, above=0)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Purified images; see :mod:`.filters` for shapes and errors. ``index`` has no effect."""
-        batch, indices = checked(images, index)
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         with with_gradients(batch.device):
-            return one_by_one(batch.detach().clone(), self._purified, generators(0, indices, CPU)).to(images.dtype)
+            return one_by_one(batch.detach().clone(), self._purified, generators(0, indices, CPU))
 
     def _purified(self, image: Tensor, _: Generator) -> Tensor:
         height, width = image.shape[-2:]
@@ -79,10 +77,6 @@ class TensorNetworkPurification(nn.Module):
             loss.backward()
             optimizer.step()
         return dense(cores).detach()
-
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return f"rank={self.rank}, eta={self.eta!r}, scales={self.scales}, steps={self.steps}, lr={self.lr!r}"
 
 
 def tensor_train(image: Tensor, rank: int) -> list[Tensor]:

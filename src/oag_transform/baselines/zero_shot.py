@@ -7,7 +7,7 @@ long, and Blind2Unblind is trained on a data set.
 """
 
 import itertools
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,12 @@ from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import _checks
-from ._batches import checked, generators, integer, one_by_one, with_gradients
+from ._batches import generators, integer, one_by_one, with_gradients
+from .base import Baseline, Fitted
 from .per_image import initialise
 
 
-class ZeroShotNoise2Noise(nn.Module):
+class ZeroShotNoise2Noise(Baseline):
     """ZS-N2N (Mansour & Heckel, CVPR 2023, section 3): the image minus its noise, predicted by a network of two hidden layers.
 
     Two half-size images, the means of the two diagonals of each 2 x 2 block, show the same content with independent noise. The
@@ -36,6 +37,8 @@ class ZeroShotNoise2Noise(nn.Module):
         progress: show a progress bar.
     """
 
+    own_gradient = True
+
     def __init__(
         self, *, steps: int = 2000, channels: int = 48, lr: float = 0.001, seed: int | None = None, progress: bool = False
     ) -> None:
@@ -46,10 +49,8 @@ class ZeroShotNoise2Noise(nn.Module):
         self.seed = _checks.seed(seed)
         self.progress = _checks.flag("progress", progress)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Denoised images; see :mod:`.filters` for shapes and errors."""
-        batch, indices = checked(images, index)
-        return one_by_one(batch, self._denoised, generators(self.seed, indices, batch.device)).to(images.dtype)
+    def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
+        return one_by_one(batch, self._denoised, generators(self.seed, indices, batch.device))
 
     def _denoised(self, image: Tensor, generator: Generator) -> Tensor:
         with with_gradients(image.device):
@@ -80,10 +81,6 @@ class ZeroShotNoise2Noise(nn.Module):
             schedule.step()
         return network.requires_grad_(False)
 
-    def extra_repr(self) -> str:
-        """Every argument."""
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in ("steps", "channels", "lr", "seed", "progress"))
-
 
 def diagonals(image: Tensor) -> Tensor:
     """Means of the two diagonals of 2 x 2 blocks: (1, C, H, W) with even H and W -> (2, C, H/2, W/2)."""
@@ -91,7 +88,7 @@ def diagonals(image: Tensor) -> Tensor:
     return torch.stack([(blocks[:, 0] + blocks[:, 3]) / 2, (blocks[:, 1] + blocks[:, 2]) / 2])
 
 
-class Noise2Fast(nn.Module):
+class Noise2Fast(Fitted):
     """Noise2Fast (Lequyer et al., Nature Machine Intelligence 2022): checkerboards of the image predict one another.
 
     The pixels of each colour of a checkerboard, moved together along one axis, form half an image; there are two colours and
@@ -130,14 +127,7 @@ class Noise2Fast(nn.Module):
         self.seed = _checks.seed(seed)
         self.progress = _checks.flag("progress", progress)
 
-    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        """Denoised images; see :mod:`.filters` for shapes and errors."""
-        batch, indices = checked(images, index)
-        with with_gradients(batch.device):
-            detached = batch.detach().clone()
-            return one_by_one(detached, self._denoised, generators(self.seed, indices, batch.device)).to(images.dtype)
-
-    def _denoised(self, image: Tensor, generator: Generator) -> Tensor:
+    def _fit(self, image: Tensor, generator: Generator) -> Tensor:
         low, high = image.aminmax()
         if low == high:
             return image
@@ -170,11 +160,6 @@ class Noise2Fast(nn.Module):
             network = nn.Sequential(*hidden, nn.Conv2d(self.channels, image.shape[1], 1), nn.Sigmoid())
         initialise(network, generator, image.dtype)
         return network
-
-    def extra_repr(self) -> str:
-        """Every argument."""
-        names = ("patience", "steps", "channels", "lr", "seed", "progress")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 
 
 def _checkerboards(image: Tensor, axis: int) -> tuple[Tensor, Tensor]:

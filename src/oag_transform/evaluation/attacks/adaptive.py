@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import _checks, streams
+from ...baselines import surrogate
 from ...baselines.compose import Compose
 from ...defended import DefendedModel
 from ..options import AdaptiveOptions
@@ -450,15 +451,9 @@ class AdaptiveAttack:
         if self.gradient in ("exact", "expected"):
             own = unrolled(model, expected=self.gradient == "expected")
             return own if differentiable(own.defense, images[:1]) else model
-        if self.gradient == "surrogate" and (smooth := _surrogate(model.defense)) is not None:
+        if self.gradient == "surrogate" and (smooth := surrogate.differentiable(model.defense)) is not None:
             return DefendedModel(model.target, smooth, **settings_of(model) | {"gradient": "own"})
         return model
-
-
-def _surrogate(defense: Any) -> nn.Module | None:
-    from ...baselines import surrogate  # needs every baseline's library; the demo attacks without
-
-    return surrogate.differentiable(defense)
 
 
 def make_attack(name: str, bound: Bound, options: AdaptiveOptions, *, randomised: bool, views: bool) -> AdaptiveAttack:
