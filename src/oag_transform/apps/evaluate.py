@@ -24,7 +24,6 @@ from ..evaluation.options import (
     ConvergenceOptions,
     Experiment,
     experiment,
-    gray_box_attack,
 )
 from . import process
 from .options import ClassifierOptions, DeviceOptions, ImageOptions, check_input, default
@@ -144,6 +143,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         """
         process.log_to_stderr()
         # what draws, for a command that runs
+        from ..evaluation import experiments
         from ..evaluation.render import render
         from ..evaluation.render.report import find_results, write_report
         from ..evaluation.result import Result
@@ -157,7 +157,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         with self._engine():
             for one in self.asked:
                 try:
-                    for result in one.run(plan):
+                    for result in experiments.run(one, plan):
                         self._write(result)
                         done.append(result)
                 except Exception as error:  # the other experiments go on
@@ -275,9 +275,11 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         return cluster.connected(self.address, worker.processors())
 
     def _attacks(self) -> "tuple[Attack, ...]":
+        from ..evaluation.attacks import gray_box  # with torch
+
         targeted = None if self.goal == "paper" else self.goal == "targeted"
         budgets = {"fgsm": self.eps, "igsm": self.eps, "mifgsm": self.mifgsm_eps}
-        return tuple(gray_box_attack(key).make(budgets.get(key), targeted) for key in dict.fromkeys(self.attacks))
+        return tuple(gray_box.make(key, budgets.get(key), targeted) for key in dict.fromkeys(self.attacks))
 
     def _pixelcnn(self) -> object:
         from ..baselines.pixeldefend import load_pixelcnn  # with torch

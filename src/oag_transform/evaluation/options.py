@@ -1,22 +1,15 @@
 """What a command line prints and asks for: the lists of experiments and attacks, and the settings of some experiments.
 
-Light to import; torch comes when something is made.
+Light to import: a command line is parsed with these lists, before anybody waits for torch.
 """
 
-import importlib
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:  # a command line is parsed with these lists, before anybody waits for torch
-    from .attacks.gray_box import Attack
-    from .plan import Plan
-    from .result import Result
+from typing import Any
 
 
 @dataclass(frozen=True)
 class GrayBoxAttack:
-    """An attack of the paper, on the target alone.
+    """An attack of the paper, on the target alone; :func:`~oag_transform.evaluation.attacks.gray_box.make` makes it.
 
     Attributes:
         key: its name on a command line, and its function in :mod:`~oag_transform.evaluation.attacks.gray_box`.
@@ -29,19 +22,6 @@ class GrayBoxAttack:
     label: str
     eps: int | None
     targeted: bool
-
-    def make(self, eps: int | None = None, targeted: bool | None = None) -> "Attack":
-        """The attack, with the paper's bound and goal where no other is given.
-
-        Raises:
-            ValueError: ``eps`` isn't an integer from 1 to 255, or the attack has none.
-        """
-        chosen: dict[str, Any] = {"targeted": self.targeted if targeted is None else targeted}
-        if self.eps is not None:
-            chosen["eps"] = self.eps if eps is None else eps
-        elif eps is not None:
-            raise ValueError(f"{self.label} has no bound, got eps = {eps!r}")
-        return getattr(importlib.import_module(".attacks.gray_box", __package__), self.key)(**chosen)
 
 
 GRAY_BOX: tuple[GrayBoxAttack, ...] = (
@@ -175,7 +155,7 @@ class CertifyOptions:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table or figure.
+    """A table or figure; :func:`oag_transform.evaluation.experiments.run` runs it.
 
     Attributes:
         key: its name on a command line, its function, and the stem of its files.
@@ -190,11 +170,6 @@ class Experiment:
     module: str
     needs_other: bool = False
     in_all: bool = True
-
-    def run(self, plan: "Plan") -> "Iterable[Result]":
-        """What the experiment finds: one result, or several one after another."""
-        found = getattr(importlib.import_module(f".experiments.{self.module}", __package__), self.key)(plan)
-        return found if isinstance(found, Iterable) else [found]
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (

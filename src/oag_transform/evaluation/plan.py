@@ -14,7 +14,7 @@ from ..generator.settings import PAPER
 from ..transform import OnlineAlternateGenerator
 from . import result as results
 from .adversarial import Transfer
-from .attacks.gray_box import Attack
+from .attacks.gray_box import Attack, make
 from .columns import Clean, Column, GrayBox
 from .data import Listing
 from .options import AdaptiveOptions, CertifyOptions, ConvergenceOptions, experiment, gray_box_attack
@@ -124,8 +124,8 @@ class Plan:
 
     def attack(self, key: str) -> Attack:
         """An attack as it is in Table I, or as the paper makes it where Table I has none."""
-        entry = gray_box_attack(key)
-        return next((attack for attack in self.attacks if attack.name == entry.label), None) or entry.make()
+        label = gray_box_attack(key).label
+        return next((attack for attack in self.attacks if attack.name == label), None) or make(key)
 
     def result(
         self,

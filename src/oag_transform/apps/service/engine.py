@@ -16,7 +16,6 @@ from torchvision.transforms.v2 import functional as F
 
 from ... import images, streams
 from ...defended import DefendedModel
-from ...evaluation.options import gray_box_attack
 from ...evaluation.targets import Target
 from ...transform import OnlineAlternateGenerator
 
@@ -142,11 +141,13 @@ class Engine:
         ]
 
     def _attack(self, image: Tensor, index: int, name: str, eps: int) -> Attacked:
+        from ...evaluation.attacks import gray_box  # foolbox takes seconds to import
+
         pixels = image.float() / 255
         with torch.no_grad():
             logits = self.target.model(pixels)
         label = logits.argmax(1)  # the attack is untargeted: away from the present prediction
-        found = gray_box_attack(name).make(eps, targeted=False)(self.target.model, pixels, label, classes=len(self.classes))
+        found = gray_box.make(name, eps, targeted=False)(self.target.model, pixels, label, classes=len(self.classes))
         every = max(1, math.ceil(self.transform.network_steps / FRAMES))
         steps = list(self.transform.trace(found, every=every, index=index))
         with torch.no_grad():

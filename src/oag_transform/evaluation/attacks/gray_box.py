@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import _checks, streams
+from ..options import gray_box_attack
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Please import `gaussian_filter`", DeprecationWarning)  # foolbox, on import
@@ -120,6 +121,20 @@ def cw(*, targeted: bool = False, confidence: float = 2, steps: int = 30, search
         abort_early=False,  # it looks at the loss of the whole batch: an image's result would depend on the others
     )
     return Attack("C&W", method, None, targeted)
+
+
+def make(key: str, eps: int | None = None, targeted: bool | None = None) -> Attack:
+    """An attack of :data:`~oag_transform.evaluation.options.GRAY_BOX`, with the paper's bound and goal where no other is given.
+
+    Raises:
+        ValueError: no such attack, ``eps`` isn't an integer from 1 to 255, or the attack has none.
+    """
+    entry = gray_box_attack(key)
+    if entry.eps is None and eps is not None:
+        raise ValueError(f"{entry.label} has no bound, got eps = {eps!r}")
+    bound = {} if entry.eps is None else {"eps": entry.eps if eps is None else eps}
+    function: Any = {"fgsm": fgsm, "igsm": igsm, "mifgsm": mifgsm, "cw": cw}[key]
+    return function(**bound, targeted=entry.targeted if targeted is None else targeted)
 
 
 def paper_attacks(mifgsm_eps: int = 4) -> tuple[Attack, ...]:
