@@ -12,10 +12,10 @@ from torch import Generator, Tensor, nn
 
 from oag_transform import OnlineAlternateGenerator
 from oag_transform.baselines import barrage, catalogue, denoisers, filters, per_image, tensor_network, zero_shot
+from oag_transform.baselines.base import Baseline
 from oag_transform.baselines.catalogue import DEFENSES, OAG, Defense, Needs, by_key, chosen
 from oag_transform.baselines.filters import JPEG, MeanFilter
 from oag_transform.baselines.pixeldefend import PixelCNN
-from oag_transform.baselines.surrogate import differentiable
 
 every = pytest.mark.parametrize("defense", DEFENSES, ids=lambda defense: defense.key)
 TARGET = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
@@ -71,7 +71,8 @@ def test_each_makes_an_image_of_an_image(defense: Defense) -> None:
     result = module(image().requires_grad_(), index=[5])
     assert result.shape == image().shape or defense.key == "randomization"
     assert ((result >= 0) & (result <= 1)).all()
-    assert result.requires_grad == (defense.differentiable or defense.label.startswith(OAG))  # OAG's is straight through
+    own = isinstance(module, Baseline) and module.own_gradient
+    assert result.requires_grad == (own or defense.label.startswith(OAG))  # OAG's is straight through
 
 
 @pytest.mark.parametrize(
@@ -136,14 +137,6 @@ def test_those_that_use_the_target_say_so(key: str) -> None:
         by_key(key).make(1, 0, Needs())
 
 
-def test_differentiable_ones_say_so() -> None:
-    """What has a gradient of its own is what the surrogates' chain hands back as it is."""
-    for defense in DEFENSES:
-        if defense.key != "bm3d" and not defense.label.startswith(OAG):
-            module = made(defense, defense.published)
-            assert (differentiable(module) is module) == defense.differentiable, defense.key
-
-
 def test_missing_needs_are_named() -> None:
     with pytest.raises(ValueError, match="needs a PixelCNN"):
         by_key("pixeldefend").make(16, 0, Needs())
@@ -190,6 +183,7 @@ def test_a_defense_of_ones_own() -> None:
     assert module.defense.seed == module.seed == 4
     assert torch.equal(module(image(), index=[5]), image() / 2)
     assert module.defense.indices == [[5]]
+    assert by_key(here + "Darker").make(0, 4, NEEDS) is module  # a network is loaded once
     function: Any = by_key(here + "negative").make(0, 4, NEEDS)
     assert torch.equal(function(image(), index=[5]), 1 - image())
     assert repr(function) != repr(module)

@@ -330,7 +330,7 @@ def test_adaptive_attacks_go_through_each_rows_own_defense(folder: Path, tmp_pat
         def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
             return (images - images.mean((1, 2, 3), keepdim=True)).sign().mul(0.1).add(images)
 
-    family = Defense("contrast", "Contrast", "by", lambda *_: Contrast(), 1, 1, (1,))
+    family = Defense("contrast", "Contrast", "by", lambda *_: Contrast(), 1, (1,))
     options = AdaptiveOptions(attacks=("bpda",), linf=(6, 1), l2=(0.1,), steps=8, judge=3)
     plan = dataclasses.replace(make_plan(folder, tmp_path, families=(family,)), adaptive=options)
     linf, l2 = adaptive.adaptive(plan)
@@ -368,7 +368,7 @@ def test_a_known_seed_is_attacked_in_the_draw_that_judges(folder: Path, tmp_path
 
 def test_convergence_measures_accuracy_on_fresh_draws(folder: Path, tmp_path: Path) -> None:
     options = ConvergenceOptions(linf=3, steps=(1, 10), draws=(1,), eot_steps=10)
-    identity = Defense("identity", "Identity", "by", lambda *_: nn.Identity(), 1, 1, (1,))
+    identity = Defense("identity", "Identity", "by", lambda *_: nn.Identity(), 1, (1,))
     plan = dataclasses.replace(make_plan(folder, tmp_path, families=(identity,)), convergence=options)
     steps, draws = convergence.convergence(plan)
     images, labels = plan.subject.images.float() / 255, plan.subject.labels

@@ -12,11 +12,13 @@ target and are not portable.
 """
 
 import dataclasses
+import functools
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:  # command lines are parsed with this list, without importing torch
     from torch import nn
@@ -43,6 +45,9 @@ class Needs:
     compute_dtype: Any = None
 
 
+Make: TypeAlias = "Callable[[float, int, Needs], nn.Module]"
+
+
 @dataclass(frozen=True)
 class Defense:
     """A family of defenses with one free setting.
@@ -55,23 +60,25 @@ class Defense:
             of several. It raises the errors of the defense for a bad setting, and ValueError or ModuleNotFoundError if a need
             is missing.
         published: the setting of its own paper, or the usual one.
-        tuned: the second setting in tables; see the module.
         settings: all settings of ``tune`` and ``tradeoff``, from weak to strong.
+        tuned: the second setting in tables, see the module; where none is given, it is the published one.
         slow: takes many seconds per image, and is evaluated on fewer images.
         in_views: evaluated in the four views of a :class:`~oag_transform.DefendedModel`.
-        differentiable: has a gradient of its own, for ``DefendedModel(..., gradient="own")``.
     """
 
     key: str
     label: str
     knob: str
-    make: "Callable[[float, int, Needs], nn.Module]"
+    make: Make
     published: float
-    tuned: float
     settings: tuple[float, ...]
+    tuned: float = math.nan
     slow: bool = False
     in_views: bool = False
-    differentiable: bool = False
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.tuned):
+            object.__setattr__(self, "tuned", self.published)
 
     def describe(self, setting: float) -> str:
         """Label and setting, such as ``"JPEG, quality 75"``; the label alone where there is no setting."""
@@ -116,32 +123,20 @@ def _together(key: str) -> Defense:
     families = [by_key(part) for part in key.split("+")]
 
     def make(_: float, seed: int, needs: Needs) -> "nn.Module":
-        return importlib.import_module("torch.nn").ModuleList(
-            [family.make(family.published, seed, needs) for family in families]
-        )
+        made = [family.make(family.published, seed, needs) for family in families]
+        return importlib.import_module("torch.nn").ModuleList(made)
 
-    return Defense(
-        key=key,
-        label=f"{' + '.join(family.describe(family.published) for family in families)}, {VIEWS}",
-        knob="defenses",
-        make=make,
-        published=len(families),
-        tuned=len(families),
-        settings=(len(families),),
-        in_views=True,
-    )
+    label = f"{' + '.join(family.describe(family.published) for family in families)}, {VIEWS}"
+    return Defense(key, label, "defenses", make, len(families), (len(families),), in_views=True)
 
 
 def _own(key: str) -> Defense:
-    return Defense(
-        key=key,
-        label=key,
-        knob="",
-        make=lambda _, seed, __: _class(".own", "OwnDefense")(key, seed),
-        published=0,
-        tuned=0,
-        settings=(0,),
-    )
+    return Defense(key, key, "", lambda _, seed, __: _own_defense(key, seed), 0, (0,))
+
+
+@functools.cache  # it may load a network, and is made before a run, so that errors come early, and in it
+def _own_defense(key: str, seed: int) -> "nn.Module":
+    return _class(".own", "OwnDefense")(key, seed)
 
 
 def chosen(keys: Iterable[str]) -> tuple[Defense, ...]:
@@ -153,12 +148,15 @@ def _class(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module, __package__), name)
 
 
-def _filter(name: str) -> Any:
-    return _class(".filters", name)
+def _made(module: str, name: str, parameter: str, **settings: Any) -> Make:
+    """A maker of a class whose ``parameter`` is the setting, and which gets the seed if it takes one."""
 
+    def make(setting: float, seed: int, _: Needs) -> "nn.Module":
+        baseline = _class(f".{module}", name)
+        seeded = {"seed": seed} if "seed" in inspect.signature(baseline).parameters else {}
+        return baseline(**{parameter: setting}, **settings, **seeded)
 
-def _denoiser(name: str) -> Any:
-    return _class(".denoisers", name)
+    return make
 
 
 def _pixel_defend(epsilon: float, _: int, needs: Needs) -> "nn.Module":
@@ -167,10 +165,13 @@ def _pixel_defend(epsilon: float, _: int, needs: Needs) -> "nn.Module":
     return _class(".pixeldefend", "PixelDefend")(needs.pixelcnn, epsilon)
 
 
-def _for_target(name: str, setting: float, needs: Needs) -> "nn.Module":
-    if needs.target is None:
-        raise ValueError("it uses the gradient of the target, and was given none")
-    return _class(".target_aware", name)(needs.target, setting)
+def _for_target(name: str) -> Make:
+    def make(setting: float, _: int, needs: Needs) -> "nn.Module":
+        if needs.target is None:
+            raise ValueError("it uses the gradient of the target, and was given none")
+        return _class(".target_aware", name)(needs.target, setting)
+
+    return make
 
 
 def _oag(steps: float, seed: int, needs: Needs, **settings: Any) -> "nn.Module":
@@ -190,41 +191,24 @@ def _in_views(defense: Defense, **changes: Any) -> Defense:
     return dataclasses.replace(defense, **named, in_views=True, **changes)
 
 
-_JPEG = Defense(
-    key="jpeg",
-    label="JPEG",
-    knob="quality",
-    make=lambda quality, *_: _filter("JPEG")(quality),
-    published=75,
-    tuned=35,
-    settings=(90, 75, 60, 50, 35, 25, 15, 10),
-)
-_NOISY_JPEG = Defense(
+# key, label, knob, maker, published setting, settings from weak to strong
+_JPEG = Defense("jpeg", "JPEG", "quality", _made("filters", "JPEG", "quality"), 75, (90, 75, 60, 50, 35, 25, 15, 10), tuned=35)
+_NOISY_JPEG = dataclasses.replace(
+    _JPEG,
     key="jpeg-noise",
     label="JPEG and noise of 8 grey levels",
-    knob="quality",
-    make=lambda quality, seed, _: _filter("NoisyJPEG")(quality, 8, seed=seed),
+    make=_made("filters", "NoisyJPEG", "quality", std=8),
     published=25,
     tuned=25,
-    settings=_JPEG.settings,
 )
 _ADAPTED_JPEG = dataclasses.replace(
     _NOISY_JPEG,
     key="jpeg-noise-follow",
     label="JPEG and noise, by the image's noise",
-    make=lambda quality, seed, _: _filter("NoisyJPEG")(quality, 8, follow_noise=True, seed=seed),
+    make=_made("filters", "NoisyJPEG", "quality", std=8, follow_noise=True),
 )
-_NOISE = Defense(
-    key="noise",
-    label="Gaussian noise",
-    knob="grey levels",
-    make=lambda std, seed, _: _filter("GaussianNoise")(std, seed=seed),
-    published=12,
-    tuned=12,
-    settings=(6, 12, 18, 24),
-    differentiable=True,
-)
-_OAG = Defense(key="oag", label=OAG, knob="T_N", make=_oag, published=9, tuned=9, settings=(48, 36, 24, 18, 12, 9, 6))
+_NOISE = Defense("noise", "Gaussian noise", "grey levels", _made("filters", "GaussianNoise", "std"), 12, (6, 12, 18, 24))
+_OAG = Defense("oag", OAG, "T_N", _oag, 9, (48, 36, 24, 18, 12, 9, 6))
 _OAG_FULL = dataclasses.replace(
     _OAG,
     key="oag-full",
@@ -233,35 +217,9 @@ _OAG_FULL = dataclasses.replace(
 )
 
 DEFENSES: tuple[Defense, ...] = (
-    Defense(
-        key="mean",
-        label="Mean filter",
-        knob="size",
-        make=lambda size, *_: _filter("MeanFilter")(size),
-        published=3,
-        tuned=7,
-        settings=(3, 5, 7),
-        differentiable=True,
-    ),
-    Defense(
-        key="median",
-        label="Median filter",
-        knob="size",
-        make=lambda size, *_: _filter("MedianFilter")(size),
-        published=3,
-        tuned=7,
-        settings=(3, 5, 7),
-        differentiable=True,
-    ),
-    Defense(
-        key="bit-depth",
-        label="Bit depth",
-        knob="bits",
-        make=lambda bits, *_: _filter("BitDepth")(bits),
-        published=5,
-        tuned=5,
-        settings=(6, 5, 4, 3, 2),
-    ),
+    Defense("mean", "Mean filter", "size", _made("filters", "MeanFilter", "size"), 3, (3, 5, 7), tuned=7),
+    Defense("median", "Median filter", "size", _made("filters", "MedianFilter", "size"), 3, (3, 5, 7), tuned=7),
+    Defense("bit-depth", "Bit depth", "bits", _made("filters", "BitDepth", "bits"), 5, (6, 5, 4, 3, 2)),
     _JPEG,
     _NOISY_JPEG,
     # baselines in the same views as OAG
@@ -270,174 +228,56 @@ DEFENSES: tuple[Defense, ...] = (
     _in_views(_NOISY_JPEG, published=25, tuned=15),
     _in_views(_ADAPTED_JPEG, published=25, tuned=15),
     Defense(
-        key="tv",
-        label="Total variation",
-        knob="weight",
-        make=lambda weight, *_: _denoiser("TotalVariation")(weight),
-        published=0.1,
-        tuned=0.1,
-        settings=(0.03, 0.05, 0.1, 0.15, 0.2),
+        "tv", "Total variation", "weight", _made("denoisers", "TotalVariation", "weight"), 0.1, (0.03, 0.05, 0.1, 0.15, 0.2)
+    ),
+    Defense("tvm", "TVM", "weight", _made("denoisers", "TVM", "weight"), 0.03, (0.01, 0.03, 0.06, 0.1)),
+    Defense("nlm", "Non-local means", "h", _made("denoisers", "NonLocalMeans", "h"), 4, (2, 4, 8, 12, 16)),
+    Defense("wavelets", "Wavelets", "grey levels", _made("denoisers", "Wavelets", "sigma"), 10, (5, 10, 20, 30, 50)),
+    Defense("bm3d", "BM3D", "grey levels", _made("denoisers", "BM3D", "sigma"), 10, (5, 10, 15, 20, 30), slow=True),
+    Defense(
+        "deflection",
+        "Pixel deflection",
+        "sigma",
+        _made("denoisers", "PixelDeflection", "sigma"),
+        0.04,
+        (0.02, 0.04, 0.08, 0.12, 0.2),
     ),
     Defense(
-        key="tvm",
-        label="TVM",
-        knob="weight",
-        make=lambda weight, seed, _: _denoiser("TVM")(weight, seed=seed),
-        published=0.03,
-        tuned=0.03,
-        settings=(0.01, 0.03, 0.06, 0.1),
-        differentiable=True,
-    ),
-    Defense(
-        key="nlm",
-        label="Non-local means",
-        knob="h",
-        make=lambda h, *_: _denoiser("NonLocalMeans")(h),
-        published=4,
-        tuned=4,
-        settings=(2, 4, 8, 12, 16),
-    ),
-    Defense(
-        key="wavelets",
-        label="Wavelets",
-        knob="grey levels",
-        make=lambda sigma, *_: _denoiser("Wavelets")(sigma),
-        published=10,
-        tuned=10,
-        settings=(5, 10, 20, 30, 50),
-    ),
-    Defense(
-        key="bm3d",
-        label="BM3D",
-        knob="grey levels",
-        make=lambda sigma, *_: _denoiser("BM3D")(sigma),
-        published=10,
-        tuned=10,
-        settings=(5, 10, 15, 20, 30),
-        slow=True,
-    ),
-    Defense(
-        key="deflection",
-        label="Pixel deflection",
-        knob="sigma",
-        make=lambda sigma, seed, _: _denoiser("PixelDeflection")(sigma=sigma, seed=seed),
-        published=0.04,
-        tuned=0.04,
-        settings=(0.02, 0.04, 0.08, 0.12, 0.2),
-    ),
-    Defense(
-        key="randomization",
-        label="Randomization",
-        knob="ratio",
-        make=lambda ratio, seed, _: _filter("Randomization")(ratio, fill=0.5, seed=seed),
-        published=331 / 299,
+        "randomization",
+        "Randomization",
+        "ratio",
+        _made("filters", "Randomization", "ratio", fill=0.5),
+        331 / 299,
+        (1.05, 331 / 299, 1.25, 1.5),
         tuned=1.25,
-        settings=(1.05, 331 / 299, 1.25, 1.5),
-        differentiable=True,
     ),
     _NOISE,
+    Defense("pixeldefend", "Pixel Defend", "epsilon", _pixel_defend, 16, (4, 8, 16, 24), slow=True),
     Defense(
-        key="pixeldefend",
-        label="Pixel Defend",
-        knob="epsilon",
-        make=_pixel_defend,
-        published=16,
-        tuned=16,
-        settings=(4, 8, 16, 24),
+        "autoencoder", "Auto-encoder", "steps", _made("per_image", "OnlineAutoencoder", "steps"), 80, (160, 80, 40), slow=True
+    ),
+    Defense("dip", "DIP", "steps", _made("per_image", "DeepImagePrior", "steps"), 300, (600, 300, 150), slow=True),
+    Defense("bart", "BaRT", "k", _made("barrage", "BaRT", "k"), 5, (1, 2, 3, 5, 7, 10)),
+    Defense(
+        "tnp", "TNP", "rank", _made("tensor_network", "TensorNetworkPurification", "rank"), 10, (16, 12, 10, 8, 6), slow=True
+    ),
+    Defense(
+        "zs-n2n",
+        "ZS-N2N",
+        "steps",
+        _made("zero_shot", "ZeroShotNoise2Noise", "steps"),
+        2000,
+        (500, 1000, 2000, 4000),
         slow=True,
     ),
     Defense(
-        key="autoencoder",
-        label="Auto-encoder",
-        knob="steps",
-        make=lambda steps, seed, _: _class(".per_image", "OnlineAutoencoder")(steps=steps, seed=seed),
-        published=80,
-        tuned=80,
-        settings=(160, 80, 40),
-        slow=True,
+        "noise2fast", "Noise2Fast", "patience", _made("zero_shot", "Noise2Fast", "patience"), 100, (200, 100, 50, 25), slow=True
     ),
+    Defense("zeropur", "ZeroPur (not portable)", "grey levels", _for_target("ZeroPur"), 10, (2, 5, 10, 16), slow=True),
     Defense(
-        key="dip",
-        label="DIP",
-        knob="steps",
-        make=lambda steps, seed, _: _class(".per_image", "DeepImagePrior")(steps=steps, seed=seed),
-        published=300,
-        tuned=300,
-        settings=(600, 300, 150),
-        slow=True,
+        "anti-adversary", "Anti-adversary (not portable)", "alpha", _for_target("AntiAdversary"), 0.15, (0.02, 0.05, 0.15, 0.3)
     ),
-    Defense(
-        key="bart",
-        label="BaRT",
-        knob="k",
-        make=lambda k, seed, _: _class(".barrage", "BaRT")(k, seed=seed),
-        published=5,
-        tuned=5,
-        settings=(1, 2, 3, 5, 7, 10),
-        differentiable=True,
-    ),
-    Defense(
-        key="tnp",
-        label="TNP",
-        knob="rank",
-        make=lambda rank, *_: _class(".tensor_network", "TensorNetworkPurification")(rank),
-        published=10,
-        tuned=10,
-        settings=(16, 12, 10, 8, 6),
-        slow=True,
-    ),
-    Defense(
-        key="zs-n2n",
-        label="ZS-N2N",
-        knob="steps",
-        make=lambda steps, seed, _: _class(".zero_shot", "ZeroShotNoise2Noise")(steps=steps, seed=seed),
-        published=2000,
-        tuned=2000,
-        settings=(500, 1000, 2000, 4000),
-        slow=True,
-        differentiable=True,
-    ),
-    Defense(
-        key="noise2fast",
-        label="Noise2Fast",
-        knob="patience",
-        make=lambda patience, seed, _: _class(".zero_shot", "Noise2Fast")(patience=patience, seed=seed),
-        published=100,
-        tuned=100,
-        settings=(200, 100, 50, 25),
-        slow=True,
-    ),
-    Defense(
-        key="zeropur",
-        label="ZeroPur (not portable)",
-        knob="grey levels",
-        make=lambda epsilon, _, needs: _for_target("ZeroPur", epsilon, needs),
-        published=10,
-        tuned=10,
-        settings=(2, 5, 10, 16),
-        slow=True,
-        differentiable=True,
-    ),
-    Defense(
-        key="anti-adversary",
-        label="Anti-adversary (not portable)",
-        knob="alpha",
-        make=lambda alpha, _, needs: _for_target("AntiAdversary", alpha, needs),
-        published=0.15,
-        tuned=0.15,
-        settings=(0.02, 0.05, 0.15, 0.3),
-        differentiable=True,
-    ),
-    Defense(
-        key="oag-paper",
-        label=f"{OAG}, paper(), closed form",
-        knob="T_N",
-        make=_oag_as_published,
-        published=300,
-        tuned=300,
-        settings=(300,),
-        slow=True,
-    ),
+    Defense("oag-paper", f"{OAG}, paper(), closed form", "T_N", _oag_as_published, 300, (300,), slow=True),
     # OAG without the strength that follows the noise of each image
     _in_views(_OAG_FULL, settings=(24, 12, 9, 6)),
     _OAG,
