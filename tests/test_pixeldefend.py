@@ -213,9 +213,9 @@ def test_numpys_numbers_are_numbers(tmp_path: Path) -> None:
         (ValueError, "radius must be an integer >= 1, got 0", lambda: PixelCNN(radius=0)),
         (ValueError, "hidden must be an integer >= 1, got 1.5", lambda: PixelCNN(hidden=1.5)),  # type: ignore[arg-type]
         (TypeError, "model must be a PixelCNN, got Linear", lambda: PixelDefend(torch.nn.Linear(1, 1))),  # type: ignore[arg-type]
-        (ValueError, "epsilon must be an integer >= 0, got -1", lambda: PixelDefend(model(), -1)),
-        (ValueError, "epsilon must be at most 255, got 256", lambda: PixelDefend(model(), 256)),
-        (ValueError, "epsilon must be an integer >= 0, got 0.06", lambda: PixelDefend(model(), 0.06)),  # type: ignore[arg-type]
+        (ValueError, "epsilon must be an integer from 0 to 255, got -1", lambda: PixelDefend(model(), -1)),
+        (ValueError, "epsilon must be an integer from 0 to 255, got 256", lambda: PixelDefend(model(), 256)),
+        (ValueError, "epsilon must be an integer from 0 to 255, got 0.06", lambda: PixelDefend(model(), 0.06)),  # type: ignore[arg-type]
         (ValueError, r"\(N, C, H, W\), got \(3, 4, 4\)", lambda: PixelDefend(model())(torch.zeros(3, 4, 4))),
         (ValueError, r"1 channel\(s\).*\(2, 3, 4, 4\)", lambda: PixelDefend(model(1))(torch.zeros(2, 3, 4, 4))),
         (ValueError, r"in \[0, 1\]", lambda: PixelDefend(model())(torch.full((1, 3, 4, 4), 2.0))),

@@ -36,14 +36,15 @@ class NonFiniteLogitsError(ValueError):
         )
 
 
-def integer(name: str, value: Any, *, at_least: int = 0) -> int:
-    """``value`` as an int: a Python or NumPy integer of at least ``at_least``.
+def integer(name: str, value: Any, *, at_least: int = 0, at_most: int | None = None) -> int:
+    """``value`` as an int: a Python or NumPy integer of at least ``at_least`` and at most ``at_most``.
 
     Raises:
         ValueError: anything else, including True and False.
     """
-    if not _is_integer(value) or value < at_least:
-        raise ValueError(f"{name} must be an integer >= {at_least}, got {value!r}")
+    if not _is_integer(value) or value < at_least or (at_most is not None and value > at_most):
+        bounds = f">= {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+        raise ValueError(f"{name} must be an integer {bounds}, got {value!r}")
     return int(value)
 
 
@@ -60,7 +61,13 @@ def odd(name: str, value: Any) -> int:
 
 
 def number(
-    name: str, value: Any, *, above: float | None = None, at_least: float | None = None, below: float | None = None
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
 ) -> Any:
     """``value`` as a Python number: a finite Python or NumPy number within the given bounds.
 
@@ -68,8 +75,9 @@ def number(
         ValueError: anything else.
     """
     fits = _is_number(value) and (above is None or value > above) and (at_least is None or value >= at_least)
-    if not fits or (below is not None and value >= below):
-        bounds = [f"{sign} {bound:g}" for sign, bound in ((">", above), (">=", at_least), ("<", below)) if bound is not None]
+    if not fits or (below is not None and value >= below) or (at_most is not None and value > at_most):
+        given = ((">", above), (">=", at_least), ("<", below), ("<=", at_most))
+        bounds = [f"{sign} {bound:g}" for sign, bound in given if bound is not None]
         raise ValueError(f"{name} must be a finite number {' and '.join(bounds)}, got {value!r}")
     return _plain(value)
 

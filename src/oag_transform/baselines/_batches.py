@@ -61,13 +61,18 @@ def with_gradients(device: torch.device) -> Iterator[None]:
         yield
 
 
-def kornia(module: str, user: str) -> Any:
-    """A module of kornia, such as ``"color"``; imported late, for it is an extra.
+def extra(module: str, needed: str) -> Any:
+    """A module of a package that comes with an extra, imported late.
 
     Raises:
-        ModuleNotFoundError: the package is missing; the message names ``user`` and the extra.
+        ModuleNotFoundError: it is missing; the message is ``needed``.
     """
     try:
-        return importlib.import_module(f"kornia.{module}")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{user} needs the package kornia: pip install 'oag-transform[baselines]'") from error
+        raise ModuleNotFoundError(needed) from error
+
+
+def kornia(module: str, user: str) -> Any:
+    """A module of kornia, such as ``"color"``, for ``user``; see :func:`extra`."""
+    return extra(f"kornia.{module}", f"{user} needs the package kornia: pip install 'oag-transform[baselines]'")

@@ -51,7 +51,7 @@ class BaRT(Baseline):
 
     def __init__(self, k: int = 5, *, seed: int | None = None) -> None:
         super().__init__()
-        self.k = _checks.choice("k", _checks.integer("k", k), range(len(_GROUPS) + 1))
+        self.k = _checks.integer("k", k, at_most=len(_GROUPS))
         self.seed = _checks.seed(seed)
         kornia("color", "BaRT")
 

@@ -3,10 +3,8 @@
 The contract is that of :mod:`oag_transform.baselines.filters`. Only :class:`TVM` has a gradient; all others work on the CPU.
 """
 
-import importlib
 import warnings
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_
 from torch import Generator, Tensor, nn
 
 from .. import _checks
-from ._batches import CPU, generators, in_numpy
+from ._batches import CPU, extra, generators, in_numpy
 from .base import Baseline
 from .surrogate import Surrogate
 from .torch_filters import chambolle, minimize_tv, non_local_means
@@ -196,13 +194,9 @@ class BM3D(Baseline):
 _OPPONENT = np.array([[1 / 3, 1 / 3, 1 / 3], [1 / 2, 0, -1 / 2], [1 / 4, -1 / 2, 1 / 4]])  # the "opp" of bm3d_rgb
 
 
-def _bm3d() -> ModuleType:
-    try:
-        return importlib.import_module("bm3d")  # imported late: an extra, whose licence forbids commercial use
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "BM3D needs the package bm3d, whose licence allows non-commercial use only: pip install 'oag-transform[bm3d]'"
-        ) from error
+def _bm3d() -> Any:
+    licence = "whose licence allows non-commercial use only"
+    return extra("bm3d", f"BM3D needs the package bm3d, {licence}: pip install 'oag-transform[bm3d]'")
 
 
 class PixelDeflection(Baseline):

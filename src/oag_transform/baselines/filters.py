@@ -80,7 +80,7 @@ class BitDepth(Baseline):
 
     def __init__(self, bits: int = 5) -> None:
         super().__init__()
-        self.bits = _checks.choice("bits", _checks.integer("bits", bits, at_least=1), range(1, 9))
+        self.bits = _checks.integer("bits", bits, at_least=1, at_most=8)
 
     def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         steps = 2**self.bits - 1
@@ -102,7 +102,7 @@ class JPEG(Baseline):
 
     def __init__(self, quality: int = 75) -> None:
         super().__init__()
-        self.quality = _quality(quality)
+        self.quality = _checks.integer("quality", quality, at_least=1, at_most=100)
 
     def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         return in_numpy(batch, lambda image, _: _compressed(image, self.quality))
@@ -170,7 +170,7 @@ class NoisyJPEG(Baseline):
 
     def __init__(self, quality: int = 25, std: float = 8.0, *, follow_noise: bool = False, seed: int | None = None) -> None:
         super().__init__()
-        self.quality = _quality(quality)
+        self.quality = _checks.integer("quality", quality, at_least=1, at_most=100)
         self.std = _checks.number("std", std, at_least=0)
         self.follow_noise = _checks.flag("follow_noise", follow_noise)
         self.seed = _checks.seed(seed)
@@ -213,9 +213,7 @@ class Randomization(Baseline):
     def __init__(self, ratio: float = 331 / 299, *, fill: float = 0.0, seed: int | None = None) -> None:
         super().__init__()
         self.ratio = _checks.number("ratio", ratio, at_least=1)
-        self.fill = _checks.number("fill", fill, at_least=0)
-        if self.fill > 1:
-            raise ValueError(f"fill must be a number in [0, 1], got {fill!r}")
+        self.fill = _checks.number("fill", fill, at_least=0, at_most=1)
         self.seed = _checks.seed(seed)
 
     def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
@@ -236,10 +234,3 @@ class Randomization(Baseline):
 
 def _padded(batch: Tensor, size: int) -> Tensor:
     return F.pad(batch, (size // 2,) * 4, mode="replicate")
-
-
-def _quality(value: Any) -> int:
-    value = _checks.integer("quality", value, at_least=1)
-    if value > 100:
-        raise ValueError(f"quality must be an integer from 1 to 100, got {value}")
-    return value

@@ -298,9 +298,7 @@ class PixelDefend(Baseline):
         super().__init__()
         if not isinstance(model, PixelCNN):
             raise TypeError(f"model must be a PixelCNN, got {type(model).__name__}")
-        self.epsilon = _checks.integer("epsilon", epsilon)
-        if self.epsilon > 255:
-            raise ValueError(f"epsilon must be at most 255, got {epsilon}")
+        self.epsilon = _checks.integer("epsilon", epsilon, at_most=255)
         self.model = copy.deepcopy(model).double().eval().requires_grad_(False)
 
     def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:

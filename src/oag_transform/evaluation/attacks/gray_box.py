@@ -83,14 +83,12 @@ def wrong_classes(labels: Tensor, classes: int, seed: int, index: int = 0) -> Te
 def fgsm(eps: int = 6, *, targeted: bool = True) -> Attack:
     """Fast gradient sign method (Goodfellow et al. 2015): one step of length ``eps``."""
     # foolbox's own FGSM has no targeted form; one step of the whole length is the same
-    eps = _grey_levels(eps)
-    return Attack("FGSM", _steps(foolbox.attacks.LinfBasicIterativeAttack, eps, step=eps, count=1), eps, targeted)
+    return _linf("FGSM", foolbox.attacks.LinfBasicIterativeAttack, eps, targeted, once=True)
 
 
 def igsm(eps: int = 6, *, targeted: bool = True) -> Attack:
     """Iterative gradient sign method (Kurakin et al. 2017, Eq. 1): :func:`iterations` steps of length 1, no random start."""
-    eps = _grey_levels(eps)
-    return Attack("IGSM", _steps(foolbox.attacks.LinfBasicIterativeAttack, eps), eps, targeted)
+    return _linf("IGSM", foolbox.attacks.LinfBasicIterativeAttack, eps, targeted)
 
 
 class MomentumIterativeMethod(foolbox.attacks.LinfMomentumIterativeFastGradientMethod):
@@ -103,8 +101,7 @@ class MomentumIterativeMethod(foolbox.attacks.LinfMomentumIterativeFastGradientM
 
 def mifgsm(eps: int = 4, *, targeted: bool = False) -> Attack:
     """Momentum iterative FGSM (Dong et al. 2018): :func:`iterations` steps of length 1, decay 1."""
-    eps = _grey_levels(eps)
-    return Attack("MI-FGSM", _steps(MomentumIterativeMethod, eps), eps, targeted)
+    return _linf("MI-FGSM", MomentumIterativeMethod, eps, targeted)
 
 
 def cw(*, targeted: bool = False, confidence: float = 2, steps: int = 30, searches: int = 2, lr: float = 0.01) -> Attack:
@@ -142,12 +139,8 @@ def paper_attacks(mifgsm_eps: int = 4) -> tuple[Attack, ...]:
     return fgsm(6), igsm(6), mifgsm(mifgsm_eps), cw()
 
 
-def _steps(method: Any, eps: int, *, step: int = 1, count: int | None = None) -> Any:
-    return method(abs_stepsize=step / 255, steps=iterations(eps) if count is None else count, random_start=False)
-
-
-def _grey_levels(eps: Any) -> int:
-    checked = _checks.integer("eps (grey levels)", eps, at_least=1)
-    if checked > 255:
-        raise ValueError(f"eps (grey levels) must be at most 255, got {eps!r}")
-    return checked
+def _linf(name: str, method: Any, eps: Any, targeted: bool, *, once: bool = False) -> Attack:
+    """An attack by steps of length 1 without a random start, or by one step of the whole length."""
+    eps = _checks.integer("eps (grey levels)", eps, at_least=1, at_most=255)
+    size, count = (eps, 1) if once else (1, iterations(eps))
+    return Attack(name, method(abs_stepsize=size / 255, steps=count, random_start=False), eps, targeted)
