@@ -14,42 +14,22 @@ from markupsafe import Markup
 
 from .. import result as results
 from ..options import EXPERIMENTS
-from ..result import Cell, Result, RowResult, seconds
+from ..result import Cell, Result, seconds
 from .tables import diagnostics, headings, most_images, note_headings
 
 _FIRST = ("table1", "tradeoff", "cost")  # what a reader looks for, then the order of the experiments
 _SUMMARY = {"target": "Target", "data": "Images", "n": "Number of images", "hardware": "Hardware"}
 
 
-class _Shown(NamedTuple):
-    """A cell as it stands in the report; ``fewer``: its number of images where other rows have more, or 0."""
-
-    accuracy: float
-    percent: str
-    low: str
-    high: str
-    best: bool
-    fewer: int
-
-
-class _Line(NamedTuple):
-    name: str
-    error: str
-    seconds: float | None
-    cells: list[_Shown | None]
-    notes: list[str]
-
-
-class _Table(NamedTuple):
-    headings: list[str]
-    rows: list[_Line]
-    timed: bool
-
-
 class _Section(NamedTuple):
+    """A result, and what its table needs: the largest number of images of each column, and the accuracy that is bold there."""
+
     anchor: str
     result: Result
-    table: _Table | None
+    headings: list[str]
+    notes: list[str]
+    most: list[int]
+    best: list[float | None]
     recommendation: str
     diagnostics: list[str]
     facts: list[tuple[str, str]]
@@ -124,7 +104,10 @@ def _section(result: Result) -> _Section:
     facts = [(name, _text(value)) for name, value in result.facts.items() if name != "recommendation"]
     recommendation = _text(result.facts.get("recommendation", ""))
     said = [f"{row.name}, {column}: {each}" for row, column, each in diagnostics(result)]
-    return _Section(anchor, result, _table(result) if result.columns else None, recommendation, said, facts)
+    measured = [row for row in result.rows if not row.error]
+    most = most_images(measured, len(result.columns))
+    best = [_best([row.cells[i] for row in measured], n) for i, n in enumerate(most)]
+    return _Section(anchor, result, headings(result), note_headings(result), most, best, recommendation, said, facts)
 
 
 def _summary(found: Sequence[Result]) -> list[tuple[str, str]]:
@@ -136,32 +119,10 @@ def _summary(found: Sequence[Result]) -> list[tuple[str, str]]:
     return items
 
 
-def _table(result: Result) -> _Table:
-    measured = [row for row in result.rows if not row.error]
-    timed = any(row.seconds is not None for row in result.rows)
-    most = most_images(measured, len(result.columns))
-    best = [_best([row.cells[i] for row in measured], n) for i, n in enumerate(most)]
-    notes = note_headings(result)
-    return _Table(headings(result), [_line(row, most, best, notes) for row in result.rows], timed)
-
-
 def _best(column: Sequence[Cell | None], n: int) -> float | None:
     """The highest accuracy of those measured on all images; None where there is nothing to compare."""
     full = [cell.accuracy for cell in column if cell is not None and cell.n == n]
     return max(full) if len(full) > 1 else None
-
-
-def _line(row: RowResult, most: Sequence[int], best: Sequence[float | None], notes: Sequence[str]) -> _Line:
-    cells = [_shown(cell, n, top) for cell, n, top in zip(row.cells, most, best, strict=True)]
-    return _Line(row.name, row.error, row.seconds, cells, [row.notes.get(heading, "") for heading in notes])
-
-
-def _shown(cell: Cell | None, most: int, best: float | None) -> _Shown | None:
-    if cell is None:
-        return None
-    low, high = (f"{100 * bound:.0f}" for bound in cell.interval)
-    is_best = cell.n == most and cell.accuracy == best
-    return _Shown(cell.accuracy, f"{100 * cell.accuracy:.1f}", low, high, is_best, 0 if cell.n == most else cell.n)
 
 
 def _data_uri(folder: Path, file: str) -> str:
