@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from oag_transform.baselines.catalogue import NONE, OAG, VIEWS
 from oag_transform.evaluation import result as results
+from oag_transform.evaluation.render import tables
 from oag_transform.evaluation.result import Cell, Result, RowResult
 
 ATTACKS = "attacks (gradients an image)"  # heading of the notes of an adaptive result
@@ -36,7 +37,7 @@ def summary(of: str, docs: Path) -> str:
     heading = ["Defense"]
     for (name, _, _), (_, column) in zip(shown, adaptive, strict=True):
         heading += [f"{name}: clean", "gray-box mean", *([f"adaptive, {column}"] if column else [])]
-    lines = [_line(heading), f"|{'---|' * len(heading)}"]
+    lines = []
     for key in keys.split():
         rows = [_row(table, key) for _, table, _ in shown]
         named = next((row for row in rows if row is not None), None)
@@ -49,9 +50,10 @@ def summary(of: str, docs: Path) -> str:
             cells += ["", ""] if row is None else [_percent(row.cells[0]), _percent(row.cells[-1])]
             least = None if row is None or attacked is None else _least(attacked, row, column)
             cells += ([_percent(least.cell) if least else ""]) if column else []
-        lines.append(_line([_named(named), *cells]))
+        lines.append([_named(named), *cells])
     counts = [f"{name}: {_count(table, *attacked)}" for (name, table, _), attacked in zip(shown, adaptive, strict=True)]
-    return "\n".join([*lines, "", f"Accuracy in percent of images that the target gets right undefended. {'; '.join(counts)}."])
+    note = f"Accuracy in percent of images that the target gets right undefended. {'; '.join(counts)}."
+    return "\n".join([*tables.table(heading, lines), "", note])
 
 
 def board(of: str, docs: Path) -> str:
@@ -75,7 +77,7 @@ def board(of: str, docs: Path) -> str:
         "Certified" if certified is None else f"Certified, sigma {certified.facts['sigma']:g}, {proven}",
         "ms an image",
     ]
-    lines = [_line(heading), f"|{'---|' * len(heading)}"]
+    lines = []
     certificates = [] if certified is None else list(certified.rows)
     for row in _union(table, [result for _, result in adaptive], certificates):
         measured = None if table is None else next((each for each in table.rows if _same(each, row)), None)
@@ -91,18 +93,9 @@ def board(of: str, docs: Path) -> str:
             attacked = [_link(_percent(least.cell), file, docs), f"{least.attacks}, n = {least.cell.n}".lstrip(", ")]
         proof = next((each for each in certificates if _denoises(each, row)), None)
         share = "" if proof is None or certified is None else _percent(proof.cells[certified.columns.index(str(proven))])
-        lines.append(
-            _line(
-                [
-                    _named(row),
-                    *gray,
-                    *attacked,
-                    _link(share, given["certify"], docs) if share else "",
-                    "" if measured is None or measured.seconds is None else results.seconds(1000 * measured.seconds),
-                ]
-            )
-        )
-    return "\n".join([*lines, "", *_below(table, [result for _, result in adaptive], certified)])
+        time = "" if measured is None or measured.seconds is None else results.seconds(1000 * measured.seconds)
+        lines.append([_named(row), *gray, *attacked, _link(share, given["certify"], docs) if share else "", time])
+    return "\n".join([*tables.table(heading, lines), "", *_below(table, [result for _, result in adaptive], certified)])
 
 
 def _read(path: Path) -> Result | None:
@@ -213,7 +206,3 @@ def _link(text: str, file: str, docs: Path) -> str:
         return ""
     page = next((page for page in sorted(docs.glob("*.md")) if f"<!-- table: {file} -->" in page.read_text("utf-8")), None)
     return text if page is None else f"[{text}]({page.name})"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

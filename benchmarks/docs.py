@@ -28,6 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from benchmarks import board, detail, scale, speed
 from oag_transform.evaluation import result as results
 from oag_transform.evaluation.options import ADAPTIVE_ATTACKS
@@ -78,7 +80,7 @@ def main() -> int:
 def _shown(path: str) -> Result:
     """A result with the figures that are shown."""
     found = results.read(DOCS / path)
-    return results.replace(found, figures=tuple(figure for figure in found.figures if isinstance(figure, DRAWN)))
+    return replace(found, figures=tuple(figure for figure in found.figures if isinstance(figure, DRAWN)))
 
 
 def _table(of: str) -> str:
@@ -100,20 +102,20 @@ def _paired(of: str) -> str:
     one = next((row for row in rows if row.name == name), None)
     if one is None:
         raise ValueError(f"{file} has no row {name!r}; it has {', '.join(row.name for row in rows)}")
-    headings = "| Defense | Clean | Mean attacked | Clean: better, worse, p | Attacked: better, worse, p |"
-    lines = [headings, f"|{'---|' * 5}"]
+    headings = ("Defense", "Clean", "Mean attacked", "Clean: better, worse, p", "Attacked: better, worse, p")
+    lines = []
     for row in rows:
         shown = [tables.cell_text(row.cells[0], most), tables.cell_text(row.cells[-1], most)]
         tests = [paired(one.cells[:1], row.cells[:1]), paired(one.cells[1:-1], row.cells[1:-1])]
         shown += ["" if row is one else f"{more}, {fewer}, {p:.2g}" for more, fewer, p in tests]
-        lines.append(f"| {row.name} | {' | '.join(shown)} |")
+        lines.append([row.name, *shown])
     note = f"Images on which {name} is better and worse than the row, and the two-sided p of the exact sign test."
-    return _unbroken("\n".join([*lines, "", f"{note} Attacked: right under more, and under fewer, of the attacks."]))
+    note += " Attacked: right under more, and under fewer, of the attacks."
+    return _unbroken("\n".join([*tables.table(headings, lines), "", note]))
 
 
 def _attacks(_: str) -> str:
-    lines = ["| `--adaptive.attacks` | what it does |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {name} | {text} |" for name, text in ADAPTIVE_ATTACKS.items())])
+    return "\n".join(tables.table(("`--adaptive.attacks`", "what it does"), ADAPTIVE_ATTACKS.items()))
 
 
 def _detail(of: str) -> str:

@@ -10,8 +10,6 @@ import argparse
 import dataclasses
 import functools
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,27 +23,15 @@ from oag_transform.generator import energy, loop, reference
 from oag_transform.generator.settings import Settings
 from oag_transform.generator.state import Inputs
 
-from .speed import plain_settings, sample_images
+from .speed import operations, plain_settings, sample_images, seconds
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 
 
 def milliseconds(work: Callable[[], object], repeats: int) -> float:
-    """Median wall time of ``work`` until the device has finished it, after one call to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        _wait()
-        start = time.perf_counter()
-        work()
-        _wait()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[1:])
-
-
-def _wait() -> None:
-    if GPU:
-        torch.cuda.synchronize()
+    """See :func:`.speed.seconds`."""
+    return 1e3 * seconds(work, repeats)
 
 
 def peak_memory(work: Callable[[], object]) -> float:
@@ -78,7 +64,7 @@ def work_of_kernels(s: Settings, size: int) -> dict[str, tuple[float, float]]:
     """Floating-point operations and bytes of each kernel for an image, each of its tensors read or written once."""
     cells, k = math.ceil(size / s.stride) ** 2, energy.kernel_cells(s.kernel_size, s.stride)
     depth, filters, low = 3 * s.stride**2, s.filters, (s.compute_dtype or torch.float32).itemsize
-    product = 2 * cells * filters * depth * k**2
+    product = operations(s, size, 1)
     weights = filters * depth * k**2
     return {
         # operand, W and v read, gates written

@@ -25,6 +25,7 @@ from oag_transform import DefendedModel, OnlineAlternateGenerator, files
 from oag_transform.apps import saving
 from oag_transform.evaluation.backbones import efficientnet_lite
 from oag_transform.evaluation.provenance import provenance
+from oag_transform.evaluation.render import tables
 
 from .speed import seconds
 
@@ -118,15 +119,16 @@ def table(kind: str, found: dict[str, Any]) -> str:
     made = f"`{facts['command']}`; {facts['versions']}; {facts['hardware']}; load {facts['load']}."
     if kind == "stages":
         whole = sum(found["stages"].values())
-        lines = ["| Stage, one thread | ms an image | share |", "|---|---|---|"]
-        lines += [f"| {name} | {1000 * each:.1f} | {100 * each / whole:.0f} % |" for name, each in found["stages"].items()]
+        rows = [(name, f"{1000 * each:.1f}", f"{100 * each / whole:.0f} %") for name, each in found["stages"].items()]
+        lines = tables.table(("Stage, one thread", "ms an image", "share"), rows)
         return "\n".join([*lines, "", f"Median of {REPEATS}. {made}"])
     if kind == "engines":
         base = found["engines"]["purify --jobs 1"]["images_a_second"]
-        lines = ["| Command, one thread each | images/s | ratio | start, s |", "|---|---|---|---|"]
+        commands = []
         for name, each in found["engines"].items():
             rate = each["images_a_second"]
-            lines.append(f"| `{name}` | {rate:.2f} | {rate / base:.2f} | {each['start']:.1f} |")
+            commands.append((f"`{name}`", f"{rate:.2f}", f"{rate / base:.2f}", f"{each['start']:.1f}"))
+        lines = tables.table(("Command, one thread each", "images/s", "ratio", "start, s"), commands)
         n = f"n = {found['images']} images of {SIDE} x {SIDE}; the rate is without the start, once each."
         return "\n".join([*lines, "", f"{n} {made}"])
     purify = found["stages"]["purify"]

@@ -29,6 +29,7 @@ from torch import Tensor
 from oag_transform import OnlineAlternateGenerator, noise_level, streams
 from oag_transform.baselines.catalogue import Needs, by_key
 from oag_transform.evaluation.provenance import provenance
+from oag_transform.evaluation.render import tables
 from oag_transform.generator import energy, reference
 from oag_transform.generator.run import operands
 from oag_transform.generator.settings import Settings
@@ -52,14 +53,20 @@ def sample_images(count: int, size: int) -> Tensor:
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median wall time of ``work``, after one call to warm up."""
-    work()
+    """Median wall time of ``work`` until the device has finished it, after one call to warm up."""
     times = []
-    for _ in range(repeats):
+    for _ in range(repeats + 1):
+        _wait()
         start = time.perf_counter()
         work()
+        _wait()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return statistics.median(times[1:])
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def plain_settings(transform: OnlineAlternateGenerator, network_steps: int) -> Settings:
@@ -218,17 +225,15 @@ def measured(repeats: int, large: tuple[int, int]) -> dict[str, Any]:
 
 def markdown(found: dict[str, Any]) -> str:
     """The tables."""
-    lines = [
-        "| Threads | Operands | Image | Batch | s an image | ns a pixel | GFLOP/s | Of the reference |",
-        f"|{'---|' * 8}",
-    ]
+    heading = ("Threads", "Operands", "Image", "Batch", "s an image", "ns a pixel", "GFLOP/s", "Of the reference")
+    rows = []
     for run in found["runs"]:
         for row in run["rows"]:
             size, each = row["size"], row["seconds"]
-            lines.append(
-                f"| {run['threads']} | {row['operands'][6:]} | {size} x {size} | {row['batch']} | {each:.4f} | "
-                f"{1e9 * each / size**2:.0f} | {row['gflops']:.0f} | {100 * row['share']:.0f}% |"
-            )
+            shape = (f"{run['threads']}", row["operands"][6:], f"{size} x {size}", f"{row['batch']}")
+            rates = (f"{1e9 * each / size**2:.0f}", f"{row['gflops']:.0f}", f"{100 * row['share']:.0f}%")
+            rows.append((*shape, f"{each:.4f}", *rates))
+    lines = tables.table(heading, rows)
     many = found["runs"][-1]
     lines += ["", "Rate of the reference in GFLOP/s: "]
     lines[-1] += "; ".join(
@@ -248,9 +253,9 @@ def markdown(found: dict[str, Any]) -> str:
         lines.append(f"| {part['part']} | {part['ms']:.2f} | {part['times']} | {share} |")
     rest = whole - sum(part["ms"] * part["times"] for part in row["parts"])
     lines.append(f"| all else: moves of image, v and W, copies, memory that is cold in a run | {rest:.1f} in all | 1 | |")
-    lines += ["", "| One image of 224 x 224, all threads | Seconds | Times the default |", "|---|---|---|"]
     default = found["beside"][0]["seconds"]
-    lines += [f"| {row['what']} | {row['seconds']:.3f} | {row['seconds'] / default:.1f} |" for row in found["beside"]]
+    times = [(row["what"], f"{row['seconds']:.3f}", f"{row['seconds'] / default:.1f}") for row in found["beside"]]
+    lines += ["", *tables.table(("One image of 224 x 224, all threads", "Seconds", "Times the default"), times)]
     one, two = found["processes"]["1"], found["processes"]["2"]
     large, pixels, (first, second) = found["large"], found["large"]["pixels"], found["first_calls"]
     lines += [

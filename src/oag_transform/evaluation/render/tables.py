@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from ...baselines.catalogue import OAG_KEY
 from ..result import Cell, Result, RowResult, seconds
@@ -10,6 +10,12 @@ from ..statistics import paired
 
 _FACTS = ("seed", "target", "data", "versions", "hardware")
 _MEASURED = ("n", "correct", "accuracy", "low_95", "high_95", "single_draw", "every_draw")
+
+
+def table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    first, *others = (f"| {' | '.join(cells)} |" for cells in (heading, *rows))
+    return [first, f"|{'---|' * len(heading)}", *others]
 
 
 def headings(result: Result) -> list[str]:
@@ -32,8 +38,7 @@ def to_markdown(result: Result, *, folded: bool = False) -> str:
     """
     lines = [f"## {result.title}", "", result.caption, ""]
     if result.columns:
-        lines += [_line(headings(result)), f"|{'---|' * len(headings(result))}"]
-        lines += [_row(result, row) for row in result.rows] + _tests(result)
+        lines += table(headings(result), [_row(result, row) for row in result.rows]) + _tests(result)
     facts = dict(result.facts)
     found = [f"- recommendation: {facts.pop('recommendation')}"] if "recommendation" in facts else []
     attacked = [cell for row in result.rows for cell in row.cells if cell is not None and cell.attacks]
@@ -76,7 +81,7 @@ def most_images(rows: Sequence[RowResult], columns: int) -> list[int]:
     return [max((cell.n for row in rows if (cell := row.cells[i]) is not None), default=0) for i in range(columns)]
 
 
-def _row(result: Result, row: RowResult) -> str:
+def _row(result: Result, row: RowResult) -> list[str]:
     most = most_images(result.rows, len(result.columns))
     cells = [cell_text(cell, n) for cell, n in zip(row.cells, most, strict=True)]
     if row.error:
@@ -85,7 +90,7 @@ def _row(result: Result, row: RowResult) -> str:
     cells += [row.notes.get(heading, "") for heading in note_headings(result)]
     if any(each.seconds is not None for each in result.rows):
         cells.append("" if row.seconds is None else seconds(row.seconds))
-    return _line([row.name, *cells])
+    return [row.name, *cells]
 
 
 def _tests(result: Result) -> list[str]:
@@ -95,16 +100,12 @@ def _tests(result: Result) -> list[str]:
     others = [row for row in measured if row is not oag]
     if oag is None or not others:
         return []
-    lines = ["", "Images certified with OAG alone, with the other alone, and p of the two-sided exact sign test:", ""]
-    lines += [_line([f"{oag.name}, against", *result.columns]), f"|{'---|' * (1 + len(result.columns))}"]
+    rows = []
     for row in others:
         pairs = [paired([one], [other]) for one, other in zip(oag.cells, row.cells, strict=True)]
-        lines.append(_line([row.name, *(f"{more}, {fewer} (p = {p:.2g})" for more, fewer, p in pairs)]))
-    return lines
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        rows.append([row.name, *(f"{more}, {fewer} (p = {p:.2g})" for more, fewer, p in pairs)])
+    note = "Images certified with OAG alone, with the other alone, and p of the two-sided exact sign test:"
+    return ["", note, "", *table([f"{oag.name}, against", *result.columns], rows)]
 
 
 def cell_text(cell: Cell | None, most: int) -> str:
