@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from msgspec.structs import replace
 from scipy.stats import beta, norm
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from oag_transform.evaluation.data import Preprocessing, image_folder, read_imag
 from oag_transform.evaluation.experiments.certify import adapt_batch_norm, at_alpha, batch_norms
 from oag_transform.evaluation.render.draw import draw_figures
 from oag_transform.evaluation.render.tables import to_markdown
-from oag_transform.evaluation.result import DrawCounts, Result, RowResult, read, replace
+from oag_transform.evaluation.result import DrawCounts, Result, RowResult, read
 from oag_transform.evaluation.statistics import certified, certified_radius, linf_radius
 from oag_transform.evaluation.targets import load_target
 from tests import tiny

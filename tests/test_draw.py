@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from oag_transform.evaluation.render import figures, render
 from oag_transform.evaluation.render.draw import draw_figures
@@ -22,7 +23,6 @@ from oag_transform.evaluation.result import (
     RowResult,
     Tradeoff,
     read,
-    replace,
     write,
 )
 

@@ -200,7 +200,7 @@ def test_iterations(tmp_path: Path, drawn: list[Figure]) -> None:
 
 
 def draw_lines(path: Path) -> None:
-    lines(path, [Series("a", [1, 2], [cell(1, 2), cell(2, 2)])], xlabel="x", title="t")
+    lines(path, [Series("a", [1, 2], [cell(1, 2), cell(2, 2)])], xlabel="x")
 
 
 def draw_tradeoff(path: Path) -> None:
@@ -235,7 +235,7 @@ def test_png(tmp_path: Path, draw: Callable[[Path], None]) -> None:
 
 @pytest.mark.parametrize("name", ["$x$", "a $ b", "\\frac{", "a & <b>"])
 def test_names_are_taken_as_they_are(tmp_path: Path, drawn: list[Figure], name: str) -> None:
-    lines(tmp_path / "a.svg", [Series(name, [1], [cell(1, 1)])], xlabel=name, title=name)
+    lines(tmp_path / "a.svg", [Series(name, [1], [cell(1, 1)])], xlabel=name)
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [name]
     assert not any(text.get_parse_math() for text in (*drawn[0].legends[0].get_texts(), drawn[0].axes[0].xaxis.label))
 

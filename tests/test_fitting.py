@@ -100,13 +100,12 @@ def test_images_are_resized_to_eight_sevenths_of_the_crop(flowers: Listing, monk
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    training = fitting._Training(1, 0.1, 1, None, None, 0)
-    rates = [training.rate(step, 50) for step in range(51)]
+    rates = [fitting._rate(step, 50) for step in range(51)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
     assert rates == sorted(rates[:5]) + sorted(rates[5:], reverse=True)
     assert rates[5] == pytest.approx(1)
     assert rates[50] == pytest.approx(0, abs=1e-9)
-    assert [training.rate(step, 1) for step in range(1)] == [1]
+    assert [fitting._rate(step, 1) for step in range(1)] == [1]
 
 
 class Colour(nn.Module):

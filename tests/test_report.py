@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from torchvision.utils import save_image
 
 from oag_transform.evaluation.render.report import write_report
-from oag_transform.evaluation.result import Cell, Cost, Pair, Result, RowResult, replace, write
+from oag_transform.evaluation.result import Cell, Cost, Pair, Result, RowResult, write
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 HOSTILE = """<script>alert("1")</script><img src=x onerror='alert(2)'> & "quoted" {braces}"""

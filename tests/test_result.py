@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from oag_transform.evaluation.result import (
     Cell,
@@ -23,7 +24,6 @@ from oag_transform.evaluation.result import (
     RowResult,
     Tradeoff,
     read,
-    replace,
     write,
 )
 from oag_transform.evaluation.statistics import paired, pooled

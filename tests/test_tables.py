@@ -4,9 +4,10 @@ import csv
 import io
 
 import pytest
+from msgspec.structs import replace
 
 from oag_transform.evaluation.render.tables import to_csv, to_markdown
-from oag_transform.evaluation.result import Cell, replace
+from oag_transform.evaluation.result import Cell
 from tests.test_result import RESULT
 
 

@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import PIL.Image
 import torch
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..files import decode, one_line
-from .columns import Transferred
+from .columns import Images, given
 from .data import Listing, Preprocessing, image_files, prepared
 from .store import Store
 from .subject import Subject, choose_subject
@@ -58,7 +57,7 @@ class Transfer:
     """
 
     subject: Subject
-    columns: tuple[Transferred, ...]
+    columns: tuple[Images, ...]
     facts: dict[str, str]
 
 
@@ -142,7 +141,7 @@ def choose_transfer(
     for matched, label, column in zip(matches, labels, found, strict=True):
         read = [image for i in whole if (image := column[i]) is not None]
         pixels = torch.stack([image.pixels for image in read])
-        columns.append(Transferred(label, pixels))
+        columns.append(given(label, pixels))
         facts[f"attacked images, {label}"] = _fact(matched, read, len(chosen) - sum(each is not None for each in column))
         logger.info("%s: %s", label, facts[f"attacked images, {label}"])
         facts[f"perturbations, {label}"] = _norms(pixels, subject.images)
@@ -177,18 +176,13 @@ def _read(path: Path, listing: Listing, position: int, preprocessing: Preprocess
         size: tuple[int, int] = listing.read(position).size
         if image.size not in (size, (preprocessing.crop,) * 2):
             logger.warning("%s has %d x %d pixels, the clean image %d x %d", one_line(str(path)), *image.size, *size)
-        pixels = _prepared(image, size, preprocessing, one_line(str(path)))
+        if size != image.size == (preprocessing.crop,) * 2:
+            preprocessing = preprocessing._replace(resize=preprocessing.crop)
+        pixels = prepared(image, preprocessing, one_line(str(path)))
     except ValueError as error:
         logger.warning("left out: %s", error)
         return None
     return _Image(pixels, path.suffix.lower() in LOSSY, image.size != size)
-
-
-def _prepared(image: PIL.Image.Image, clean: tuple[int, int], preprocessing: Preprocessing, name: str) -> Tensor:
-    crop = preprocessing.crop
-    if image.size != clean and image.size == (crop, crop):
-        preprocessing = preprocessing._replace(resize=crop)
-    return prepared(image, preprocessing, name)
 
 
 def _stem(name: PurePosixPath) -> PurePosixPath:

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,92 +26,55 @@ QUICK = 2  # draws that tell which images the next attack still has to be run on
 JUDGED = 1 << 31  # number of the first draw that judges; an attack's own judgement begins at half of it
 
 
-class Column:
-    """A column whose images each row classifies once."""
+class Column(Protocol):
+    """A column of a table."""
 
     @property
     def label(self) -> str:
         """Its heading."""
-        raise NotImplementedError
-
-    def images(self, subject: Subject, row: Row) -> Tensor:
-        """(n, C, H, W) uint8 on the CPU: the subject's images in their order, at least the first ``row.count`` of them."""
-        raise NotImplementedError
 
     def cell(self, subject: Subject, row: Row, model: DefendedModel) -> tuple[Cell, float | None]:
         """What the row has right, and the seconds an image that its defense takes; ``model``: the row's."""
-        part = subject.first(row.count)
-        images = self.images(subject, row)[: len(part.images)]
-        return classify(part, model, images, f"{row.label}: {self.label}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Clean(Column):
-    """The images as they are."""
-
-    label = "Clean"
-
-    def images(self, subject: Subject, row: Row) -> Tensor:
-        """See :class:`Column`."""
-        return subject.images
-
-
-@dataclasses.dataclass(frozen=True)
-class GrayBox(Column):
-    """Images attacked by someone who knows the target and no defense: the same ones for every row."""
-
-    attack: Attack
-
-    @property
-    def label(self) -> str:
-        """The attack and its bound."""
-        return str(self.attack)
-
-    def images(self, subject: Subject, row: Row) -> Tensor:
-        """See :func:`attacked`."""
-        return attacked(subject, self.attack)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Transferred(Column):
-    """Images that somebody else attacked.
+class Images:
+    """A column of images that do not depend on the row, which each row classifies once.
 
     Attributes:
-        name: of the folder that they are from.
-        pixels: (N, 3, crop, crop) uint8, in the order of the subject's images.
+        label: its heading.
+        of: the subject -> (N, C, H, W) uint8 on the CPU, in the order of its images.
     """
 
-    name: str
-    pixels: Tensor
+    label: str
+    of: Callable[[Subject], Tensor]
 
-    @property
-    def label(self) -> str:
-        """The folder's name."""
-        return self.name
-
-    def images(self, subject: Subject, row: Row) -> Tensor:
+    def cell(self, subject: Subject, row: Row, model: DefendedModel) -> tuple[Cell, float]:
         """See :class:`Column`."""
-        return self.pixels
+        part = subject.first(row.count)
+        return classify(part, model, self.of(subject)[: len(part.images)], f"{row.label}: {self.label}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Noise(Column):
+CLEAN = Images("Clean", lambda subject: subject.images)
+
+
+def given(label: str, pixels: Tensor) -> Images:
+    """Images (N, 3, crop, crop) uint8, in the order of the subject's."""
+    return Images(label, lambda _: pixels)
+
+
+def gray_box(attack: Attack) -> Images:
+    """Images attacked by someone who knows the target and no defense."""
+    return Images(str(attack), lambda subject: attacked(subject, attack))
+
+
+def noise(std: float) -> Images:
     """Images with Gaussian noise of standard deviation ``std`` on the [0, 1] scale."""
-
-    std: float
-
-    @property
-    def label(self) -> str:
-        """The noise and its strength."""
-        return f"Gaussian noise, std {self.std:g}"
-
-    def images(self, subject: Subject, row: Row) -> Tensor:
-        """See :func:`noised`."""
-        return noised(subject, self.std)
+    return Images(f"Gaussian noise, std {std:g}", lambda subject: noised(subject, std))
 
 
 @dataclasses.dataclass(frozen=True)
-class Adaptive(Column):
+class Adaptive:
     """Each row under several adaptive attacks, one after another, judged by the majority vote of fresh draws.
 
     An attack is run on the images that are still right, and starts where the attack before it ended unless ``QUICK`` draws all
@@ -139,7 +102,7 @@ class Adaptive(Column):
         return self.options.judge if randomised(model.defense) and not self.options.seed_known else 1
 
     def cell(self, subject: Subject, row: Row, model: DefendedModel) -> tuple[Cell, float | None]:
-        """See :class:`Column`. The seconds hold defense and target, of one draw, for clean images only."""
+        """The seconds hold defense and target, of one draw, for clean images only."""
         found = self.states(subject, row)
         attacks, diagnostics = [], list[str]()
         for number, name in enumerate(self.attacks):
@@ -188,9 +151,8 @@ class Adaptive(Column):
         } | part.key(defender)
 
         def compute(rows: range) -> Array:
-            return self._attacked(
-                part, row, defender, attacker, rows, points[rows.start : rows.stop], still[rows.start : rows.stop]
-            )
+            at = slice(rows.start, rows.stop)
+            return self._attacked(part, defender, attacker, rows, points[at], still[at])
 
         desc = f"{row.label}: {self.label}"
         return part.store.rows(key, (part.images, part.labels, points, still), compute, desc)
@@ -198,7 +160,6 @@ class Adaptive(Column):
     def _attacked(
         self,
         part: Subject,
-        row: Row,
         defender: DefendedModel,
         attacker: DefendedModel,
         rows: range,
@@ -210,13 +171,14 @@ class Adaptive(Column):
         points, count = points.to(part.device), len(rows)
         least = torch.full((count,), QUICK + 1)
         shape = (count, len(self.attacks))
+        longest = max(self.options.steps, self.options.exact_steps, self.options.expected_steps)
         found: dict[str, Any] = {
             "attacked": np.zeros(shape, bool),
             "counts": np.zeros(shape, np.int32),
             "votes": np.zeros(shape, bool),
             "seconds": np.zeros(shape, np.float32),
             "gradients": np.full(shape, np.nan, np.float32),
-            "losses": np.full((*shape, self._longest()), np.nan, np.float32),
+            "losses": np.full((*shape, longest), np.nan, np.float32),
         }
         for number, name in enumerate(self.attacks):
             at = [i for i in range(count) if still[i] and least[i] > 0]
@@ -262,10 +224,6 @@ class Adaptive(Column):
         """Streams of the images in some places of the rows, whichever chunk they are in."""
         chosen = known if self.options.seed_known else unknown
         return lambda image, draw: chosen(rows.start + at[image], draw + first)
-
-    def _longest(self) -> int:
-        options = self.options
-        return max(options.steps, options.exact_steps, options.expected_steps)
 
     def _gradients(self, name: str, row: Row, model: DefendedModel) -> int | None:
         """Gradients of a single draw that PGD takes for an image."""

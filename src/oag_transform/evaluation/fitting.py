@@ -44,8 +44,7 @@ class AdversarialExamples:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        if _checks.number("eps (grey levels)", self.eps, above=0) > 255:
-            raise ValueError(f"eps (grey levels) must be at most 255, got {self.eps!r}")
+        _checks.number("eps (grey levels)", self.eps, above=0, at_most=255)
         _checks.integer("steps", self.steps, at_least=1)
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -89,7 +88,7 @@ def fit_target(
         backbone: see :func:`~oag_transform.evaluation.backbones.build`.
         weights: likewise.
         size: crop in pixels, of what is resized to 8/7 of it; the backbone's own of both where that is None.
-        epochs: of training all layers; 1 or more for a random start and for adversarial training.
+        epochs: of training all layers; 1 or more for a random start and for adversarial
         lr: the largest learning rate.
         batch_size: images of a step; the last, smaller batch of an epoch is left out.
         adversarial: what all layers are trained on in place of the images; None: the images.
@@ -129,8 +128,7 @@ def fit_target(
         if pretrained:
             _fit_head(model, listing, preprocessing, progress)
         if epochs:
-            training = _Training(epochs, lr, batch_size, adversarial, compute_dtype, seed)
-            _fit_all(model, listing, preprocessing, training, progress)
+            _fit_all(model, listing, preprocessing, epochs, lr, batch_size, adversarial, compute_dtype, seed, progress)
     return model.eval().requires_grad_(False), preprocessing
 
 
@@ -247,24 +245,25 @@ def _fit_head(model: nn.Sequential, listing: Listing, preprocessing: Preprocessi
     logger.info("linear layer fitted: %.1f%% of %d training images", 100 * right, len(truth))
 
 
-@dataclass(frozen=True)
-class _Training:
-    """How all layers are trained; see :func:`fit_target`."""
-
-    epochs: int
-    lr: float
-    batch_size: int
-    adversarial: AdversarialExamples | None
-    compute_dtype: torch.dtype | None
-    seed: int
-
-    def rate(self, step: int, steps: int) -> float:
-        """Share of ``lr`` in a step: up a line, down a cosine."""
-        warm = max(1, round(WARM_UP * steps))
-        return (step + 1) / warm if step < warm else 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, steps - warm))
+def _rate(step: int, steps: int) -> float:
+    """Share of the largest learning rate in a step: up a line, down a cosine."""
+    warm = max(1, round(WARM_UP * steps))
+    return (step + 1) / warm if step < warm else 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, steps - warm))
 
 
-def _fit_all(model: nn.Sequential, listing: Listing, preprocessing: Preprocessing, training: _Training, progress: bool) -> None:
+def _fit_all(
+    model: nn.Sequential,
+    listing: Listing,
+    preprocessing: Preprocessing,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    adversarial: AdversarialExamples | None,
+    compute_dtype: torch.dtype | None,
+    seed: int,
+    progress: bool,
+) -> None:
+    """Train all layers; see :func:`fit_target`."""
     device = next(model.parameters()).device
     wide = preprocessing._replace(crop=preprocessing.resize)
     augment = v2.Compose([v2.RandomResizedCrop(preprocessing.crop, scale=(0.35, 1.0)), v2.RandomHorizontalFlip()])
@@ -275,27 +274,25 @@ def _fit_all(model: nn.Sequential, listing: Listing, preprocessing: Preprocessin
     ]
     if not samples:
         raise ValueError("none of the images can be read")
-    loader: DataLoader[Any] = DataLoader(
-        samples, training.batch_size, shuffle=True, drop_last=len(samples) > training.batch_size
-    )
+    loader: DataLoader[Any] = DataLoader(samples, batch_size, shuffle=True, drop_last=len(samples) > batch_size)
     for norm in model.modules():
         if isinstance(norm, nn.modules.batchnorm._NormBase):
             norm.momentum = BATCHNORM_MOMENTUM
     model.requires_grad_(True)
-    optimizer = torch.optim.SGD(model.parameters(), training.lr, momentum=0.9, weight_decay=5e-4)
-    steps = training.epochs * len(loader)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: training.rate(step, steps))
-    generator = torch.Generator(device).manual_seed(training.seed)
-    for epoch in range(training.epochs):
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4)
+    steps = epochs * len(loader)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    generator = torch.Generator(device).manual_seed(seed)
+    for epoch in range(epochs):
         model.train()
         total, right, seen = 0.0, 0, 0
-        for images, labels in tqdm(loader, desc=f"epoch {epoch + 1} of {training.epochs}", disable=not progress, leave=False):
+        for images, labels in tqdm(loader, desc=f"epoch {epoch + 1} of {epochs}", disable=not progress, leave=False):
             crops = torch.stack([augment(image) for image in images]).to(device).float() / 255
             crops, truth = crops.contiguous(memory_format=torch.channels_last), labels.to(device)
-            mixed = torch.autocast(device.type, training.compute_dtype, enabled=training.compute_dtype is not None)
+            mixed = torch.autocast(device.type, compute_dtype, enabled=compute_dtype is not None)
             with _working_on(crops), mixed:
-                if training.adversarial is not None:
-                    crops = training.adversarial(model, crops, truth, generator)
+                if adversarial is not None:
+                    crops = adversarial(model, crops, truth, generator)
                 logits = _checks.logits(model(crops), len(crops))
             value = nn.functional.cross_entropy(logits.float(), truth)
             if not value.isfinite():

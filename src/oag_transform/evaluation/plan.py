@@ -7,15 +7,15 @@ from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 from torch import nn
 
 from ..baselines.catalogue import NONE, OAG_KEY, VIEWS, Defense, Needs, by_key
 from ..generator.settings import PAPER
 from ..transform import OnlineAlternateGenerator
-from . import result as results
 from .adversarial import Transfer
 from .attacks.gray_box import Attack, make
-from .columns import Clean, Column, GrayBox
+from .columns import CLEAN, Column, Images, gray_box
 from .data import Listing
 from .options import AdaptiveOptions, CertifyOptions, ConvergenceOptions, experiment, gray_box_attack
 from .provenance import in_code, provenance
@@ -118,9 +118,9 @@ class Plan:
         """Every row, measured."""
         return [measure(self.subject if subject is None else subject, row, columns) for row in self.rows(published=published)]
 
-    def columns(self, attacks: Sequence[Attack]) -> list[Column]:
+    def columns(self, attacks: Sequence[Attack]) -> list[Images]:
         """Clean images, and those of each gray-box attack."""
-        return [Clean(), *map(GrayBox, attacks)]
+        return [CLEAN, *map(gray_box, attacks)]
 
     def attack(self, key: str) -> Attack:
         """An attack as it is in Table I, or as the paper makes it where Table I has none."""
@@ -172,14 +172,14 @@ def measure(subject: Subject, row: Row, columns: Sequence[Column]) -> RowResult:
     found = RowResult(row.label, (None,) * len(columns), defense=row.defense, setting=row.setting)
     try:
         model = row.model(subject)
-        found = results.replace(found, code=in_code(model))
+        found = replace(found, code=in_code(model))
         measured = [column.cell(subject, row, model) for column in columns]
     except Exception as error:  # whatever a defense raises is its own result
         logger.warning("%s failed: %s", row.label, error, exc_info=logger.isEnabledFor(logging.DEBUG))
-        return results.replace(found, error=f"{type(error).__name__}: {error}")
+        return replace(found, error=f"{type(error).__name__}: {error}")
     seconds = [seconds for _, seconds in measured if seconds is not None]
     mean = float(np.mean(seconds)) if seconds and row.make is not None else None
-    return results.replace(found, cells=tuple(cell for cell, _ in measured), seconds=mean)
+    return replace(found, cells=tuple(cell for cell, _ in measured), seconds=mean)
 
 
 def as_published(family: Defense) -> Defense:
@@ -216,7 +216,7 @@ def goal(attack: Attack) -> str:
 
 def with_mean(row: RowResult, of: int = 0) -> RowResult:
     """The row with a column that pools its last ``of`` cells, or all but the first."""
-    return results.replace(row, cells=(*row.cells, pooled(row.cells[-of:] if of else row.cells[1:])))
+    return replace(row, cells=(*row.cells, pooled(row.cells[-of:] if of else row.cells[1:])))
 
 
 def is_oag(row: RowResult) -> bool:

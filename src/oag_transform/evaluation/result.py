@@ -9,20 +9,24 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 from msgspec import Struct
+from msgspec.structs import replace
 
 Pixels = npt.NDArray[np.uint8]
 Z = NormalDist().inv_cdf(0.975)  # of a 95% interval
-_T = TypeVar("_T")
 
 
-class AttackRecord(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class _Data(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Plain data of a result; msgspec's settings are inherited."""
+
+
+class AttackRecord(_Data, frozen=True):
     """What one of several attacks on a row did.
 
     Attributes:
@@ -46,7 +50,7 @@ class AttackRecord(Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     losses: tuple[float, ...] = ()
 
 
-class Cell(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Cell(_Data, frozen=True):
     """Which images were classified correctly.
 
     Attributes:
@@ -100,7 +104,7 @@ class Cell(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
         return max(0.0, middle - half), min(1.0, middle + half)
 
 
-class DrawCounts(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class DrawCounts(_Data, frozen=True):
     """The classes that noisy draws of one image were given: the evidence of a certificate.
 
     Attributes:
@@ -118,7 +122,7 @@ class DrawCounts(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=
     seconds: float
 
 
-class RowResult(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class RowResult(_Data, frozen=True):
     """One line of a table.
 
     Attributes:
@@ -144,7 +148,7 @@ class RowResult(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=T
     certificates: tuple[DrawCounts, ...] = ()
 
 
-class _Figure(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="kind", tag=str.lower):
+class _Figure(_Data, frozen=True, tag_field="kind", tag=str.lower):
     file: str
     caption: str
 
@@ -153,8 +157,6 @@ class Lines(_Figure, frozen=True):
     """Accuracy along a number, a line for each of some rows (Fig. 3, Fig. 4).
 
     Attributes:
-        file: the .svg file beside the JSON.
-        caption: what it shows.
         x: a number for each cell of a row; with ``column``, one for each row.
         xlabel: what the number is.
         rows: positions in the result's rows.
@@ -175,8 +177,6 @@ class Cost(_Figure, frozen=True):
     """Accuracy against the seconds that a defense takes: a point for each of some rows.
 
     Attributes:
-        file: the .svg file beside the JSON.
-        caption: what it shows.
         rows: positions in the result's rows.
         column: position of the accuracy in their cells.
     """
@@ -185,7 +185,7 @@ class Cost(_Figure, frozen=True):
     column: int
 
 
-class Curve(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Curve(_Data, frozen=True):
     """A defense in a :class:`Tradeoff`: its name, the positions of its rows in the result, and whether to draw it strongest."""
 
     name: str
@@ -197,8 +197,6 @@ class Tradeoff(_Figure, frozen=True):
     """Attacked against clean accuracy: a curve for each defense along its settings.
 
     Attributes:
-        file: the .svg file beside the JSON.
-        caption: what it shows.
         curves: see :class:`Curve`; each point is labelled with its row's setting.
         clean, attacked: positions of the two accuracies in the cells.
     """
@@ -212,15 +210,13 @@ class Certified(_Figure, frozen=True):
     """Certified accuracy against the L2 radius, a line for each row that could be measured.
 
     Attributes:
-        file: the .svg file beside the JSON.
-        caption: what it shows.
         radii: on the [0, 1] scale.
     """
 
     radii: tuple[float, ...]
 
 
-class ImageColumn(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class ImageColumn(_Data, frozen=True):
     """A column of a figure: its heading, and a file beside the JSON and a note for each image."""
 
     heading: str
@@ -241,6 +237,7 @@ class Iterations(_Figure, frozen=True):
 
 
 Figure = Lines | Cost | Tradeoff | Certified | Residuals | Iterations
+"""Any figure: ``file``, which is drawn beside the JSON, an .svg one unless the class says otherwise, and its ``caption``."""
 
 
 class Pair(Struct, frozen=True, forbid_unknown_fields=True):
@@ -261,7 +258,7 @@ class Pair(Struct, frozen=True, forbid_unknown_fields=True):
     probabilities: tuple[float, float, float]
 
 
-class Result(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class Result(_Data, frozen=True):
     """A table, what figures are drawn from, and the facts that are needed to repeat it.
 
     Attributes:
@@ -288,11 +285,6 @@ class Result(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True
     figures: tuple[Figure, ...] = ()
     pairs: tuple[Pair, ...] = ()
     images: dict[str, Any] = {}
-
-
-def replace(struct: _T, **changes: Any) -> _T:
-    """A struct with some fields changed."""
-    return msgspec.structs.replace(struct, **changes)  # type: ignore[type-var]
 
 
 def write(result: Result, folder: Path) -> None:

@@ -23,16 +23,8 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parents[1]
 NO_RESULT = ("apps", "evaluation/render")  # folders whose code shows results and makes none
-DAMAGED = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)  # NumPy raises all on what it can't read
+# NumPy raises all of these on what it can't read
+DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
 
 
 class Store:

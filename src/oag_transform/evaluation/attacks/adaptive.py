@@ -13,7 +13,7 @@ import importlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -279,17 +279,18 @@ class _LibraryAttack:
     """An attack of a library, on each image alone."""
 
     bound: Bound
+    streams: Streams = field(default=unknown, kw_only=True)
 
     def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor) -> AttackResult:
         """See :class:`PGD`."""
         device = images.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # libraries seed PyTorch's global generators
             rows = enumerate(zip(images.split(1), labels.split(1), strict=True))
-            found = torch.cat([self.one(model, image, label, row) for row, (image, label) in rows])
+            found = torch.cat([self._one(model, image, label, row) for row, (image, label) in rows])
         return AttackResult(self.bound.apply(images, found - images), torch.empty(0, len(images)), torch.zeros(0))
 
-    def one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
-        """The attacked image (1, C, H, W) in this row of a batch."""
+    def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
+        """The attacked image (1, C, H, W) in this row of a batch; a library is imported here, where it is used."""
         raise NotImplementedError
 
 
@@ -314,11 +315,9 @@ class APGD(_LibraryAttack):
     restarts: int = 1
     targets: int = 3
     seed: int = 0
-    streams: Streams = unknown
 
-    def one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
-        """The attacked image (1, C, H, W) in this row of a batch."""
-        library = importlib.import_module("pyautoattack.autopgd_base")  # an extra of its own
+    def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
+        library = importlib.import_module("pyautoattack.autopgd_base")
         mean = averaged(model, row, self.draws, self.streams)
         norm = "Linf" if self.bound.norm == "linf" else "L2"
         settings: dict[str, Any] = {"norm": norm, "n_iter": self.steps, "eps": self.bound.eps, "device": image.device}
@@ -355,11 +354,9 @@ class Square(_LibraryAttack):
     queries: int = 5000
     draws: int = 1
     seed: int = 0
-    streams: Streams = unknown
 
-    def one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
-        """The attacked image (1, C, H, W) in this row of a batch."""
-        library = importlib.import_module("pyautoattack.square")  # an extra of its own
+    def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
+        library = importlib.import_module("pyautoattack.square")
         norm = "Linf" if self.bound.norm == "linf" else "L2"
         mean = averaged(model, row, self.draws, self.streams)
         attack = library.SquareAttack(mean, norm=norm, n_queries=self.queries, eps=self.bound.eps, seed=self.seed)
@@ -393,11 +390,9 @@ class HopSkipJump(_LibraryAttack):
 
     steps: int = 10
     queries: int = 50
-    streams: Streams = unknown
 
-    def one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
-        """The attacked image (1, C, H, W) in this row of a batch."""
-        foolbox = importlib.import_module("foolbox")  # noisy to import
+    def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
+        foolbox = importlib.import_module("foolbox")
         fixed = _FixedDraw(model, self.streams(row, 0)).eval()
         if int(fixed(image).argmax(1)) != int(label):
             return image
@@ -503,11 +498,8 @@ def randomised(defense: Any) -> bool:
     """Whether one draw of a defense may differ from another: not of this package's and torch's modules without a seed."""
     if isinstance(defense, (Compose, nn.ModuleList)):
         return any(map(randomised, defense.defenses if isinstance(defense, Compose) else defense))
-    return hasattr(defense, "seed") or type(defense).__module__.partition(".")[0] not in (
-        "oag_transform",
-        "torch",
-        "torchvision",
-    )
+    package = type(defense).__module__.partition(".")[0]
+    return hasattr(defense, "seed") or package not in ("oag_transform", "torch", "torchvision")
 
 
 def averaged(model: DefendedModel, row: int, draws: int, chosen: Streams) -> Callable[[Tensor], Tensor]:

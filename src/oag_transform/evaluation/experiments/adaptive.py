@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from .. import result as results
+from msgspec.structs import replace
+
 from ..attacks.diagnostics import black_box_leads
 from ..columns import Adaptive, adaptive_columns
 from ..options import BLACK_BOX
@@ -49,7 +50,7 @@ def adaptive(plan: Plan) -> Iterator[Result]:
 def _measured(plan: Plan, row: Row, norm: str, attacks: tuple[str, ...]) -> RowResult:
     columns: list[Adaptive] = adaptive_columns(plan.adaptive, norm, attacks)
     found = measure(plan.subject, row, columns)
-    return results.replace(found, notes=_cost(found))
+    return replace(found, notes=_cost(found))
 
 
 def _each_alone(plan: Plan, row: Row, norm: str) -> list[RowResult]:
@@ -60,8 +61,8 @@ def _each_alone(plan: Plan, row: Row, norm: str) -> list[RowResult]:
     for column in zip(*(each.cells for each in found), strict=True):
         alone = {attack: cell for attack, cell in zip(attacks, column, strict=True) if cell is not None}
         least = worst(column)
-        left.append(least and results.replace(least, diagnostics=black_box_leads(alone, BLACK_BOX)))
-    named = [results.replace(each, name=f"{row.label}: {attack}") for each, attack in zip(found, attacks, strict=True)]
+        left.append(least and replace(least, diagnostics=black_box_leads(alone, BLACK_BOX)))
+    named = [replace(each, name=f"{row.label}: {attack}") for each, attack in zip(found, attacks, strict=True)]
     return [*named, RowResult(f"{row.label}: worst for each image", tuple(left), defense=row.defense, setting=row.setting)]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,8 +22,7 @@ from ... import _checks
 from ...baselines.smoothing import Denoiser, denoisers
 from ...defended import DefendedModel
 from ...smoothed import INTERIM_SHARES, ClassCounts, SmoothedModel
-from .. import result as results
-from ..columns import Column, classify
+from ..columns import classify
 from ..data import read_images, shuffled
 from ..options import CertifyOptions
 from ..plan import Plan, measure
@@ -97,13 +97,13 @@ def at_alpha(result: Result, alpha: float) -> Result:
     for row in result.rows:
         prove = partial(certified, row.certificates, sigma, alpha, facts["looks"])
         cells = (None,) * len(radii) if row.error else tuple(prove(radius) for radius in radii)
-        rows.append(results.replace(row, cells=cells))
+        rows.append(replace(row, cells=cells))
     columns = tuple(
         f"L2 {radius:g} (L∞ {255 * linf_radius(radius, shape):.2f}/255)" if radius else "L2 above 0" for radius in radii
     )
-    figures = [results.replace(each, radii=tuple(most * i / (POINTS - 1) for i in range(POINTS))) for each in result.figures]
+    figures = [replace(each, radii=tuple(most * i / (POINTS - 1) for i in range(POINTS))) for each in result.figures]
     caption = _caption(facts, most, Cell(facts["undefended, without noise"]))
-    return results.replace(
+    return replace(
         result, caption=caption, columns=columns, rows=tuple(rows), facts=facts, figures=tuple(figures) if most else ()
     )
 
@@ -149,11 +149,11 @@ def _row(subject: Subject, sigma: float, denoiser: Denoiser, plan: Plan, apart: 
     shares = [each.counted.get(each.truth, 0) / sum(each.counted.values()) for each in images]
     took = median(each.seconds / (sum(each.selection.values()) + sum(each.counted.values())) for each in images)
     notes = {"one draw": f"{100 * (sum(shares) / len(shares)):.1f}", "draw: s": seconds(took)}
-    return results.replace(found, seconds=None, notes=notes, certificates=images)
+    return replace(found, seconds=None, notes=notes, certificates=images)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Counts(Column):
+class _Counts:
     """The column of a noise: which images get their right class most often, with the counts that certificates come from."""
 
     sigma: float

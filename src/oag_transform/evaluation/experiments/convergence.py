@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from ..attacks.adaptive import Bound, margin, unknown
@@ -11,7 +12,7 @@ from ..attacks.diagnostics import agreement
 from ..columns import JUDGED, Adaptive
 from ..plan import Plan, measure
 from ..provenance import in_code
-from ..result import Lines, Result, RowResult, replace
+from ..result import Lines, Result, RowResult
 from ..store import Array, records
 from ..subject import Row, Subject
 

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from ...baselines.catalogue import OAG_KEY, Defense
 from ...stopping import smallest_flat_step
 from ...transform import DivergenceError
-from .. import result as results
 from ..attacks.gray_box import igsm
-from ..columns import Clean, Column, GrayBox, Noise, along, attacked, probabilities, traced
+from ..columns import CLEAN, Images, along, attacked, gray_box, noise, probabilities, traced
 from ..plan import Plan, goal, measure, with_mean
 from ..result import Curve, ImageColumn, Iterations, Lines, Pair, Pixels, Residuals, Result, RowResult, Tradeoff
 
@@ -30,7 +30,7 @@ def fig3(plan: Plan) -> Result:
     """Fig. 3: accuracy against the attack's budget."""
     targeted = plan.attack("igsm").targeted
     attacks = [igsm(eps, targeted=targeted) for eps in EPSILONS if eps]
-    columns = [Clean(), *map(GrayBox, attacks)]
+    columns = plan.columns(attacks)
     fast = tuple(family for family in plan.families if not family.slow)
     rows = dataclasses.replace(plan, families=fast).measured(columns, published=False)
     lines = Lines(
@@ -54,13 +54,13 @@ def fig3(plan: Plan) -> Result:
 def fig4(plan: Plan) -> Result:
     """Fig. 4: accuracy against network steps under Gaussian noise, FGSM and IGSM; the first of them chooses T_N."""
     attacks = [plan.attack("fgsm"), plan.attack("igsm")]
-    columns = [Noise(plan.noise_std), *map(GrayBox, attacks)]
+    columns = [noise(plan.noise_std), *map(gray_box, attacks)]
     steps = PAPER_TRACE_STEPS if plan.paper else TRACE_STEPS
     longest = plan.oag("", network_steps=max(steps))
     model = longest.model(plan.subject)
     rows = []
     for column in columns:
-        cells = along(plan.subject, model, column.images(plan.subject, longest), steps, column.label)
+        cells = along(plan.subject, model, column.of(plan.subject), steps, column.label)
         rows.append(RowResult(column.label, tuple(cells), defense=OAG_KEY))
     curve = [(step, cell.accuracy) for step, cell in zip(steps, rows[0].cells, strict=True) if cell is not None]
     chosen = smallest_flat_step(curve, FLAT)
@@ -112,7 +112,7 @@ def tradeoff(plan: Plan) -> Result:
 
 def tune(plan: Plan) -> Result:
     """The strongest setting of each defense that costs little on clean and Gaussian-noised images: no attack is looked at."""
-    columns: list[Column] = [Clean(), Noise(plan.noise_std)]
+    columns = [CLEAN, noise(plan.noise_std)]
     rows, chosen = [], {}
     for family in plan.families:
         found = [with_mean(row, of=2) for row in _settings(plan, family, columns)]
@@ -207,14 +207,14 @@ def fig5(plan: Plan) -> Result:
     )
 
 
-def _settings(plan: Plan, family: Defense, columns: Sequence[Column]) -> list[RowResult]:
+def _settings(plan: Plan, family: Defense, columns: Sequence[Images]) -> list[RowResult]:
     """A defense at each of its settings, in their order."""
     if family.key == OAG_KEY:
         return _oag_settings(plan, family, columns)
     return [measure(plan.subject, plan.row(family, setting), columns) for setting in family.settings]
 
 
-def _oag_settings(plan: Plan, family: Defense, columns: Sequence[Column]) -> list[RowResult]:
+def _oag_settings(plan: Plan, family: Defense, columns: Sequence[Images]) -> list[RowResult]:
     # T_N steps are the first T_N of a longer run: one run gives all of them
     steps = sorted(int(setting) for setting in family.settings)
     longest = plan.oag(family.label, network_steps=steps[-1])
@@ -222,15 +222,13 @@ def _oag_settings(plan: Plan, family: Defense, columns: Sequence[Column]) -> lis
     try:
         model = longest.model(plan.subject)
         cells = [
-            along(plan.subject, model, column.images(plan.subject, longest), steps, f"{family.label}: {column.label}")
-            for column in columns
+            along(plan.subject, model, column.of(plan.subject), steps, f"{family.label}: {column.label}") for column in columns
         ]
     except DivergenceError as error:
-        return [results.replace(row, error=str(error)) for row in rows]
+        return [replace(row, error=str(error)) for row in rows]
     found = [dict(zip(steps, column, strict=True)) for column in cells]
     return [
-        results.replace(row, cells=tuple(by_step[int(n)] for by_step in found))
-        for row, n in zip(rows, family.settings, strict=True)
+        replace(row, cells=tuple(by_step[int(n)] for by_step in found)) for row, n in zip(rows, family.settings, strict=True)
     ]
 
 

@@ -5,11 +5,12 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 from ...baselines.catalogue import OAG_KEY
 from ...transform import OnlineAlternateGenerator
-from .. import result as results
 from ..attacks.gray_box import Attack
-from ..columns import GrayBox, attacked, classify, probabilities
+from ..columns import attacked, classify, gray_box, probabilities
 from ..plan import Plan, against_peers, goal, measure, target_facts, with_mean
 from ..result import Cost, Result, RowResult
 from ..statistics import recommend
@@ -92,11 +93,11 @@ def table3(plan: Plan) -> Result:
     """Table III: the defenses on several targets, under IGSM."""
     subjects = (plan.subject, *plan.others)
     attack = plan.attack("igsm")
-    lists = [plan.measured([GrayBox(attack)], subject=subject, published=False) for subject in subjects]
+    lists = [plan.measured([gray_box(attack)], subject=subject, published=False) for subject in subjects]
     rows = []
     for lines in zip(*lists, strict=True):
         error = next((line.error for line in lines if line.error), "")
-        rows.append(results.replace(lines[0], cells=tuple(line.cells[0] for line in lines), error=error))
+        rows.append(replace(lines[0], cells=tuple(line.cells[0] for line in lines), error=error))
     return plan.result(
         "table3",
         f"{attack}, {goal(attack)}, on each target, each on images of its own that it classifies correctly; tuned settings.",

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from ...baselines.catalogue import NONE, VIEWS
-from .. import result as results
-from ..columns import Clean
+from ..columns import CLEAN
 from ..plan import Plan
 from ..result import Result, RowResult
 from ..statistics import paired
@@ -20,7 +21,7 @@ def transfer(plan: Plan) -> Result:
     """
     if plan.transfer is None:
         raise ValueError("transfer needs images that somebody attacked: --adversarial FOLDER")
-    columns = [Clean(), *plan.transfer.columns]
+    columns = [CLEAN, *plan.transfer.columns]
     rows = plan.measured(columns, subject=plan.transfer.subject)
     count = len(plan.transfer.subject.images)
     return plan.result(
@@ -52,5 +53,5 @@ def _with_controls(rows: Sequence[RowResult]) -> list[RowResult]:
             if control is not row and not row.error:
                 more, fewer, p = paired(row.cells[1:], control.cells[1:])
                 notes[f"against {control.name}"] = f"{more}, {fewer} (p = {p:.2g})"
-        found.append(results.replace(row, notes=notes))
+        found.append(replace(row, notes=notes))
     return found

@@ -96,7 +96,6 @@ def lines(
     *,
     xlabel: str,
     ylabel: str = "top-1 accuracy (%)",
-    title: str = "",
     mark: float | None = None,
     mark_label: str = "",
 ) -> None:
@@ -107,7 +106,6 @@ def lines(
         series: one line each.
         xlabel: what the number is.
         ylabel: what the accuracy is.
-        title: of the figure.
         mark: where to draw a vertical line, such as the chosen T_N.
         mark_label: text beside that line.
 
@@ -130,8 +128,6 @@ def lines(
             axes.fill_between(one.x, [100 * y for y in low], [100 * y for y in high], color=color, alpha=0.14, linewidth=0)
             axes.plot(one.x, [100 * cell.accuracy for cell in one.cells], color=color, marker=marker, label=name)
         axes.set(ylim=(0, 101), xlabel=xlabel, ylabel=ylabel)
-        if title:
-            figure.suptitle(title, fontsize=10)
         if mark is not None:
             axes.axvline(mark, color="#444444", linewidth=1, linestyle="--", zorder=1)
             left, right = axes.get_xlim()
