@@ -114,10 +114,6 @@ def _paired(of: str) -> str:
     return _unbroken("\n".join([*tables.table(headings, lines), "", note]))
 
 
-def _attacks(_: str) -> str:
-    return "\n".join(tables.table(("`--adaptive.attacks`", "what it does"), ADAPTIVE_ATTACKS.items()))
-
-
 def _detail(of: str) -> str:
     file, _, names = of.partition("|")
     return detail.markdown(DOCS / file.strip(), [name.strip() for name in names.split(",")])
@@ -132,7 +128,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "summary": lambda of: board.summary(of, DOCS),
     "board": lambda of: board.board(of, DOCS),
     "paired": _paired,
-    "attacks": _attacks,
+    "attacks": lambda _: "\n".join(tables.table(("`--adaptive.attacks`", "what it does"), ADAPTIVE_ATTACKS.items())),
     "detail": _detail,
     "speed": lambda of: speed.markdown(_load(of)),
     "scale": lambda of: scale.table(of.split()[1], _load(of.split()[0])),

@@ -229,15 +229,11 @@ def main() -> int:
         print(f"seconds to an answer, {name}: p50 {cuts[9]:.3f}, p95 {cuts[18]:.3f}")
     batches, images = (float(re.findall(rf"^oag_batch_size_{name} (\S+)", metrics, re.M)[0]) for name in ("count", "sum"))
     print(f"{images / batches:.1f} images in a batch on average")
-    quarters = [statistics.mean(part) for part in _quarters(memory)]
-    print(f"server's memory, MiB: {at_first:.0f} before, by quarters {[round(q) for q in quarters]}, {at_last:.0f} after")
+    size = max(1, len(memory) // 4)
+    quarters = [round(statistics.mean(part)) for i in range(4) if (part := memory[i * size : (i + 1) * size])]
+    print(f"server's memory, MiB: {at_first:.0f} before, by quarters {quarters}, {at_last:.0f} after")
     print(f"images/s: {len(good) / seconds:.1f} served, {bare_rate(asked, options.side):.1f} of the transform alone")
     return 1 if wrong else 0
-
-
-def _quarters(values: list[float]) -> list[list[float]]:
-    size = max(1, len(values) // 4)
-    return [part for part in (values[i * size : (i + 1) * size] for i in range(4)) if part]
 
 
 if __name__ == "__main__":

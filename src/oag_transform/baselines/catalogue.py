@@ -103,7 +103,8 @@ def by_key(key: str) -> Defense:
     if name not in known and alone is not None and not alone.in_views:
         known[name] = _in_views(alone)
     if name not in known and text.removesuffix(IN_VIEWS).isidentifier():
-        own = _own(key.removesuffix(IN_VIEWS))
+        named = key.removesuffix(IN_VIEWS)
+        own = Defense(named, named, "", lambda _, seed, __: _own_defense(named, seed), 0, (0,))
         return _in_views(own) if key.endswith(IN_VIEWS) else own
     if name not in known:
         raise ValueError(f"no defense {name!r}; expected some of {', '.join(known)}")
@@ -128,10 +129,6 @@ def _together(key: str) -> Defense:
 
     label = f"{' + '.join(family.describe(family.published) for family in families)}, {VIEWS}"
     return Defense(key, label, "defenses", make, len(families), (len(families),), in_views=True)
-
-
-def _own(key: str) -> Defense:
-    return Defense(key, key, "", lambda _, seed, __: _own_defense(key, seed), 0, (0,))
 
 
 @functools.cache  # it may load a network, and is made before a run, so that errors come early, and in it

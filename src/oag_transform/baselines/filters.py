@@ -61,12 +61,9 @@ class MedianFilter(Baseline):
         self.size = _checks.odd("size", size)
 
     def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
-        # one by one: windows are size^2 images
-        return torch.cat([self._median(image) for image in _padded(batch, self.size).split(1)])
-
-    def _median(self, padded: Tensor) -> Tensor:
-        windows = padded.unfold(2, self.size, 1).unfold(3, self.size, 1)
-        return windows.flatten(-2).median(-1).values
+        padded = _padded(batch, self.size).split(1)  # one by one: windows are size^2 images
+        windows = (image.unfold(2, self.size, 1).unfold(3, self.size, 1) for image in padded)
+        return torch.cat([each.flatten(-2).median(-1).values for each in windows])
 
 
 class BitDepth(Baseline):

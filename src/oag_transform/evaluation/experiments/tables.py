@@ -9,7 +9,6 @@ from msgspec.structs import replace
 
 from ...baselines.catalogue import OAG_KEY
 from ...transform import OnlineAlternateGenerator
-from ..attacks.gray_box import Attack
 from ..columns import attacked, classify, gray_box, probabilities
 from ..plan import Plan, against_peers, goal, measure, target_facts, with_mean
 from ..result import Cost, Result, RowResult
@@ -26,10 +25,11 @@ def table1(plan: Plan) -> Result:
     rows = [with_mean(row) for row in plan.measured(columns)]
     timed = tuple(i for i, row in enumerate(rows) if row.seconds is not None and row.cells[-1] is not None)
     cost = Cost(plan.file("cost.svg"), "Mean accuracy under attack, and what a defense costs.", timed, len(columns))
+    goals = "; ".join(f"{attack.name} is {goal(attack)}" for attack in plan.attacks)
     return plan.result(
         "table1",
         "Images that the target classifies correctly, clean and under gray-box attacks. "
-        f"{_goals(plan.attacks)} Attacked images are rounded to 8 bits. Each defense stands at its published setting and, "
+        f"{goals}. Attacked images are rounded to 8 bits. Each defense stands at its published setting and, "
         "where that is another, at one tuned on clean and Gaussian-noised images. The mean is over the attacks; its interval "
         "is that of n images. " + " ".join(against_peers(rows)),
         "Defense",
@@ -165,7 +165,3 @@ def _with_own(plan: Plan, name: str, values: Sequence[int]) -> list[int]:
     """The paper's values of a setting of OAG and the one that it has here, in their order."""
     settings = OnlineAlternateGenerator(**plan.setting).settings_for(*plan.subject.images.shape[-2:])
     return sorted({*values, getattr(settings, name)})
-
-
-def _goals(attacks: Sequence[Attack]) -> str:
-    return "; ".join(f"{attack.name} is {goal(attack)}" for attack in attacks) + "."
