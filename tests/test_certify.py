@@ -208,11 +208,11 @@ def test_the_curve_is_drawn_of_every_row_and_falls(found: Path, tmp_path: Path, 
     draw_figures(result, tmp_path)
     assert [series.name for series in drawn] == [row.name for row in result.rows]
     for series in drawn:
-        accuracies = [cell.accuracy for cell in series.cells]
-        assert series.x[0] == 0
-        assert series.x[-1] == pytest.approx(STD * norm.ppf(0.001 ** (1 / N)))
+        accuracies = [cell.accuracy for _, cell in series.points]
+        assert series.points[0][0] == 0
+        assert series.points[-1][0] == pytest.approx(STD * norm.ppf(0.001 ** (1 / N)))
         assert accuracies == sorted(accuracies, reverse=True)
-    assert max(cell.accuracy for series in drawn for cell in series.cells) > 0
+    assert max(cell.accuracy for series in drawn for _, cell in series.points) > 0
 
 
 def test_wrong_and_abstained_images_count_as_not_certified() -> None:

@@ -88,7 +88,7 @@ def test_lines_and_their_bands(tmp_path: Path, drawn: list[Figure]) -> None:
     x = [0, 2, 6]
     lines(
         tmp_path / "fig3.svg",
-        [Series(name, x, [cell(k, 40) for k in correct]) for name, correct in counts.items()],
+        [Series(name, [(at, cell(k, 40)) for at, k in zip(x, correct, strict=True)]) for name, correct in counts.items()],
         xlabel="eps",
         mark=2,
         mark_label="chosen",
@@ -109,23 +109,21 @@ def test_lines_and_their_bands(tmp_path: Path, drawn: list[Figure]) -> None:
 
 def test_tradeoff_has_every_point_and_ours_strongest(tmp_path: Path, drawn: list[Figure]) -> None:
     series = [
-        Tradeoff("JPEG", ["75", "50", "25"], [0.98, 0.95, 0.9], [0.2, 0.4, 0.5]),
-        Tradeoff("Online alternate generator", ["84", "36"], [0.95, 0.85], [0.6, 0.8], emphasis=True),
+        Tradeoff("JPEG", [("75", 0.98, 0.2), ("50", 0.95, 0.4), ("25", 0.9, 0.5)]),
+        Tradeoff("Online alternate generator", [("84", 0.95, 0.6), ("36", 0.85, 0.8)], emphasis=True),
     ]
     tradeoff(tmp_path / "tradeoff.svg", series)
     axes = drawn[0].axes[0]
     curves = {line.get_label(): line for line in axes.lines}
     for one in series:
-        np.testing.assert_allclose(points(curves[one.name]), 100 * np.array([one.clean, one.attacked]).T)
+        np.testing.assert_allclose(points(curves[one.name]), 100 * np.array([point[1:] for point in one.points]))
     assert curves[series[1].name].get_linewidth() > 2 * curves[series[0].name].get_linewidth()
     assert sorted(text.get_text() for text in axes.texts) == ["25", "36", "50", "75", "84"]
 
 
 def test_labels_of_the_emphasised_curve_stay_in_a_crowd(tmp_path: Path, drawn: list[Figure]) -> None:
-    strengths = [f"s={i}" for i in range(8)]
-    same = ([0.8 + 0.001 * i for i in range(8)], [0.5] * 8)
-    crowd = [Tradeoff(str(k), strengths, *same) for k in range(9)]
-    tradeoff(tmp_path / "crowd.png", [*crowd, Tradeoff("OAG", ["T"], [0.8], [0.5], True)])
+    crowd = [Tradeoff(str(k), [(f"s={i}", 0.8 + 0.001 * i, 0.5) for i in range(8)]) for k in range(9)]
+    tradeoff(tmp_path / "crowd.png", [*crowd, Tradeoff("OAG", [("T", 0.8, 0.5)], True)])
     assert "T" in [text.get_text() for text in drawn[0].axes[0].texts]
     boxes = label_boxes(drawn[0])
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
@@ -148,8 +146,8 @@ def test_cost_labels_do_not_overlap(tmp_path: Path, drawn: list[Figure]) -> None
 def test_a_defense_keeps_its_color(tmp_path: Path, drawn: list[Figure]) -> None:
     colors = []
     for names in (DEFENSES, DEFENSES[::-1], ("None", *DEFENSES[1:])):
-        lines(tmp_path / "a.svg", [Series(name, [1], [cell(1, 2)]) for name in names], xlabel="x")
-        tradeoff(tmp_path / "b.svg", [Tradeoff(name, [""], [0.5], [0.5]) for name in names])
+        lines(tmp_path / "a.svg", [Series(name, [(1, cell(1, 2))]) for name in names], xlabel="x")
+        tradeoff(tmp_path / "b.svg", [Tradeoff(name, [("", 0.5, 0.5)]) for name in names])
         colors += [
             dict(zip(names, (to_hex(line.get_color()) for line in figure.axes[0].lines), strict=True)) for figure in drawn[-2:]
         ]
@@ -200,11 +198,11 @@ def test_iterations(tmp_path: Path, drawn: list[Figure]) -> None:
 
 
 def draw_lines(path: Path) -> None:
-    lines(path, [Series("a", [1, 2], [cell(1, 2), cell(2, 2)])], xlabel="x")
+    lines(path, [Series("a", [(1, cell(1, 2)), (2, cell(2, 2))])], xlabel="x")
 
 
 def draw_tradeoff(path: Path) -> None:
-    tradeoff(path, [Tradeoff("a", ["1", "2"], [0.1, 0.2], [0.3, 0.4])])
+    tradeoff(path, [Tradeoff("a", [("1", 0.1, 0.3), ("2", 0.2, 0.4)])])
 
 
 def draw_cost(path: Path) -> None:
@@ -235,7 +233,7 @@ def test_png(tmp_path: Path, draw: Callable[[Path], None]) -> None:
 
 @pytest.mark.parametrize("name", ["$x$", "a $ b", "\\frac{", "a & <b>"])
 def test_names_are_taken_as_they_are(tmp_path: Path, drawn: list[Figure], name: str) -> None:
-    lines(tmp_path / "a.svg", [Series(name, [1], [cell(1, 1)])], xlabel=name)
+    lines(tmp_path / "a.svg", [Series(name, [(1, cell(1, 1))])], xlabel=name)
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == [name]
     assert not any(text.get_parse_math() for text in (*drawn[0].legends[0].get_texts(), drawn[0].axes[0].xaxis.label))
 
@@ -248,13 +246,12 @@ NOTES = [["", ""]]
     ("draw", "message"),
     [
         (lambda f: lines(f / "a.svg", [], xlabel=""), "at least one series, got none"),
-        (lambda f: lines(f / "a.svg", [Series("one", [1, 2], [cell(1, 2)])], xlabel=""), "got 1 for 2: 'one'"),
-        (lambda f: lines(f / "a.svg", [Series("one", [], [])], xlabel=""), "got 0 for 0"),
-        (lambda f: lines(f / "a.svg", [Series("one", [1], [Cell("")])], xlabel=""), "got an empty one: 'one'"),
-        (lambda f: lines(f / "a.pdf", [Series("one", [1], [cell(1, 2)])], xlabel=""), "got 'a.pdf'"),
+        (lambda f: lines(f / "a.svg", [Series("one", [])], xlabel=""), "at least one point, got none: 'one'"),
+        (lambda f: lines(f / "a.svg", [Series("one", [(1, Cell(""))])], xlabel=""), "got an empty one: 'one'"),
+        (lambda f: lines(f / "a.pdf", [Series("one", [(1, cell(1, 2))])], xlabel=""), "got 'a.pdf'"),
         (lambda f: tradeoff(f / "a.svg", []), "at least one defense, got none"),
-        (lambda f: tradeoff(f / "a.svg", [Tradeoff("one", ["1"], [0.5, 0.5], [0.5])]), "got 1, 2 and 1: 'one'"),
-        (lambda f: tradeoff(f / "a.svg", [Tradeoff("one", ["1"], [50], [0.5])]), r"accuracies in \[0, 1\], got \(50, 0.5\)"),
+        (lambda f: tradeoff(f / "a.svg", [Tradeoff("one", [])]), "at least one point, got none: 'one'"),
+        (lambda f: tradeoff(f / "a.svg", [Tradeoff("one", [("1", 50, 0.5)])]), r"accuracies in \[0, 1\], got \[50, 0.5\]"),
         (lambda f: cost(f / "a.svg", []), "at least one point, got none"),
         (lambda f: cost(f / "a.svg", [("one", 0.0, 0.5)]), "seconds above 0 .* got 0.0: 'one'"),
         (lambda f: cost(f / "a.svg", [("one", 1.0, 61)]), r"accuracies in \[0, 1\], got \(61,\)"),

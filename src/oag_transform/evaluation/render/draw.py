@@ -34,14 +34,13 @@ def _draw(figure: Figure, result: Result, folder: Path) -> None:
         if figure.column is None:
             series = [_along(rows[i], figure.x) for i in figure.rows]
         else:
-            series = [figures.Series("", figure.x, [_whole(rows[i])[figure.column] for i in figure.rows])]
+            cells = [_whole(rows[i])[figure.column] for i in figure.rows]
+            series = [figures.Series("", list(zip(figure.x, cells, strict=True)))]
         figures.lines(path, series, xlabel=figure.xlabel, mark=figure.mark, mark_label=figure.mark_label)
     elif isinstance(figure, Certified):
         sigma, alpha, looks = (result.facts[name] for name in ("sigma", "alpha", "looks"))
         series = [
-            figures.Series(
-                row.name, figure.radii, [certified(row.certificates, sigma, alpha, looks, radius) for radius in figure.radii]
-            )
+            figures.Series(row.name, [(each, certified(row.certificates, sigma, alpha, looks, each)) for each in figure.radii])
             for row in rows
             if not row.error
         ]
@@ -67,14 +66,13 @@ def _along(row: RowResult, x: Sequence[float]) -> figures.Series:
         raise ValueError(f"expected {len(x)} cells, got {len(row.cells)}: {row.name!r}")
     if not any(row.cells):
         raise ValueError(f"expected a row that was measured, got {row.name!r}")
-    points = [(at, cell) for at, cell in zip(x, row.cells, strict=True) if cell is not None]
-    return figures.Series(row.name, tuple(at for at, _ in points), [cell for _, cell in points])
+    return figures.Series(row.name, [(at, cell) for at, cell in zip(x, row.cells, strict=True) if cell is not None])
 
 
 def _curve(figure: Tradeoff, name: str, rows: Sequence[RowResult], emphasis: bool) -> figures.Tradeoff:
     settings = ["" if row.setting is None else f"{row.setting:.4g}" for row in rows]
     clean, attacked = ([_whole(row)[column].accuracy for row in rows] for column in (figure.clean, figure.attacked))
-    return figures.Tradeoff(name, settings, clean, attacked, emphasis)
+    return figures.Tradeoff(name, list(zip(settings, clean, attacked, strict=True)), emphasis)
 
 
 def _whole(row: RowResult) -> list[Cell]:

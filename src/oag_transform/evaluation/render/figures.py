@@ -63,13 +63,11 @@ class Series(NamedTuple):
 
     Attributes:
         name: what the legend calls it.
-        x: the numbers, in the order in which they are joined.
-        cells: what was measured at each.
+        points: the numbers, in the order in which they are joined, and what was measured at each.
     """
 
     name: str
-    x: Sequence[float]
-    cells: Sequence[Cell]
+    points: Sequence[tuple[float, Cell]]
 
 
 class Tradeoff(NamedTuple):
@@ -77,16 +75,12 @@ class Tradeoff(NamedTuple):
 
     Attributes:
         name: what the legend calls it.
-        strengths: a short label for each point, such as ``"q=50"``; empty for none.
-        clean: accuracy on clean images at each strength, in [0, 1].
-        attacked: mean accuracy on attacked images at each strength, in [0, 1].
+        points: a short label such as ``"q=50"``, empty for none, and accuracy on clean and on attacked images in [0, 1].
         emphasis: draw it strongest.
     """
 
     name: str
-    strengths: Sequence[str]
-    clean: Sequence[float]
-    attacked: Sequence[float]
+    points: Sequence[tuple[str, float, float]]
     emphasis: bool = False
 
 
@@ -110,23 +104,23 @@ def lines(
         mark_label: text beside that line.
 
     Raises:
-        ValueError: no series, a series without points, x and cells of different lengths, a cell of no images, or another
-            suffix.
+        ValueError: no series, a series without points, a cell of no images, or another suffix.
     """
     if not series:
         raise ValueError("expected at least one series, got none")
     for one in series:
-        if not len(one.x) == len(one.cells) > 0:
-            raise ValueError(f"expected as many cells as x, and some, got {len(one.cells)} for {len(one.x)}: {one.name!r}")
-        if not all(cell.n for cell in one.cells):
+        if not one.points:
+            raise ValueError(f"expected at least one point, got none: {one.name!r}")
+        if not all(cell.n for _, cell in one.points):
             raise ValueError(f"expected cells of at least one image, got an empty one: {one.name!r}")
     names, columns, below = _legend([one.name for one in series])
     with _figure(path, 3.2 + below) as figure:
         axes = figure.subplots()
         for one, name, (color, marker) in zip(series, names, _styles([one.name for one in series]), strict=True):
-            low, high = zip(*(cell.interval for cell in one.cells), strict=True)
-            axes.fill_between(one.x, [100 * y for y in low], [100 * y for y in high], color=color, alpha=0.14, linewidth=0)
-            axes.plot(one.x, [100 * cell.accuracy for cell in one.cells], color=color, marker=marker, label=name)
+            x, cells = zip(*one.points, strict=True)
+            low, high = zip(*(cell.interval for cell in cells), strict=True)
+            axes.fill_between(x, [100 * y for y in low], [100 * y for y in high], color=color, alpha=0.14, linewidth=0)
+            axes.plot(x, [100 * cell.accuracy for cell in cells], color=color, marker=marker, label=name)
         axes.set(ylim=(0, 101), xlabel=xlabel, ylabel=ylabel)
         if mark is not None:
             axes.axvline(mark, color="#444444", linewidth=1, linestyle="--", zorder=1)
@@ -148,22 +142,20 @@ def tradeoff(path: Path, series: Sequence[Tradeoff]) -> None:
         series: one curve each.
 
     Raises:
-        ValueError: no series, a series without points or with lists of different lengths, accuracies outside [0, 1], or another
-            suffix.
+        ValueError: no series, a series without points, accuracies outside [0, 1], or another suffix.
     """
     if not series:
         raise ValueError("expected at least one defense, got none")
     for one in series:
-        if not len(one.clean) == len(one.attacked) == len(one.strengths) > 0:
-            counts = f"{len(one.strengths)}, {len(one.clean)} and {len(one.attacked)}"
-            raise ValueError(f"expected as many strengths, clean and attacked accuracies, and some, got {counts}: {one.name!r}")
-        _check_fractions(one.name, (*one.clean, *one.attacked))
+        if not one.points:
+            raise ValueError(f"expected at least one point, got none: {one.name!r}")
+        _check_fractions(one.name, [accuracy for _, *accuracies in one.points for accuracy in accuracies])
     names, columns, below = _legend([one.name for one in series])
     with _figure(path, 4.6 + below) as figure:
         axes = figure.subplots()
         labels, obstacles = [], []
         for one, name, (color, marker) in zip(series, names, _styles([one.name for one in series]), strict=True):
-            x, y = [100 * value for value in one.clean], [100 * value for value in one.attacked]
+            x, y = [100 * clean for _, clean, _ in one.points], [100 * attacked for _, _, attacked in one.points]
             strong = one.emphasis
             axes.plot(
                 x,
@@ -175,7 +167,7 @@ def tradeoff(path: Path, series: Sequence[Tradeoff]) -> None:
                 markersize=7 if strong else 4.5,
                 zorder=4 if strong else 3,
             )
-            labels += [_Label(*point, color, strong) for point in zip(x, y, one.strengths, strict=True) if point[2]]
+            labels += [_Label(100 * a, 100 * b, text, color, strong) for text, a, b in one.points if text]
             obstacles += _along(x, y)
         axes.margins(0.08)
         axes.set(xlabel="accuracy on clean images (%)", ylabel="mean accuracy on attacked images (%)")
