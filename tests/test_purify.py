@@ -594,6 +594,22 @@ def test_closed_streams_stop_nothing(closed: str, tmp_path: Path) -> None:
     assert "bad.png" not in done.stdout  # what is told to stderr goes nowhere else
 
 
+@POSIX
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_ends_stops_nothing(stream: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.png").touch()  # unreadable, and told before the other is made
+    save(tmp_path / "in" / "1.png")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "oag_transform", "purify", "in", "--out", "o", *FAST]
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | {stream: writer}
+    done = subprocess.run(command, cwd=tmp_path, **streams)
+    os.close(writer)
+    assert done.returncode == 1
+    assert list(tree(tmp_path / "o")) == ["1.png"]
+
+
 def test_one_that_diverges_does_not_take_its_batch_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _fail(called, f"needs {error.name}: pip install 'oag-transform[{extra}]'", 2)
     except BrokenPipeError:  # the reader of the output has what it wants, as in ``--help | head -1``
-        process.close_standard_output()
+        process.discard(sys.stdout)
         return 0
     except (OSError, ValueError) as error:
         return _fail(called, _one_line(error), 2)

@@ -178,7 +178,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
 
         write(result, self.out)
         render(result, self.out)
-        print(tables.to_markdown(result), flush=True)
+        with process.reader_may_end(sys.stdout):
+            print(tables.to_markdown(result), flush=True)
         if failed := [row.name for row in result.rows if row.error]:
             logger.error("%s: %d of %d rows failed: %s", result.key, len(failed), len(result.rows), "; ".join(failed))
 

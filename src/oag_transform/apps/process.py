@@ -1,8 +1,11 @@
 """Set-up of a command's process: standard streams, log, and module search path."""
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from typing import TextIO
 
 
 def log_to_stderr() -> None:
@@ -31,6 +34,15 @@ def open_missing_streams() -> None:
             setattr(sys, name, stream)
 
 
-def close_standard_output() -> None:
-    """Replace a closed pipe as standard output by the null device, so that Python's last flush doesn't fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def discard(stream: TextIO) -> None:
+    """Replace a pipe without a reader by the null device, so that neither the next line nor Python's last flush fails."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextlib.contextmanager
+def reader_may_end(stream: TextIO) -> Iterator[None]:
+    """A context in which a line is printed; if its reader has ended, as ``| head -1`` does, the work goes on."""
+    try:
+        yield
+    except BrokenPipeError:
+        discard(stream)

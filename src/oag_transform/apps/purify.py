@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from .. import files
-from . import saving, sources
+from . import process, saving, sources
 from .options import default
 
 if TYPE_CHECKING:  # torch comes when the command runs, not when its arguments are parsed
@@ -211,7 +211,8 @@ class PurifySummary:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        print(f"{self._done} purified, {self._there} there already, {len(self.failures)} failed", flush=True)
+        with process.reader_may_end(sys.stdout):
+            print(f"{self._done} purified, {self._there} there already, {len(self.failures)} failed", flush=True)
 
     def tell(self, found: sources.SourceFiles) -> None:
         """Report problems with the inputs."""
@@ -242,14 +243,16 @@ class PurifySummary:
             self._there += error is None and there
             self._done += error is None and not there
             if self._bar is not None:
-                self._bar.update(1)
+                with process.reader_may_end(sys.stderr):
+                    self._bar.update(1)
 
     def _print(self, line: str) -> None:
         """Print a line to standard error, above the bar."""
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr)
+        with process.reader_may_end(sys.stderr):
+            if self._bar is not None:
+                self._bar.write(line, file=sys.stderr)
+            else:
+                print(line, file=sys.stderr, flush=True)
 
 
 def write_failures(plan: "worker.PurifyPlan", failures: Sequence[tuple[str, str]]) -> None:
