@@ -183,11 +183,11 @@ class OnlineAlternateGenerator(nn.Module):
         ``DefendedModel(target, OnlineAlternateGenerator.for_noise(0.25), shift=0)``.
 
         Args:
-            std: the standard deviation of the noise, on the [0, 1] scale, above 0.
+            std: the standard deviation of the noise, on the [0, 1] scale, above 0 and at most 1.
             overrides: keyword arguments of the class.
 
         Raises:
-            ValueError: ``std`` is not a finite number above 0, or bad hyper-parameters.
+            ValueError: ``std`` is out of its range, or bad hyper-parameters.
         """
         return cls(noise_std=std, **overrides)
 
