@@ -1,6 +1,11 @@
-"""The Python examples of README and docs run as written, with a small classifier and small images as the reader's own."""
+"""The Python examples of README and docs run as written, with a small classifier and small images as the reader's own.
 
+The command line understands the commands there.
+"""
+
+import importlib
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +15,12 @@ import torchvision.models
 from torch import nn
 from torchvision.models._api import WeightsEnum
 
+from oag_transform.apps import cli
+
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHELL = re.compile(r"^```(?:sh|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^(?:\.venv/bin/)?oag-transform (.*)$", re.MULTILINE)
 VALUE = re.compile(r"^(\S.*?)  # (None|\d+)$", re.MULTILINE)
 PLACEHOLDER = re.compile(r"^[\w, ]+ = \.\.\..*$", re.MULTILINE)
 NOT_RUN = {"docs/scale.md": "reads from and writes to a bucket on S3; tests/test_ray.py runs the same pipeline on local files"}
@@ -22,7 +31,10 @@ def examples(page: Path) -> list[str]:
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
-PAGES = {str(path.relative_to(ROOT)): examples(path) for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {str(path.relative_to(ROOT)): examples(path) for path in FILES}
+BLOCKS = [(path.name, block) for path in FILES for block in SHELL.findall(path.read_text(encoding="utf-8"))]
+COMMANDS = [(name, command) for name, block in BLOCKS for command in COMMAND.findall(block.replace("\\\n", " "))]
 
 
 @pytest.fixture
@@ -63,5 +75,17 @@ def test_examples_that_do_not_run_are_valid_python(page: str) -> None:
         compile(block, page, "exec")
 
 
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_commands_are_understood(page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tuned").mkdir()
+    Path("tuned/tune.json").touch()  # of the command before the one that reads it
+    arguments = shlex.split(command, comments=True)
+    module = importlib.import_module(f"oag_transform.apps.{arguments[0].replace('-', '_')}")
+    monkeypatch.setattr(module.COMMAND, "run", lambda self: 0)
+    assert cli.main(arguments) == 0
+
+
 def test_examples_are_found() -> None:
     assert sum(map(len, PAGES.values())) >= 10
+    assert len(COMMANDS) >= 20
