@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from oag_transform.baselines.catalogue import NONE, OAG, VIEWS
+from oag_transform.baselines.catalogue import NONE, VIEWS
 from oag_transform.evaluation import result as results
 from oag_transform.evaluation.render import tables
 from oag_transform.evaluation.result import Cell, Result, RowResult
@@ -50,9 +50,9 @@ def summary(of: str, docs: Path) -> str:
             cells += ["", ""] if row is None else [_percent(row.cells[0]), _percent(row.cells[-1])]
             least = None if row is None or attacked is None else _least(attacked, row, column)
             cells += ([_percent(least.cell) if least else ""]) if column else []
-        lines.append([_named(named), *cells])
+        lines.append([named.name, *cells])
     counts = [f"{name}: {_count(table, *attacked)}" for (name, table, _), attacked in zip(shown, adaptive, strict=True)]
-    note = f"Accuracy in percent of images that the target gets right undefended. {'; '.join(counts)}."
+    note = f"Accuracy in percent of images that the undefended target classifies correctly. {'; '.join(counts)}."
     return "\n".join([*tables.table(heading, lines), "", note])
 
 
@@ -94,7 +94,7 @@ def board(of: str, docs: Path) -> str:
         proof = next((each for each in certificates if _denoises(each, row)), None)
         share = "" if proof is None or certified is None else _percent(proof.cells[certified.columns.index(str(proven))])
         time = "" if measured is None or measured.seconds is None else results.seconds(1000 * measured.seconds)
-        lines.append([_named(row), *gray, *attacked, _link(share, given["certify"], docs) if share else "", time])
+        lines.append([row.name, *gray, *attacked, _link(share, given["certify"], docs) if share else "", time])
     return "\n".join([*tables.table(heading, lines), "", *_below(table, [result for _, result in adaptive], certified)])
 
 
@@ -173,10 +173,6 @@ def _gray(table: Result, row: RowResult) -> list[str]:
 
 def _percent(cell: Cell | None) -> str:
     return "" if cell is None else f"{100 * cell.accuracy:.1f}"
-
-
-def _named(row: RowResult) -> str:
-    return row.name.replace(OAG, "OAG").replace(NONE, "Undefended") if not row.defense else row.name.replace(OAG, "OAG")
 
 
 def _count(table: Result, attacked: Result | None, _: str) -> str:

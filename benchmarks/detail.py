@@ -100,7 +100,7 @@ def markdown(path: Path, names: Sequence[str] = ()) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     counts = " and ".join(f"{count} of {data}" for data, count in found["counts"].items())
     facts = (
-        f"PSNR of the mode in dB, and the share of white noise of {found['noise']} grey levels that comes through; means over "
+        f"PSNR of the mode in dB, and the share of white noise of {found['noise']} grey levels that passes; means over "
         f"{found['n']} images ({counts}), at full strength. `{found['command']}`"
     )
     return "\n".join([*lines, "", facts])
@@ -131,7 +131,7 @@ def main() -> None:
         "settings": _plain(dataclasses.asdict(BASE)),
         "rows": rows,
     }
-    print(f"{len(images)} images; PSNR in dB, and noise that comes through, at T_N = {STEPS}")
+    print(f"{len(images)} images; PSNR in dB, and noise that passes, at T_N = {STEPS}")
     for name, changed in SETTINGS.items():
         defense = OnlineAlternateGenerator(**dataclasses.asdict(BASE) | {"seed": SEED} | changed)
         rows[name] = {"settings": _plain(changed), "at": measured(defense, images, noise)}

@@ -489,7 +489,7 @@ def test_images_that_can_be_lost_are_lost_at_their_bound_and_after_it(attacks: t
     bounds = (0.99 * order[0], order[2] + 1e-4, 1.01 * order[-1])
     options = AdaptiveOptions(linf=tuple(255 * eps for eps in bounds), steps=10)
     clean, *columns = adaptive_columns(options, "linf", attacks)
-    row = Row("None")
+    row = Row("Undefended")
     assert clean.cell(subject, row, row.model(subject))[0].right == "".join("01"[each > 0] for each in reach)
     for eps, column in zip(bounds, columns, strict=True):
         cell, _ = column.cell(subject, row, row.model(subject))
@@ -500,7 +500,7 @@ def test_images_that_can_be_lost_are_lost_at_their_bound_and_after_it(attacks: t
 
 
 def test_a_larger_bound_computes_nothing_of_the_smaller_ones_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    subject, row = subject_of(examples(4)[0], tmp_path), Row("None")
+    subject, row = subject_of(examples(4)[0], tmp_path), Row("Undefended")
     options = AdaptiveOptions(linf=(1, 2), steps=2)
     before = adaptive_columns(options, "linf", ("bpda",))[-1].cell(subject, row, row.model(subject))[0]
     ran: list[str] = []

@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tmp_path,
         "table1",
         ("Clean", "A", "B", "Mean"),
-        RowResult("None", cells),
+        RowResult("Undefended", cells),
         RowResult("JPEG, 4 views, quality 25", strong, seconds=0.0012, defense="jpeg-4-views", setting=25),
         RowResult("JPEG, 4 views, quality 15", cells[::-1], defense="jpeg-4-views", setting=15),
         RowResult("slow", (None,) * 4, error="ValueError: no luck", defense="bm3d", setting=10),
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tmp_path,
         "adaptive-linf",
         ("Clean", "L∞ 1/255", "L∞ 2/255"),
-        RowResult("None", (Cell("1111"), Cell("1000"), Cell("0000"))),
+        RowResult("Undefended", (Cell("1111"), Cell("1000"), Cell("0000"))),
         RowResult("JPEG: bpda", (Cell("1111"), Cell("1111"), Cell("1110")), notes=by, defense="jpeg-4-views", setting=15),
         RowResult("JPEG: margin", (Cell("1111"), Cell("1100"), None), defense="jpeg-4-views", setting=15),
         RowResult("OAG alone", (Cell("1111"), None, Cell("1100")), notes=by, defense="oag", setting=9),
@@ -56,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         tmp_path,
         "certify",
         ("L2 above 0", "L2 0.25 (L∞ 0.16/255)"),
-        RowResult("None", (Cell("1100"), Cell("1000")), defense="none"),
+        RowResult("Undefended", (Cell("1100"), Cell("1000")), defense="none"),
         RowResult("Wavelets", (Cell("1100"), Cell("1100")), defense="wavelets"),
         **{"sigma": 0.25, "draws counted": 100},
     )
@@ -89,7 +89,7 @@ def test_a_summary_has_each_defense_at_one_setting(folder: Path) -> None:
         "| JPEG, 4 views, quality 15 | 37.5 | 100.0 | 50.0 |",
         "| Two of them | 75.0 | 62.5 |  |",
         "",
-        "Accuracy in percent of images that the target gets right undefended. Flowers: n = 4, under adaptive attack 4.",
+        "Accuracy in percent of images that the undefended target classifies correctly. Flowers: n = 4, under adaptive attack 4.",
     ]
     alone = docs.made("<!-- summary: Flowers=table1.json Toads=table1.json | none -->\n<!-- end -->")
     assert "| Defense | Flowers: clean | gray-box mean | Toads: clean | gray-box mean |" in alone

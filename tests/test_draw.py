@@ -27,7 +27,7 @@ from oag_transform.evaluation.result import (
 )
 
 ROWS = (
-    RowResult("None", (Cell("1111"), Cell("0001"))),
+    RowResult("Undefended", (Cell("1111"), Cell("0001"))),
     RowResult("JPEG, quality 75", (Cell("1110"), Cell("0011")), 0.002, "", "jpeg", 75),
     RowResult("JPEG, quality 7.5", (Cell("1100"), Cell("0111")), 0.003, "", "jpeg", 7.5),
     RowResult("broken", (None, None), None, "no"),

@@ -65,7 +65,7 @@ def test_every_experiment_writes_its_result_and_the_report(
     assert all(figure.stat().st_size > 1000 for figure in figures)
     assert page.count("<table") >= 8
     table = read(tmp_path / "table1.json")
-    assert table.rows[0].name == "None"
+    assert table.rows[0].name == "Undefended"
     assert table.rows[0].cells[0].accuracy == 1  # type: ignore[union-attr]
     # a classifier of brightness alone is moved by every attack, and no filter brings the brightness back
     assert table.rows[0].cells[2].accuracy < 1  # type: ignore[union-attr]
@@ -165,7 +165,7 @@ def test_tuned_settings_are_used(folder: Path, tmp_path: Path, capsys: pytest.Ca
     more = ["--attacks", "fgsm", "--defenses", "jpeg", "--tuned", str(tmp_path / "tune.json")]
     assert main(arguments(folder, tmp_path, "table1", *more)) == 0
     names = [line.name for line in read(tmp_path / "table1.json").rows]
-    assert names == ["None", "None, 4 views", "JPEG, quality 75", "JPEG, quality 15"]
+    assert names == ["Undefended", "Undefended, 4 views", "JPEG, quality 75", "JPEG, quality 15"]
     (tmp_path / "tune.json").write_text(json.dumps(plain | {"facts": {"chosen": {"JPEG": 15}}}))
     assert main(arguments(folder, tmp_path, "table1", *more)) == 2
     assert "has a setting of 'JPEG', and there is no such defense" in capsys.readouterr().err

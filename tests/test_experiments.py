@@ -114,14 +114,14 @@ def test_table3_takes_targets_of_other_sizes(folder: Path, tmp_path: Path) -> No
 def test_table3_has_a_column_for_each_target_on_images_of_its_own(folder: Path, tmp_path: Path) -> None:
     plan = make_plan(folder, tmp_path, attacks=(igsm(4, targeted=False),), families=chosen(["mean"]))
     mean = chosen(["mean"])[0]
-    expected: dict[str, list[str]] = {"None": [], mean.describe(mean.tuned): []}
+    expected: dict[str, list[str]] = {"Undefended": [], mean.describe(mean.tuned): []}
     for subject, model in zip((plan.subject, *plan.others), (bright, left), strict=True):
         images = subject.images.float() / 255
         changed = igsm(4, targeted=False)(model, images, subject.labels, classes=2)
         filtered = mean.make(mean.tuned, 0, Needs())(changed)
         for name, each in zip(expected, (changed, filtered), strict=True):
             expected[name].append(bits(model(each).argmax(1) == subject.labels))
-    assert expected["None"][0] != expected["None"][1]  # or swapped columns would pass
+    assert expected["Undefended"][0] != expected["Undefended"][1]  # or swapped columns would pass
     result = tables.table3(plan)
     assert {row.name: right_of(row) for row in result.rows if row.name in expected} == expected
     names = [f"{subject.target.name} (n = {len(subject.images)})" for subject in (plan.subject, *plan.others)]
@@ -352,7 +352,7 @@ def test_each_attack_alone_has_a_row_and_the_worst_of_them_too(folder: Path, tmp
     options = AdaptiveOptions(attacks=("transfer", "margin"), each_alone=True, linf=(6,), steps=8)
     plan = dataclasses.replace(make_plan(folder, tmp_path), adaptive=options)
     (result,) = adaptive.adaptive(plan)
-    assert [row.name for row in result.rows[:3]] == ["None: transfer", "None: margin", "None: worst for each image"]
+    assert [row.name for row in result.rows[:3]] == ["Undefended: transfer", "None: margin", "None: worst for each image"]
     transfer, by_margin, worst = map(right_of, result.rows[:3])
     assert worst == [transfer[0], "".join(map(min, zip(transfer[1], by_margin[1], strict=True)))]
 

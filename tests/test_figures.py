@@ -31,7 +31,7 @@ DEFENSES = (
     "Mean filter, size 3",
     "DIP, steps 300",
     "Auto-encoder, steps 80",
-    "Online alternate generator, T_N 36",
+    "OAG, T_N 36",
     "Gaussian noise, grey levels 12",
 )
 
@@ -84,7 +84,7 @@ def shown(figure: Figure) -> list[Any]:
 
 
 def test_lines_and_their_bands(tmp_path: Path, drawn: list[Figure]) -> None:
-    counts = {"None": [40, 12, 0], "JPEG": [38, 30, 21]}
+    counts = {"Undefended": [40, 12, 0], "JPEG": [38, 30, 21]}
     x = [0, 2, 6]
     lines(
         tmp_path / "fig3.svg",
@@ -110,7 +110,7 @@ def test_lines_and_their_bands(tmp_path: Path, drawn: list[Figure]) -> None:
 def test_tradeoff_has_every_point_and_ours_strongest(tmp_path: Path, drawn: list[Figure]) -> None:
     series = [
         Tradeoff("JPEG", [("75", 0.98, 0.2), ("50", 0.95, 0.4), ("25", 0.9, 0.5)]),
-        Tradeoff("Online alternate generator", [("84", 0.95, 0.6), ("36", 0.85, 0.8)], emphasis=True),
+        Tradeoff("OAG", [("84", 0.95, 0.6), ("36", 0.85, 0.8)], emphasis=True),
     ]
     tradeoff(tmp_path / "tradeoff.svg", series)
     axes = drawn[0].axes[0]
@@ -145,7 +145,7 @@ def test_cost_labels_do_not_overlap(tmp_path: Path, drawn: list[Figure]) -> None
 
 def test_a_defense_keeps_its_color(tmp_path: Path, drawn: list[Figure]) -> None:
     colors = []
-    for names in (DEFENSES, DEFENSES[::-1], ("None", *DEFENSES[1:])):
+    for names in (DEFENSES, DEFENSES[::-1], ("Undefended", *DEFENSES[1:])):
         lines(tmp_path / "a.svg", [Series(name, [(1, cell(1, 2))]) for name in names], xlabel="x")
         tradeoff(tmp_path / "b.svg", [Tradeoff(name, [("", 0.5, 0.5)]) for name in names])
         colors += [

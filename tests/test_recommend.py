@@ -22,7 +22,7 @@ def chosen(*rows: RowResult) -> tuple[str, list[str], str]:
     return choice.best.name, [row.name for row in choice.indistinguishable], choice.cheapest.name
 
 
-NONE = row("None", 40, 0)
+NONE = row("Undefended", 40, 0)
 OAG = row("OAG", 38, 30, 0.5)
 
 
@@ -58,9 +58,9 @@ def test_rows_that_failed_or_have_fewer_images_are_left_out() -> None:
 
 
 def test_no_defense_is_recommended_if_it_is_indistinguishable() -> None:
-    strong = row("None", 40, 29)
+    strong = row("Undefended", 40, 29)
     words = recommend([strong, OAG], clean=0, attacked=(1, 2))
-    assert "No defense can be told from 'None' here" in words
+    assert "No defense can be told from 'Undefended' here" in words
     assert "DefendedModel" not in words
 
 

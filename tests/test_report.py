@@ -21,7 +21,7 @@ HOSTILE = """<script>alert("1")</script><img src=x onerror='alert(2)'> & "quoted
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
 
 ROWS = (
-    RowResult("None", (Cell("1" * 40), Cell("0" * 40))),
+    RowResult("Undefended", (Cell("1" * 40), Cell("0" * 40))),
     RowResult("JPEG", (Cell("1" * 36 + "0" * 4), Cell("1" * 30 + "0" * 10)), 0.00123),
     RowResult("TVM", (Cell("1" * 35 + "0" * 5), Cell("0" * 10 + "1" * 30)), 123.4),
     RowResult("slow", (Cell("1" * 8), Cell("1" * 8)), 31.0),
@@ -106,7 +106,7 @@ def test_every_number_is_there_and_the_best_are_bold(tmp_path: Path) -> None:
     cells = [row.cells for row in ROWS]
     (none, none_attacked), (jpeg, jpeg_attacked), (tvm, tvm_attacked), (slow, slow_attacked), (_, partial) = cells[:5]
     assert page.rows[1:] == [
-        ["None", expected(none, best=True), expected(none_attacked), absent],
+        ["Undefended", expected(none, best=True), expected(none_attacked), absent],
         ["JPEG", expected(jpeg), expected(jpeg_attacked, best=True), "0.0012"],
         ["TVM", expected(tvm), expected(tvm_attacked, best=True), "123"],
         ["slow", expected(slow, note="|n = 8"), expected(slow_attacked, note="|n = 8"), "31"],

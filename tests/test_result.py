@@ -37,7 +37,7 @@ RESULT = Result(
     "Defense",
     ("Clean", "FGSM"),
     (
-        RowResult("None", (Cell("1111"), Cell("0001"))),
+        RowResult("Undefended", (Cell("1111"), Cell("0001"))),
         RowResult("JPEG, quality 75", (Cell("1110"), None), 0.00123, "", "jpeg", 75, "DefendedModel(target, JPEG())"),
         RowResult("slow", (Cell("10"), Cell("11")), 123.4),
         RowResult("broken", (None, None), None, "ValueError: a | b"),

@@ -14,7 +14,7 @@ from tests.test_result import RESULT
 def test_csv_has_a_line_for_each_cell() -> None:
     lines = list(csv.DictReader(io.StringIO(to_csv(RESULT), newline="")))
     assert len(lines) == 8
-    assert (lines[1]["row"], lines[1]["column"], lines[1]["n"], lines[1]["correct"]) == ("None", "FGSM", "4", "1")
+    assert (lines[1]["row"], lines[1]["column"], lines[1]["n"], lines[1]["correct"]) == ("Undefended", "FGSM", "4", "1")
     assert float(lines[1]["low_95"]) == pytest.approx(Cell("0001").interval[0])
     assert lines[2]["seconds_per_image"] == "0.00123"
     assert (lines[2]["defense"], lines[2]["setting"], lines[0]["defense"]) == ("jpeg", "75", "")

@@ -54,10 +54,10 @@ def test_every_row_judges_the_images_of_each_folder(folder: Path, tmp_path: Path
     assert result.columns == ("Clean", "weak", "strong")
     rows = {row.name: row for row in result.rows}
     assert not any(row.error for row in result.rows)
-    assert [cell.right for cell in rows["None"].cells if cell] == ["11111", "11111", "00000"]
-    assert [cell.right for cell in rows["None, 4 views"].cells if cell] == ["11111", "11111", "00000"]
-    assert rows["None"].notes.keys() == {f"against {name}" for name in rows if name.endswith("views") or "noise" in name}
-    assert rows["Mean filter, size 7"].notes["against None"] == "0, 0 (p = 1)"
+    assert [cell.right for cell in rows["Undefended"].cells if cell] == ["11111", "11111", "00000"]
+    assert [cell.right for cell in rows["Undefended, 4 views"].cells if cell] == ["11111", "11111", "00000"]
+    assert rows["Undefended"].notes.keys() == {f"against {name}" for name in rows if name.endswith("views") or "noise" in name}
+    assert rows["Mean filter, size 7"].notes["against Undefended"] == "0, 0 (p = 1)"
     assert result.facts["n"] == 5
     assert result.facts["perturbations, weak"].startswith("L-infinity 1, 1, 1 of 255; L2 0.272, 0.272, 0.272 on")
     assert "L-infinity 8, 8, 8 of 255" in result.facts["perturbations, strong"]
@@ -76,8 +76,8 @@ def test_a_control_is_compared_image_by_image(folder: Path, tmp_path: Path, monk
     assert transfer(folder, tmp_path, "--adversarial", str(attack(folder, tmp_path / "strong", 8))) == 0
     result = read(tmp_path / "transfer.json")
     rows = {row.name: row for row in result.rows}
-    assert rows["Mean filter, size 3"].notes["against None"] == "6, 0 (p = 0.031)"
-    assert rows["None"].notes["against None, 4 views"] == "0, 0 (p = 1)"
+    assert rows["Mean filter, size 3"].notes["against Undefended"] == "6, 0 (p = 0.031)"
+    assert rows["Undefended"].notes["against Undefended, 4 views"] == "0, 0 (p = 1)"
 
 
 def test_jpeg_other_sizes_and_unreadable_files_are_said(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -27,7 +27,7 @@ class DefendedModel(nn.Module):
     The four views are test-time augmentation: they shift the purified image by a few pixels, off the grid of strides and pixels
     that a perturbation was computed for, and their class probabilities are averaged. They cost four passes of the target for
     each image. Under gray-box IGSM and C&W, the views alone restore the class of most images; under MI-FGSM, of fewer images
-    (docs/results.md, Table I: None, 4 views). docs/adversaries.md reports robust accuracy under adaptive attacks. See
+    (docs/results.md, Table I: Undefended, 4 views). docs/adversaries.md reports robust accuracy under adaptive attacks. See
     :func:`shifted`.
 
     Several defenses are given as a list. Each defense purifies every image, and the class probabilities are averaged over the

@@ -60,7 +60,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     other: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL[=WEIGHTS]")] = ()
     """Further targets, for tables 2 and 3."""
     adversarial: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER")] = ()
-    """Folders of images that somebody else attacked, named as those of --data, for transfer; a column each."""
+    """Folders of images attacked by another tool, named as those of --data, for transfer; a column each."""
     count: int = 150
     """Number of images that the target classifies correctly; for certify, of all images."""
     slow_count: int = 20
@@ -232,7 +232,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         subject = subjects[0] if subjects else transfer.subject if transfer else unfiltered
         assert subject is not None  # noqa: S101 - there is an experiment
         if len(subject.images) < self.count:
-            logger.info("only %d images that %s gets right", len(subject.images), subject.target.name)
+            logger.info("only %d images that %s classifies correctly", len(subject.images), subject.target.name)
         plan = Plan(
             subject=subject,
             families=families,

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 if TYPE_CHECKING:  # command lines are parsed with this list, without importing torch
     from torch import nn
 
-OAG = "Online alternate generator"
+OAG = "OAG"
 OAG_KEY = "oag"
-NONE = "None"
+NONE = "Undefended"
 VIEWS = "4 views"
 IN_VIEWS = "-4-views"  # ends the key of a defense that stands in them
 

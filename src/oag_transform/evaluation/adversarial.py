@@ -1,4 +1,4 @@
-"""Images that somebody else attacked: found by the names of the clean ones, read as these are, and measured.
+"""Images attacked by another tool: found by the names of the clean ones, read as these are, and measured.
 
 Tools such as TransferAttack write one folder of PNG files with the names of the clean images. So do others, into a folder for
 each class.

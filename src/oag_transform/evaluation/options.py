@@ -188,7 +188,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("adaptive", "Robust accuracy under adaptive attacks", "adaptive", in_all=False),
     Experiment("convergence", "Whether an adaptive attack has converged", "convergence", in_all=False),
     Experiment("certify", "Certified accuracy by randomized smoothing", "certify", in_all=False),
-    Experiment("transfer", "Accuracy on images that somebody else attacked", "transfer", in_all=False),
+    Experiment("transfer", "Accuracy on images attacked by another tool", "transfer", in_all=False),
     Experiment("tune", "Settings, tuned on clean and Gaussian-noised images", "figures", in_all=False),
 )
 

@@ -204,7 +204,7 @@ def common_facts(subject: Subject, data: str) -> dict[str, Any]:
     packages = ("oag-transform", "torch", "torchvision", "foolbox", "scipy", "scikit-image", "PyWavelets", "numpy")
     return {
         "seed": subject.seed,
-        "data": f"{data}: {len(subject.images)} images that the target gets right, of {subject.looked_at} looked at",
+        "data": f"{data}: {len(subject.images)} images that the target classifies correctly, of {subject.looked_at} looked at",
         "target": subject.target.name,
     } | provenance(subject.device, packages)
 

@@ -117,13 +117,13 @@ def recommend(rows: Sequence[RowResult], *, clean: int, attacked: Iterable[int])
     under, without = _accuracy([best.cells[column] for column in attacked]), _accuracy([best.cells[clean]])
     others = [row.name for row in alike if row is not best]
     words = [
-        f"Of what was measured on all {_n(best.cells[clean])} images, {best.name} has the highest mean accuracy under attack: "
+        f"Of the defenses measured on all {_n(best.cells[clean])} images, {best.name} has the highest mean accuracy under attack: "
         f"{100 * under:.1f}%, and {100 * without:.1f}% on clean images."
     ]
     if others:
         words.append(
             "Statistically indistinguishable from it, under attack and on clean images (exact sign test, p > "
-            f"{SIGNIFICANCE:g} or in front), {'are' if others[1:] else 'is'} {'; '.join(others)}."
+            f"{SIGNIFICANCE:g} or better), {'are' if others[1:] else 'is'} {'; '.join(others)}."
         )
     else:
         words.append(f"Every other is worse (exact sign test, p <= {SIGNIFICANCE:g} under attack or on clean images).")

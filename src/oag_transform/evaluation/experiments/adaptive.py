@@ -72,7 +72,7 @@ def _cost(row: RowResult) -> dict[str, str]:
     if cell is None or not cell.attacks:
         return {}
     took = [each.name if each.gradients is None else f"{each.name} {each.gradients}" for each in cell.attacks]
-    notes = {"attacks (gradients an image)": " + ".join(took), "attack: s": seconds(sum(each.seconds for each in cell.attacks))}
+    notes = {"attacks (gradients an image)": " + ".join(took), "attack, s": seconds(sum(each.seconds for each in cell.attacks))}
     losses = cell.attacks[0].losses
     if len(cell.attacks) == 1 and losses:
         notes["loss, first and last"] = f"{losses[0]:.2f}, {losses[-1]:.2f}"
@@ -81,10 +81,10 @@ def _cost(row: RowResult) -> dict[str, str]:
 
 def _caption(plan: Plan) -> str:
     options = plan.adaptive
-    alone = "Each attack by itself, on all images." if options.each_alone else "One attack after another, see attacks."
+    alone = "Each attack by itself, on all images." if options.each_alone else "The attacks run in sequence (column attacks)."
     seed = " The defender's seed is fixed, and the attacker knows it." if options.seed_known else ""
     return (
         f"Accuracy in percent of images that the target classifies correctly. Untargeted. {alone}{seed} A vote of "
-        f"{options.judge} fresh draws judges a randomised defense: accuracy by vote with its 95% interval, of a single draw, "
-        "and right in every draw. Seconds include defense and target, of one draw. Robust accuracies are upper bounds."
+        f"{options.judge} fresh draws judges a randomised defense. A cell has the accuracy by vote with its 95% "
+        "interval, the accuracy of a single draw, and the share of images that every draw classifies correctly. Seconds include defense and target, of one draw. Robust accuracies are upper bounds."
     )

@@ -148,7 +148,7 @@ def _row(subject: Subject, sigma: float, denoiser: Denoiser, plan: Plan, apart: 
     images = column.counts(subject, row)
     shares = [each.counted.get(each.truth, 0) / sum(each.counted.values()) for each in images]
     took = median(each.seconds / (sum(each.selection.values()) + sum(each.counted.values())) for each in images)
-    notes = {"one draw": f"{100 * (sum(shares) / len(shares)):.1f}", "draw: s": seconds(took)}
+    notes = {"one draw": f"{100 * (sum(shares) / len(shares)):.1f}", "s a draw": seconds(took)}
     return replace(found, seconds=None, notes=notes, certificates=images)
 
 

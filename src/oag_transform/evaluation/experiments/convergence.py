@@ -63,7 +63,7 @@ def _point(plan: Plan, row: Row, bound: Bound, steps: int, draws: int) -> RowRes
     margins, cosines = _margins(plan.subject, row, column, draws)
     notes = {"mean margin": f"{margins:.2f}", "agreement": f"{cosines:.2f}"}
     if cell is not None and cell.attacks:
-        notes["attack: s"] = f"{cell.attacks[0].seconds:.1f}"
+        notes["attack, s"] = f"{cell.attacks[0].seconds:.1f}"
     return replace(found, notes=notes)
 
 

@@ -101,7 +101,7 @@ def tradeoff(plan: Plan) -> Result:
     return plan.result(
         "tradeoff",
         "A defense above and to the right of another is better. Slow defenses are measured on fewer images. "
-        f"OAG is at {plan.setting_name}, but for T_N.",
+        f"OAG is at {plan.setting_name}, except for T_N.",
         "Defense",
         [*(column.label for column in columns), "Mean attacked"],
         rows,

@@ -29,9 +29,9 @@ def table1(plan: Plan) -> Result:
     return plan.result(
         "table1",
         "Images that the target classifies correctly, clean and under gray-box attacks. "
-        f"{goals}. Attacked images are rounded to 8 bits. Each defense stands at its published setting and, "
-        "where that is another, at one tuned on clean and Gaussian-noised images. The mean is over the attacks; its interval "
-        "is that of n images. " + " ".join(against_peers(rows)),
+        f"{goals}. Attacked images are rounded to 8 bits. Each defense has its published setting and, if "
+        "different, one tuned on clean and Gaussian-noised images. The mean is over the attacks; its interval is that of n "
+        "images. " + " ".join(against_peers(rows)),
         "Defense",
         [*(column.label for column in columns), "Mean attacked"],
         rows,

@@ -1,4 +1,4 @@
-"""What each row has right on images that somebody else attacked."""
+"""What each row has right on images attacked by another tool."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def transfer(plan: Plan) -> Result:
     count = len(plan.transfer.subject.images)
     return plan.result(
         "transfer",
-        "Images that the target classifies correctly, clean and as somebody else attacked them, who need not know this target. "
+        "Images that the target classifies correctly, clean and attacked by another tool, which need not know this target. "
         "Against a control, over all folders: images that the row has right more often, less often, and p of the two-sided "
         "exact sign test.",
         "Defense",
@@ -34,8 +34,8 @@ def transfer(plan: Plan) -> Result:
         _with_controls(rows),
         count=count,
         facts={
-            "attacks": "somebody else's",
-            "data": f"{plan.facts['data'].partition(':')[0]}: {count} images that the target gets right and every folder has, "
+            "attacks": "another tool's",
+            "data": f"{plan.facts['data'].partition(':')[0]}: {count} images that the target classifies correctly and every folder has, "
             f"of {plan.transfer.subject.looked_at} looked at",
             **plan.transfer.facts,
         },
