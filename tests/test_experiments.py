@@ -352,7 +352,9 @@ def test_each_attack_alone_has_a_row_and_the_worst_of_them_too(folder: Path, tmp
     options = AdaptiveOptions(attacks=("transfer", "margin"), each_alone=True, linf=(6,), steps=8)
     plan = dataclasses.replace(make_plan(folder, tmp_path), adaptive=options)
     (result,) = adaptive.adaptive(plan)
-    assert [row.name for row in result.rows[:3]] == ["Undefended: transfer", "None: margin", "None: worst for each image"]
+    assert [row.name for row in result.rows[:3]] == [
+        *(f"Undefended: {each}" for each in ("transfer", "margin", "worst for each image"))
+    ]
     transfer, by_margin, worst = map(right_of, result.rows[:3])
     assert worst == [transfer[0], "".join(map(min, zip(transfer[1], by_margin[1], strict=True)))]
 

@@ -117,8 +117,8 @@ def recommend(rows: Sequence[RowResult], *, clean: int, attacked: Iterable[int])
     under, without = _accuracy([best.cells[column] for column in attacked]), _accuracy([best.cells[clean]])
     others = [row.name for row in alike if row is not best]
     words = [
-        f"Of the defenses measured on all {_n(best.cells[clean])} images, {best.name} has the highest mean accuracy under attack: "
-        f"{100 * under:.1f}%, and {100 * without:.1f}% on clean images."
+        f"Of the defenses measured on all {_n(best.cells[clean])} images, {best.name} has the highest mean accuracy under "
+        f"attack: {100 * under:.1f}%, and {100 * without:.1f}% on clean images."
     ]
     if others:
         words.append(

@@ -85,6 +85,7 @@ def _caption(plan: Plan) -> str:
     seed = " The defender's seed is fixed, and the attacker knows it." if options.seed_known else ""
     return (
         f"Accuracy in percent of images that the target classifies correctly. Untargeted. {alone}{seed} A vote of "
-        f"{options.judge} fresh draws judges a randomised defense. A cell has the accuracy by vote with its 95% "
-        "interval, the accuracy of a single draw, and the share of images that every draw classifies correctly. Seconds include defense and target, of one draw. Robust accuracies are upper bounds."
+        f"{options.judge} fresh draws judges a randomised defense. A cell has the accuracy by vote with its 95% interval, the "
+        "accuracy of a single draw, and the share of images that every draw classifies correctly. Seconds include defense and "
+        "target, of one draw. Robust accuracies are upper bounds."
     )

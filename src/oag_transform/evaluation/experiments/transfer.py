@@ -35,8 +35,8 @@ def transfer(plan: Plan) -> Result:
         count=count,
         facts={
             "attacks": "another tool's",
-            "data": f"{plan.facts['data'].partition(':')[0]}: {count} images that the target classifies correctly and every folder has, "
-            f"of {plan.transfer.subject.looked_at} looked at",
+            "data": f"{plan.facts['data'].partition(':')[0]}: {count} images that the target classifies correctly and "
+            f"every folder has, of {plan.transfer.subject.looked_at} looked at",
             **plan.transfer.facts,
         },
     )
