@@ -3,6 +3,9 @@
 import os
 from collections.abc import Callable, Iterator
 
+# of this process and of those that it starts: tests are small, and two threads wait for each other on a busy processor
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
