@@ -38,7 +38,7 @@ class Plan:
         attacks: those of Table I.
         facts: that go with every result.
         others: further targets and their images, for Tables II and III.
-        transfer: images that somebody else attacked, for ``transfer``.
+        transfer: images attacked by another tool, for ``transfer``.
         unfiltered: the target and images that are right or wrong, for ``certify``.
         apart: images apart from these, for ``certify`` with batch normalization adapted.
         slow_count: images for slow defenses.
