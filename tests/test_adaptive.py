@@ -289,6 +289,15 @@ def test_unrolled_reaches_into_defenses_in_turn() -> None:
     assert not torch.allclose(through, identity, rtol=0.1)
 
 
+def test_among_several_defenses_a_baseline_has_its_surrogates_gradient() -> None:
+    model = DefendedModel(Linear(), [JPEG(20), GaussianNoise(8, seed=0)], shift=0)
+    images = synthetic_image(2, 3, SIDE, SIDE).float().requires_grad_()
+    exact = unrolled(model)
+    torch.testing.assert_close(exact(images, index=3), model(images, index=3))
+    slopes = [torch.autograd.grad(each(images, index=3)[:, 0].sum(), images)[0] for each in (exact, model)]
+    assert not torch.allclose(slopes[0], slopes[1], rtol=0.1)  # the identity's
+
+
 def test_the_gradient_over_draws_is_that_of_the_mean_probability() -> None:
     model = DefendedModel(Linear(), GaussianNoise(20, seed=0), shift=0, gradient="own")
     images, labels = examples()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import _checks, streams
+from ...baselines import surrogate
 from ...baselines.compose import Compose
 from ...defended import DefendedModel, takes_index
 from ...generator import reference, with_gradient
@@ -48,16 +49,21 @@ def unrolled(model: DefendedModel, *, expected: bool = False) -> DefendedModel:
     """The same model, with gradients through its defense: OAG unrolled, any other's own.
 
     A defense that has no gradient of its own raises RuntimeError when it is attacked. Of several defenses in one model such a
-    one passes on the identity's gradient (BPDA): left out, it would hide its part of the model from the attack.
+    one has its surrogate's gradient (:func:`~oag_transform.baselines.surrogate.differentiable`), or the identity's (BPDA) where
+    there is none: left out, it would hide its part of the model from the attack.
 
     Args:
         model: what is attacked.
         expected: the exact gradient has no part for what jumps: whether a weight is beyond the threshold, and the masks of the
             ReLU. The Langevin noise decides both, and what it gives *on average* is smooth. True: a jump at 0 of what carries
             noise of standard deviation s has the derivative of that average, the normal density of s. Values are the same.
+
+    Raises:
+        ModuleNotFoundError: kornia is missing, for JPEG among several defenses.
     """
     if isinstance(model.defense, nn.ModuleList):
-        defense: Any = [_OwnOrIdentity(_unrolled(each, expected)) for each in model.defense]
+        parts = [_unrolled(each, expected) for each in model.defense]
+        defense: Any = [_OwnOrIdentity(surrogate.differentiable(part) or part) for part in parts]
     else:
         defense = _unrolled(model.defense, expected)
     return DefendedModel(model.target, defense, **settings_of(model) | {"gradient": "own"})
