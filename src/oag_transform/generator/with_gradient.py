@@ -77,7 +77,7 @@ def purify(
             image = decay * image + (1 - decay) * mode + added_std * temperature.sqrt()[..., None] * noise  # Eq. 3
         if step == s.network_steps:
             break
-        drawn = patches(image)
+        drawn, deviation = patches(image), noise_std()
         of_reference, of_image = responses(seen), responses(drawn)
         gates, own = fc * (of_reference > 0), fc * (of_image > 0)
         weight_step = gates.matmul(seen.mT) - own.matmul(drawn.mT)  # the bracket of Eq. 5
@@ -85,14 +85,14 @@ def purify(
         fc_step = of_reference.relu() - of_image.relu()
         if s.threshold:
             limit = temperature * s.threshold * weight.norm(dim=2, keepdim=True)
-            fc_step = fc_step * step_function(fc_step.abs() - limit, noise_std())
+            fc_step = fc_step * step_function(fc_step.abs() - limit, deviation)
         rate = images.new_full((count,), s.conv_lr)
         if s.adaptive_lr:
             with torch.no_grad():
                 lr_factor, best = energy.slow_down(lr_factor, best, (reference - image).square().mean((1, 2, 3)))
             rate = (energy.STABLE / (taps * gates.mean(2).square().sum(1))).clamp(max=s.conv_lr)
         rate = (lr_factor * rate / (rows * columns))[:, None, None]
-        mask = step_function(of_image, noise_std())
+        mask = step_function(of_image, deviation)
         velocity = fc_step + s.momentum * velocity
         weight, bias = weight + rate * weight_step, bias + rate * bias_step  # Eq. 5
         fc = fc + (lr_factor * s.fc_lr)[:, None, None] * velocity
