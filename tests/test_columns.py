@@ -92,6 +92,8 @@ def test_measurements_equal_the_plain_computation_for_any_chunks(folder: Path, t
         viewed = Row("viewed", oag.make, in_views=True).model(subject)
         right = DefendedModel(target, defense)(plain).argmax(1) == subject.labels
         assert classify(subject, viewed, images, "")[0].right == bits(right)
+        assert Row("shifted", oag.make, in_views=True, shift=3).model(subject).shift == 3
+        assert Row("alone", oag.make, shift=3).model(subject).shift == 0
     (images, noisy, *cells_of_one), (same_images, same_noise, *cells_of_four) = found
     assert torch.equal(images, same_images)
     assert torch.equal(noisy, same_noise)

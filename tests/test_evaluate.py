@@ -103,6 +103,18 @@ def test_every_defense_that_can_be_made_has_a_line(
     assert "--pixelcnn FILE" in caplog.text
 
 
+def test_the_shift_of_the_views_is_that_of_every_row_in_views(folder: Path, tmp_path: Path) -> None:
+    asked = ["table1", "--attacks", "fgsm", "--defenses", "jpeg-4-views:50", "jpeg:50"]
+    assert main(arguments(folder, tmp_path, *asked, "--shift", "20")) == 0
+    shifted = {line.name: line for line in read(tmp_path / "table1.json").rows}
+    assert read(tmp_path / "table1.json").facts["shift of the views"] == 20
+    assert main(arguments(folder, tmp_path, *asked)) == 0
+    usual = {line.name: line for line in read(tmp_path / "table1.json").rows}
+    models = "Undefended, 4 views", "JPEG, 4 views, quality 50"
+    assert all(shifted[name].code != usual[name].code and "shift=20" in shifted[name].code for name in models)
+    assert shifted["JPEG, quality 50"] == usual["JPEG, quality 50"]
+
+
 def test_a_failed_row_has_a_reason_and_exit_status_1(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert main(arguments(folder, tmp_path, "table1", "--attacks", "fgsm", "--defenses", "jpeg", "pixeldefend")) == 1
     rows = {line.name: line for line in read(tmp_path / "table1.json").rows}
@@ -203,6 +215,8 @@ def test_fit_pixelcnn_and_defend_with_it(folder: Path, tmp_path: Path, monkeypat
         (["--count", "0"], "--count must be an integer >= 1, got 0"),
         (["--resize", "30"], "--resize must be at least --crop, got 30 and 40"),
         (["--noise-std", "0"], "--noise-std must be a finite number > 0"),
+        (["--shift", "0"], "--shift must be an integer >= 1, got 0"),
+        (["--shift", "40"], "--shift must be less than the images' 40 pixels, got 40"),
         (["--eps", "0"], "grey levels"),
         (["--defenses", "magic"], "no defense 'magic'; expected some of mean, median"),
         (["--out", __file__], "--out must be a folder, got "),

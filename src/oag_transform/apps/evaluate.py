@@ -65,6 +65,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     """Number of images that the target classifies correctly; for certify, of all images."""
     slow_count: int = 20
     """Number of images for slow defenses."""
+    shift: Annotated[int | None, default("by the size of the images: 1 at 32 pixels, 5 at 224")] = None
+    """Pixels by which the four views are shifted."""
     attacks: tuple[str, ...] = tuple(attack.key for attack in GRAY_BOX)
     """Gray-box attacks of table1 and others."""
     goal: Literal["paper", "targeted", "untargeted"] = "paper"
@@ -111,6 +113,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             parent.__post_init__(self)
         for name in ("count", "slow_count"):
             _checks.integer(f"--{name.replace('_', '-')}", getattr(self, name), at_least=1)
+        if self.shift is not None:
+            _checks.integer("--shift", self.shift, at_least=1)
         _checks.number("--noise-std", self.noise_std, above=0)
         if self.engine != "ray" and self.address is not None:
             raise ValueError("--address needs --engine ray")
@@ -213,6 +217,9 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             model, _, weights = name.partition("=")
             other = dataclasses.replace(self, model=model, weights=weights or None)
             targets.append(other.load(listing.classes, device, listing.side, first))
+        least = min(target.preprocessing.crop for target in targets)
+        if self.shift is not None and self.shift >= least:
+            raise ValueError(f"--shift must be less than the images' {least} pixels, got {self.shift}")
         if not self.other:  # a defense that uses the gradient of one target is none of another's
             needs = dataclasses.replace(needs, target=targets[0].model)
         families = self._families(every, needs)
@@ -238,12 +245,14 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             families=families,
             attacks=attacks,
             facts=common_facts(subject, Path(self.data.rpartition(":")[2]).resolve().name)
-            | {"compute_dtype": str(operands(Settings(compute_dtype=dtype), device, torch.float32))},
+            | {"compute_dtype": str(operands(Settings(compute_dtype=dtype), device, torch.float32))}
+            | ({} if self.shift is None else {"shift of the views": self.shift}),
             others=tuple(subjects[1:]),
             transfer=transfer,
             unfiltered=unfiltered,
             apart=apart,
             slow_count=self.slow_count,
+            shift=self.shift,
             noise_std=self.noise_std,
             network_steps=next(int(family.tuned) for family in every if family.key == OAG_KEY),
             needs=needs,

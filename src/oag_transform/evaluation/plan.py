@@ -42,6 +42,7 @@ class Plan:
         unfiltered: the target and images that are right or wrong, for ``certify``.
         apart: images apart from these, for ``certify`` with batch normalization adapted.
         slow_count: images for slow defenses.
+        shift: of the views in pixels; None: by the size of the image.
         noise_std: standard deviation of the Gaussian noise of ``tune`` and Fig. 4, on the [0, 1] scale.
         network_steps: T_N of OAG, tuned.
         needs: what some defenses are made with.
@@ -59,6 +60,7 @@ class Plan:
     unfiltered: Subject | None = None
     apart: Listing | None = None
     slow_count: int = 20
+    shift: int | None = None
     noise_std: float = 0.1
     network_steps: int = 9
     needs: Needs = Needs()
@@ -104,11 +106,11 @@ class Plan:
             return family.make(setting, seed, self.needs)
 
         count = self.slow_count if family.slow else None
-        return Row(family.describe(setting), make, family.in_views, count, family.key, setting)
+        return Row(family.describe(setting), make, family.in_views, self.shift, count, family.key, setting)
 
     def rows(self, *, published: bool = True) -> list[Row]:
         """No defense, and each family at its published and at its tuned setting."""
-        found = [Row(NONE), Row(f"{NONE}, {VIEWS}", in_views=True)]
+        found = [Row(NONE), Row(f"{NONE}, {VIEWS}", in_views=True, shift=self.shift)]
         for family in self.families:
             settings = dict.fromkeys([*([family.published] if published else []), family.tuned])
             found += [self.row(family, setting) for setting in settings]

@@ -71,6 +71,7 @@ class Row:
         label: name of the row.
         make: seed -> the defense, a transform of [0, 1] batches; None where there is no defense.
         in_views: seen in the four views of a :class:`~oag_transform.DefendedModel`, or as it is.
+        shift: of these views in pixels; None: the model's own, by the size of the image.
         count: the first so many images only, for slow defenses; None: all of them.
         defense: key in :data:`oag_transform.baselines.catalogue.DEFENSES`; empty for none of them.
         setting: of that defense.
@@ -79,6 +80,7 @@ class Row:
     label: str
     make: Callable[[int], nn.Module] | None = None
     in_views: bool = False
+    shift: int | None = None
     count: int | None = None
     defense: str = ""
     setting: float | None = None
@@ -94,9 +96,8 @@ class Row:
         """
         seed = subject.seed if seed is None else seed
         defense = nn.Identity() if self.make is None else self.make(seed)
-        if not self.in_views:
-            settings["shift"] = 0
-        return DefendedModel(subject.target.model, defense, **settings).to(subject.device)
+        shift = self.shift if self.in_views else 0
+        return DefendedModel(subject.target.model, defense, shift=shift, **settings).to(subject.device)
 
 
 UNDEFENDED = Row(NONE)
