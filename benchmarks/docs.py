@@ -12,6 +12,8 @@ A block begins with an HTML comment that says what it is made of, and ends with 
   these results has, also the worst attack, certified accuracy and time; each part may be left out;
 - ``<!-- paired: data/x/table1.json | NAME -->``: every row of a result with a clean and a mean column beside the row of this
   name, image by image;
+- ``<!-- published: TABLE data/x/table1.json -->``: the paper's figures, those of ``data/paper.json`` under this name, beside
+  the rows of a result that they are about;
 - ``<!-- attacks: -->``: the list of adaptive attacks;
 - ``<!-- detail: data/detail.json | NAME, NAME -->``: some of the settings that ``benchmarks.detail`` compared;
 - ``<!-- speed: data/speed.json -->``: what ``benchmarks.speed`` wrote;
@@ -114,6 +116,22 @@ def _paired(of: str) -> str:
     return _unbroken("\n".join([*tables.table(headings, lines), "", note]))
 
 
+def _published(of: str) -> str:
+    """The paper's figures beside the rows here that they are about: of a name or of a defense, at each of its settings."""
+    name, file = of.split()
+    published, found = _load("data/paper.json")[name], results.read(DOCS / file)
+    places = [next(i for i, column in enumerate(found.columns) if column.startswith(each)) for each in published["columns"]]
+    lines = []
+    for entry in published["rows"]:
+        for row in found.rows:
+            if {row.name, row.defense.partition(":")[0]} & set(entry["rows"]) and not row.error:
+                here = [tables.cell_text(row.cells[place], found.facts["n"]) for place in places]
+                pairs = zip(entry["figures"], here, strict=True)
+                lines.append([row.name, *(text for figure, shown in pairs for text in (f"{figure:.2f}", shown))])
+    headings = [f"{column}, {where}" for column in published["columns"] for where in ("paper", "here")]
+    return _unbroken("\n".join(tables.table(("Defense", *headings), lines)))
+
+
 def _detail(of: str) -> str:
     file, _, names = of.partition("|")
     return detail.markdown(DOCS / file.strip(), [name.strip() for name in names.split(",")])
@@ -128,6 +146,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "summary": lambda of: board.summary(of, DOCS),
     "board": lambda of: board.board(of, DOCS),
     "paired": _paired,
+    "published": _published,
     "attacks": lambda _: "\n".join(tables.table(("`--adaptive.attacks`", "what it does"), ADAPTIVE_ATTACKS.items())),
     "detail": _detail,
     "speed": lambda of: speed.markdown(_load(of)),

@@ -1,5 +1,6 @@
 """README and docs agree with their data."""
 
+import json
 import re
 from pathlib import Path
 
@@ -98,6 +99,28 @@ def test_a_summary_has_each_defense_at_one_setting(folder: Path) -> None:
         docs.made("<!-- summary: Flowers=table1.json | tvm -->\n<!-- end -->")
     with pytest.raises(ValueError, match=r"a bound that adaptive-linf has, L∞ 1/255, L∞ 2/255; got 3"):
         docs.made("<!-- summary: Flowers=table1.json,adaptive-linf.json,3 | none -->\n<!-- end -->")
+
+
+def test_published_figures_stand_beside_the_rows_that_they_are_about(folder: Path) -> None:
+    (folder / "data").mkdir()
+    table = {
+        "columns": ["B", "Clean"],
+        "rows": [
+            {"rows": ["Undefended"], "figures": [7.35, 97]},
+            {"rows": ["jpeg-4-views"], "figures": [50.5, 90.25]},
+            {"rows": ["not measured", "bm3d"], "figures": [1, 2]},
+        ],
+    }
+    (folder / "data" / "paper.json").write_text(json.dumps({"table": table}))
+    text = docs.made("<!-- published: table table1.json -->\nstale\n<!-- end -->")
+    assert docs.made(text) == text
+    assert [line.replace("\N{NO-BREAK SPACE}", " ") for line in text.splitlines()[1:-1]] == [
+        "| Defense | B, paper | B, here | Clean, paper | Clean, here |",
+        "|---|---|---|---|---|",
+        "| Undefended | 7.35 | 25.0 [5, 70] | 97.00 | 100.0 [51, 100] |",
+        "| JPEG, 4 views, quality 25 | 50.50 | 50.0 [15, 85] | 90.25 | 75.0 [30, 95] |",
+        "| JPEG, 4 views, quality 15 | 50.50 | 50.0 [15, 85] | 90.25 | 37.5 [9, 78] |",
+    ]
 
 
 def test_the_board_has_a_row_for_each_defense_of_any_result(folder: Path) -> None:
