@@ -39,4 +39,6 @@ def main(image: Path, server: str = "http://127.0.0.1:8000") -> Path:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/ask_service.py IMAGE")
     print(main(Path(sys.argv[1])))

@@ -32,4 +32,6 @@ def main(source: str, out: str, seed: int = 0) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: torchrun --nproc-per-node 2 examples/distributed_sampler.py IMAGES OUT")
     main(sys.argv[1], sys.argv[2])

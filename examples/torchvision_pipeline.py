@@ -36,4 +36,6 @@ def main(paths: list[str], **settings: int) -> Tensor:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit("usage: python examples/torchvision_pipeline.py IMAGE [IMAGE ...]")
     main(sys.argv[1:])

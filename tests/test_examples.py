@@ -1,6 +1,7 @@
 """The examples run, with few images and steps."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,14 @@ def test_torchvision_pipeline(tmp_path: Path) -> None:
     assert -1e-5 < pixels.min() < pixels.max() < 1 + 1e-5
     cropped = functional.center_crop(functional.resize(sample_images(), [256]), [224, 224])
     assert (pixels - cropped).abs().mean() < 0.05  # the same images
+
+
+@pytest.mark.parametrize("name", ["ask_service", "distributed_sampler", "torchvision_pipeline"])
+def test_a_script_without_its_arguments_says_what_it_needs(name: str) -> None:
+    script = Path(__file__).parent.parent / "examples" / f"{name}.py"
+    run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert re.fullmatch(rf"usage: .*examples/{name}\.py IMAGE.*\n", run.stderr)
 
 
 def test_defended_model() -> None:
