@@ -10,8 +10,8 @@ A block begins with an HTML comment that says what it is made of, and ends with 
   says otherwise, and the adaptive one at that setting too; ``none`` and ``none-4-views`` are no defense;
 - ``<!-- board: table1=... adaptive=...[,...] linf=BOUND certify=... radius=RADIUS -->``: a row for every defense that any of
   these results has, also the worst attack, certified accuracy and time; each part may be left out;
-- ``<!-- paired: data/x/table1.json | NAME -->``: every row of a result with a clean and a mean column beside the row of this
-  name, image by image;
+- ``<!-- paired: data/x/table1.json | NAME [| data/x/other.json] -->``: every row of a result with a clean and a mean column
+  beside the row of this name, image by image; or the rows of another result of the same images;
 - ``<!-- published: TABLE data/x/table1.json -->``: the paper's figures, those of ``data/paper.json`` under this name, beside
   the rows of a result that they are about;
 - ``<!-- attacks: -->``: the list of adaptive attacks;
@@ -98,12 +98,15 @@ def _unbroken(text: str) -> str:
 
 def _paired(of: str) -> str:
     """Every row beside one of them: accuracy with its interval, and exact sign tests on clean and on attacked images."""
-    file, _, name = (part.strip() for part in of.partition("|"))
+    file, name, *others = (part.strip() for part in of.split("|"))
     found = results.read(DOCS / file)
-    rows, most = [row for row in found.rows if not row.error], found.facts["n"]
-    one = next((row for row in rows if row.name == name), None)
+    one = next((row for row in found.rows if row.name == name and not row.error), None)
     if one is None:
-        raise ValueError(f"{file} has no row {name!r}; it has {', '.join(row.name for row in rows)}")
+        raise ValueError(f"{file} has no row {name!r}; it has {', '.join(row.name for row in found.rows)}")
+    shown_of = results.read(DOCS / others[0]) if others else found
+    if (shown_of.columns, shown_of.facts["data"]) != (found.columns, found.facts["data"]):
+        raise ValueError(f"{file} and {others[0]} have other columns or images")
+    rows, most = [row for row in shown_of.rows if not row.error], found.facts["n"]
     headings = ("Defense", "Clean", "Mean attacked", "Clean: better, worse, p", "Attacked: better, worse, p")
     lines = []
     for row in rows:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from scipy.stats import binomtest
 
 from benchmarks import docs
 from oag_transform.evaluation import result as results
@@ -99,6 +100,30 @@ def test_a_summary_has_each_defense_at_one_setting(folder: Path) -> None:
         docs.made("<!-- summary: Flowers=table1.json | tvm -->\n<!-- end -->")
     with pytest.raises(ValueError, match=r"a bound that adaptive-linf has, L∞ 1/255, L∞ 2/255; got 3"):
         docs.made("<!-- summary: Flowers=table1.json,adaptive-linf.json,3 | none -->\n<!-- end -->")
+
+
+def test_rows_are_paired_with_one_of_them_image_by_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docs, "DOCS", tmp_path)
+    one = RowResult("One", (Cell("11111111"), Cell("11111110"), Cell("11111110")))
+    weak = RowResult("Weak", (Cell("11111111"), Cell("00000001"), Cell("00000001")))
+    write(tmp_path, "table1", ("Clean", "A", "Mean"), one, weak)
+    write(tmp_path, "shifted", ("Clean", "A", "Mean"), weak, one)
+    write(tmp_path, "other", ("Clean", "B", "Mean"), weak)
+    p = binomtest(1, 8).pvalue
+    assert f"{p:.2g}" == "0.07"
+
+    def rows(block: str) -> list[list[str]]:
+        text = docs.made(f"<!-- paired: {block} -->\n<!-- end -->")
+        assert docs.made(text) == text
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[3:5]]
+
+    assert [[row[0], *row[3:]] for row in rows("table1.json | One")] == [["One", "", ""], ["Weak", "0, 0, 1", "7, 1, 0.07"]]
+    both = [["Weak", "0, 0, 1", "7, 1, 0.07"], ["One", "0, 0, 1", "0, 0, 1"]]
+    assert [[row[0], *row[3:]] for row in rows("table1.json | One | shifted.json")] == both
+    with pytest.raises(ValueError, match=r"table1\.json has no row 'Two'; it has One, Weak"):
+        rows("table1.json | Two")
+    with pytest.raises(ValueError, match=r"table1\.json and other\.json have other columns or images"):
+        rows("table1.json | One | other.json")
 
 
 def test_published_figures_stand_beside_the_rows_that_they_are_about(folder: Path) -> None:
