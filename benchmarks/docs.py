@@ -132,7 +132,7 @@ def _published(of: str) -> str:
                 pairs = zip(entry["figures"], here, strict=True)
                 lines.append([row.name, *(text for figure, shown in pairs for text in (f"{figure:.2f}", shown))])
     headings = [f"{column}, {where}" for column in published["columns"] for where in ("paper", "here")]
-    return _unbroken("\n".join(tables.table(("Defense", *headings), lines)))
+    return _unbroken("\n".join(tables.table((found.first, *headings), lines)))
 
 
 def _detail(of: str) -> str:
