@@ -120,18 +120,21 @@ def _paired(of: str) -> str:
 
 
 def _published(of: str) -> str:
-    """The paper's figures beside the rows here that they are about: of a name or of a defense, at each of its settings."""
+    """The paper's figures beside the rows here that they are about: of a name or of a defense, at each of its settings.
+
+    Columns of the paper that the result doesn't have are left out.
+    """
     name, file = of.split()
     published, found = _load("data/paper.json")[name], results.read(DOCS / file)
-    places = [next(i for i, column in enumerate(found.columns) if column.startswith(each)) for each in published["columns"]]
+    starts: list[str] = published["columns"]
+    places = {i: at for i, each in enumerate(starts) for at, name in enumerate(found.columns) if name.startswith(each)}
     lines = []
     for entry in published["rows"]:
         for row in found.rows:
             if {row.name, row.defense.partition(":")[0]} & set(entry["rows"]) and not row.error:
-                here = [tables.cell_text(row.cells[place], found.facts["n"]) for place in places]
-                pairs = zip(entry["figures"], here, strict=True)
+                pairs = [(entry["figures"][i], tables.cell_text(row.cells[at], found.facts["n"])) for i, at in places.items()]
                 lines.append([row.name, *(text for figure, shown in pairs for text in (f"{figure:.2f}", shown))])
-    headings = [f"{column}, {where}" for column in published["columns"] for where in ("paper", "here")]
+    headings = [f"{starts[i]}, {where}" for i in places for where in ("paper", "here")]
     return _unbroken("\n".join(tables.table((found.first, *headings), lines)))
 
 

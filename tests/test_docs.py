@@ -129,11 +129,11 @@ def test_rows_are_paired_with_one_of_them_image_by_image(tmp_path: Path, monkeyp
 def test_published_figures_stand_beside_the_rows_that_they_are_about(folder: Path) -> None:
     (folder / "data").mkdir()
     table = {
-        "columns": ["B", "Clean"],
+        "columns": ["B", "not measured", "Clean"],
         "rows": [
-            {"rows": ["Undefended"], "figures": [7.35, 97]},
-            {"rows": ["jpeg-4-views"], "figures": [50.5, 90.25]},
-            {"rows": ["not measured", "bm3d"], "figures": [1, 2]},
+            {"rows": ["Undefended"], "figures": [7.35, 3, 97]},
+            {"rows": ["jpeg-4-views"], "figures": [50.5, 3, 90.25]},
+            {"rows": ["not measured", "bm3d"], "figures": [1, 3, 2]},
         ],
     }
     (folder / "data" / "paper.json").write_text(json.dumps({"table": table}))
