@@ -131,7 +131,8 @@ def _published(of: str) -> str:
     lines = []
     for entry in published["rows"]:
         for row in found.rows:
-            if {row.name, row.defense.partition(":")[0]} & set(entry["rows"]) and not row.error:
+            key = row.defense if "+" in row.defense else row.defense.partition(":")[0]  # one of several is not that defense
+            if {row.name, key} & set(entry["rows"]) and not row.error:
                 pairs = [(entry["figures"][i], tables.cell_text(row.cells[at], found.facts["n"])) for i, at in places.items()]
                 lines.append([row.name, *(text for figure, shown in pairs for text in (f"{figure:.2f}", shown))])
     headings = [f"{starts[i]}, {where}" for i in places for where in ("paper", "here")]
