@@ -124,8 +124,8 @@ def _published(of: str) -> str:
 
     Columns of the paper that the result doesn't have are left out.
     """
-    name, file = of.split()
-    published, found = _load("data/paper.json")[name], results.read(DOCS / file)
+    table, file = of.split()
+    published, found = _load("data/paper.json")[table], results.read(DOCS / file)
     starts: list[str] = published["columns"]
     places = {i: at for i, each in enumerate(starts) for at, name in enumerate(found.columns) if name.startswith(each)}
     lines = []
