@@ -57,16 +57,24 @@ def _none(*_: Any) -> "nn.Module":
     return importlib.import_module("torch.nn").Identity()
 
 
-def _denoiser(name: str, *arguments: float, **settings: float) -> "nn.Module":
-    return getattr(importlib.import_module(".denoisers", __package__), name)(*arguments, **settings)
+def _baseline(module: str, name: str, *arguments: float, **settings: float) -> "nn.Module":
+    return getattr(importlib.import_module(f".{module}", __package__), name)(*arguments, **settings)
+
+
+def _non_local_means(std: float, h: float) -> "nn.Module":
+    return _baseline("denoisers", "NonLocalMeans", h * 255 * std, sigma=255 * std)
 
 
 DENOISERS: tuple[Denoiser, ...] = (
     Denoiser(OAG_KEY, OAG, _oag),
     Denoiser("none", NONE, _none),
     # 50 iterations come within 2.5 grey levels (RMS) of the minimum, closer than the library's own early stop
-    Denoiser("tv", "Total variation", lambda std, *_: _denoiser("TotalVariation", 0.8 * std, iterations=50)),
-    Denoiser("nlm", "Non-local means", lambda std, *_: _denoiser("NonLocalMeans", 0.6 * 255 * std, sigma=255 * std)),
-    Denoiser("wavelets", "Wavelets", lambda std, *_: _denoiser("Wavelets", 255 * std)),
-    Denoiser("bm3d", "BM3D", lambda std, *_: _denoiser("BM3D", 255 * std), by_default=False),  # takes seconds per draw
+    Denoiser("tv", "Total variation", lambda std, *_: _baseline("denoisers", "TotalVariation", 0.8 * std, iterations=50)),
+    Denoiser("nlm", "Non-local means", lambda std, *_: _non_local_means(std, 0.6)),
+    Denoiser("wavelets", "Wavelets", lambda std, *_: _baseline("denoisers", "Wavelets", 255 * std)),
+    # for 32 x 32 pixels, where it is better from a std of 0.25
+    Denoiser("nlm-weak", "Non-local means, h of 0.4 std", lambda std, *_: _non_local_means(std, 0.4), by_default=False),
+    Denoiser("median", "Median filter, size 3", lambda *_: _baseline("filters", "MedianFilter", 3), by_default=False),
+    # takes seconds per draw
+    Denoiser("bm3d", "BM3D", lambda std, *_: _baseline("denoisers", "BM3D", 255 * std), by_default=False),
 )
