@@ -14,6 +14,8 @@ A block begins with an HTML comment that says what it is made of, and ends with 
   beside the row of this name, image by image; or the rows of another result of the same images;
 - ``<!-- published: TABLE data/x/table1.json -->``: the paper's figures, those of ``data/paper.json`` under this name, beside
   the rows of a result that they are about;
+- ``<!-- certified: SET data/x/certify-0.25.json ... -->``: for each denoiser and radius the largest certified accuracy over the
+  results, which differ in sigma, above the published figures of ``data/certified.json`` for this set;
 - ``<!-- attacks: -->``: the list of adaptive attacks;
 - ``<!-- detail: data/detail.json | NAME, NAME -->``: some of the settings that ``benchmarks.detail`` compared;
 - ``<!-- speed: data/speed.json -->``: what ``benchmarks.speed`` wrote;
@@ -139,6 +141,34 @@ def _published(of: str) -> str:
     return _unbroken("\n".join(tables.table((found.first, *headings), lines)))
 
 
+def _certified(of: str) -> str:
+    """The best noise for each denoiser and radius, and below it what others published.
+
+    A radius that no result could prove for want of draws has an empty cell.
+    """
+    name, *files = of.split()
+    published, found = _load("data/certified.json")[name], [results.read(DOCS / file) for file in files]
+    radii: list[float] = published["radii"]
+    names = dict.fromkeys(row.name for each in found for row in each.rows if not row.error)
+    lines = []
+    for label in names:
+        lines.append([label])
+        for start in (f"L2 {radius:g} " for radius in radii):
+            proven = [
+                (cell.accuracy, -each.facts["sigma"], tables.cell_text(cell, cell.n), cell.n)
+                for each in found
+                for row in each.rows
+                if row.name == label
+                for column, cell in zip(each.columns, row.cells, strict=False)
+                if column.startswith(start) and cell is not None
+            ]
+            best = max(proven, default=None)
+            lines[-1].append(f"{best[2]} (sigma {-best[1]:g}, n = {best[3]})" if best else "")
+    for row in published["rows"]:
+        lines.append([row["name"], *("" if figure is None else f"{figure:g}" for figure in row["figures"])])
+    return _unbroken("\n".join(tables.table(("Denoiser", *(f"L2 {radius:g}" for radius in radii)), lines)))
+
+
 def _detail(of: str) -> str:
     file, _, names = of.partition("|")
     return detail.markdown(DOCS / file.strip(), [name.strip() for name in names.split(",")])
@@ -154,6 +184,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "board": lambda of: board.board(of, DOCS),
     "paired": _paired,
     "published": _published,
+    "certified": _certified,
     "attacks": lambda _: "\n".join(tables.table(("`--adaptive.attacks`", "what it does"), ADAPTIVE_ATTACKS.items())),
     "detail": _detail,
     "speed": lambda of: speed.markdown(_load(of)),

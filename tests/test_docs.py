@@ -148,6 +148,26 @@ def test_published_figures_stand_beside_the_rows_that_they_are_about(folder: Pat
     ]
 
 
+def test_certified_accuracy_at_the_best_noise_stands_above_published_figures(folder: Path) -> None:
+    (folder / "data").mkdir()
+    published = {"radii": [0.25, 1.0], "rows": [{"name": "Of others", "figures": [79.3, None]}]}
+    (folder / "data" / "certified.json").write_text(json.dumps({"toads": published}))
+    columns = ("L2 above 0", "L2 0.25 (L∞ 0.16/255)", "L2 1 (L∞ 0.66/255)")
+    strong = (Cell("1110"), Cell("1110"), Cell("0001"))
+    slow = RowResult("slow", (None,) * 3, error="ValueError: no luck", defense="bm3d")
+    rows = (RowResult("Undefended", strong, defense="none"), slow)
+    write(folder, "certify-more", columns, *rows, sigma=0.5)
+    text = docs.made("<!-- certified: toads certify.json certify-more.json -->\nstale\n<!-- end -->")
+    assert docs.made(text) == text
+    assert [line.replace("\N{NO-BREAK SPACE}", " ") for line in text.splitlines()[1:-1]] == [
+        "| Denoiser | L2 0.25 | L2 1 |",
+        "|---|---|---|",
+        "| Undefended | 75.0 [30, 95] (sigma 0.5, n = 4) | 25.0 [5, 70] (sigma 0.5, n = 4) |",
+        "| Wavelets | 50.0 [15, 85] (sigma 0.25, n = 4) |  |",
+        "| Of others | 79.3 |  |",
+    ]
+
+
 def test_the_board_has_a_row_for_each_defense_of_any_result(folder: Path) -> None:
     block = "<!-- board: table1=table1.json adaptive=adaptive-linf.json linf=1 certify=certify.json radius=0.25 -->\n"
     text = docs.made(f"{block}stale\n<!-- end -->")
