@@ -297,6 +297,30 @@ def test_fig1_hands_over_its_images(folder: Path, tmp_path: Path) -> None:
         assert pair.name == plan.subject.classes[int(plan.subject.labels[i])] == pair.classes[0]
 
 
+def test_fig1_measures_what_every_defense_leaves_of_the_attack(folder: Path, tmp_path: Path) -> None:
+    families = chosen(["oag", "mean:3", "jpeg-4-views", "bm3d"])
+    result = figures.fig1(make_plan(folder, tmp_path, attacks=(igsm(5),), families=families))
+    assert [row.defense for row in result.rows] == ["", "oag", "mean:3"]
+    assert [len(right) for right in right_of(result.rows[0])] == [6, 6]
+    assert result.facts["n"] == 6
+    subject = make_subject(folder, tmp_path)
+    clean = subject.images.double() / 255
+    changed = (255 * igsm(5)(bright, clean.float(), subject.labels, classes=2)).round().double() / 255
+
+    def distance(a: Tensor, b: Tensor) -> str:
+        return f"{255 * (a - b).flatten(1).norm(dim=1).mean().item() / clean[0].numel() ** 0.5:.2f}"
+
+    def blurred(images: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(nn.functional.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
+
+    none, oag, mean = (list(row.notes.values()) for row in result.rows)
+    assert none == [distance(changed, clean), "0.00", distance(changed, clean)]
+    assert mean == [distance(changed, clean), distance(blurred(clean), clean), distance(blurred(changed), blurred(clean))]
+    defense = OnlineAlternateGenerator(seed=0)
+    one, two = (defense(each.float(), index=range(6)) for each in (clean, changed))
+    assert oag == [distance(changed, clean), distance(one, clean), distance(two, one)]
+
+
 def test_fig5_shows_moments_of_one_run(folder: Path, tmp_path: Path) -> None:
     plan = dataclasses.replace(make_plan(folder, tmp_path, attacks=(igsm(5),)), network_steps=8)
     result = figures.fig5(plan)

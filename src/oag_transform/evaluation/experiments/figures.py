@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from msgspec.structs import replace
 from torch import Tensor
@@ -14,6 +15,8 @@ from ..attacks.gray_box import igsm
 from ..columns import CLEAN, Images, along, attacked, gray_box, noise, probabilities, traced
 from ..plan import Plan, goal, measure, with_mean
 from ..result import Curve, ImageColumn, Iterations, Lines, Pair, Pixels, Residuals, Result, RowResult, Tradeoff
+from ..store import Array
+from ..subject import Row, Subject
 
 EPSILONS = (0, 1, 2, 3, 4, 5, 6, 8, 10)  # Fig. 3
 TRACE_STEPS = (2, 4, 6, 7, 8, 9, 10, 12, 16, 20, 24, 32, 48, 72, 96)  # Fig. 4: dense where the default is
@@ -134,9 +137,16 @@ def tune(plan: Plan) -> Result:
 
 
 def fig1(plan: Plan) -> Result:
-    """Fig. 1: images, attacked and purified, their residuals, and what the target makes of them."""
-    subject = plan.subject.first(PAIRS)
+    """Fig. 1: images, attacked and purified, their residuals, and what the target makes of them; and every row in numbers."""
     attack = plan.attack("igsm")
+    measured = plan.columns([attack])
+    fast = dataclasses.replace(plan, families=tuple(family for family in plan.families if not family.slow))
+    rows = [
+        _with_distances(plan.subject, row, measure(plan.subject, row, measured), attacked(plan.subject, attack))
+        for row in fast.rows(published=False)
+        if not row.in_views  # they show the same image
+    ]
+    subject = plan.subject.first(PAIRS)
     model = plan.oag("OAG").model(subject)
 
     def purified(images: Tensor) -> Tensor:
@@ -166,9 +176,13 @@ def fig1(plan: Plan) -> Result:
         pairs.append(Pair(name, one, two, three, (first, second, third), (before, under, after)))
     return plan.result(
         "fig1",
-        f"{attack}, {goal(attack)}. Original, attacked and purified images, the first ones of the sample, not the best.",
+        f"{attack}, {goal(attack)}. Images that are shown are the first ones of the sample, not the best. Distances are root "
+        "mean squares over all values of an image, in grey levels, averaged over images. What is left of the attack is the "
+        "distance of the attacked image, purified, to the original image, purified with the same random numbers.",
+        "Defense",
+        [column.label for column in measured],
+        rows,
         attacks=[attack],
-        count=len(original),
         figures=[
             Residuals(
                 plan.file("fig1.jpg"), "Images, and below each its difference to the original, magnified.", tuple(columns)
@@ -177,6 +191,29 @@ def fig1(plan: Plan) -> Result:
         pairs=pairs,
         images={name: _pixels(image) for kind in kinds for name, image in zip(files[kind], kinds[kind], strict=True)},
     )
+
+
+def _with_distances(subject: Subject, row: Row, found: RowResult, changed: Tensor) -> RowResult:
+    """The row with the distances of Fig. 1; without them where it failed, or where its images have another size."""
+    if found.error:
+        return found
+    model = row.model(subject)
+
+    def compute(rows: range) -> Array:
+        clean, other = subject.batch(subject.images, rows), subject.batch(changed, rows)
+        with torch.no_grad():
+            one, two = model.purify(clean, index=rows), model.purify(other, index=rows)
+        if one.shape != clean.shape:
+            return np.full((len(rows), 3), np.nan)
+        differences = (other - clean, one - clean, two - one)
+        return np.stack([255 * each.square().mean((1, 2, 3)).sqrt().cpu().numpy() for each in differences], 1)
+
+    key = {"what": "distances"} | subject.key(model)
+    means = subject.store.rows(key, (subject.images, changed), compute, f"{row.label}: distances").mean(0)
+    if np.isnan(means).any():
+        return found
+    headings = ("attacked to original", "purified to original", "left of the attack")
+    return replace(found, notes={name: f"{mean:.2f}" for name, mean in zip(headings, means, strict=True)})
 
 
 def fig5(plan: Plan) -> Result:
