@@ -15,7 +15,7 @@ from oag_transform.evaluation.attacks.gray_box import Attack, fgsm, igsm, mifgsm
 from oag_transform.evaluation.data import image_folder
 from oag_transform.evaluation.experiments import adaptive, certify, convergence, figures, tables, transfer
 from oag_transform.evaluation.options import EXPERIMENTS, AdaptiveOptions, ConvergenceOptions, experiment
-from oag_transform.evaluation.plan import Plan, as_published
+from oag_transform.evaluation.plan import Plan, against_peers, as_published
 from oag_transform.evaluation.result import Cell, Cost, Iterations, Lines, Residuals, RowResult, Tradeoff
 from oag_transform.evaluation.subject import choose_subject
 from oag_transform.evaluation.targets import load_target
@@ -274,6 +274,14 @@ def test_tuning_takes_the_strongest_within_five_points(folder: Path, tmp_path: P
 
     monkeypatch.setattr(figures, "measure", measured)
     assert figures.tune(make_plan(folder, tmp_path, families=chosen(["jpeg"]))).facts["chosen"] == {"jpeg": 25}
+
+
+def test_a_model_with_oag_and_others_is_no_peer_of_oag() -> None:
+    def row(name: str, defense: str, attacked: str) -> RowResult:
+        return RowResult(name, (Cell("1111"), Cell(attacked), Cell(attacked)), defense=defense)
+
+    rows = [row("A", "oag-4-views", "1100"), row("B", "jpeg:25+oag", "1111"), row("C", "jpeg:25+noise:12", "1000")]
+    assert [sentence.partition(":")[0] for sentence in against_peers(rows)] == ["A, against C", "B, against C"]
 
 
 def test_fig1_hands_over_its_images(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
@@ -222,8 +223,8 @@ def with_mean(row: RowResult, of: int = 0) -> RowResult:
 
 
 def is_oag(row: RowResult) -> bool:
-    """Whether it is a row of OAG, at whatever setting."""
-    return row.defense.split("-")[0] == OAG_KEY
+    """Whether it is a row of OAG, at whatever setting, alone or with other defenses in one model."""
+    return any(re.split("[-:]", part)[0] == OAG_KEY for part in row.defense.split("+"))
 
 
 def against_peers(rows: Sequence[RowResult]) -> list[str]:
