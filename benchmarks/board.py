@@ -94,7 +94,9 @@ def board(of: str, docs: Path) -> str:
         proof = next((each for each in certificates if _denoises(each, row)), None)
         share = "" if proof is None or certified is None else _percent(proof.cells[certified.columns.index(str(proven))])
         time = "" if measured is None or measured.seconds is None else results.seconds(1000 * measured.seconds)
-        lines.append([row.name, *gray, *attacked, _link(share, given["certify"], docs) if share else "", time])
+        lines.append(
+            [row.name + _fewer(table, measured), *gray, *attacked, _link(share, given["certify"], docs) if share else "", time]
+        )
     return "\n".join([*tables.table(heading, lines), "", *_below(table, [result for _, result in adaptive], certified)])
 
 
@@ -169,6 +171,13 @@ def _gray(table: Result, row: RowResult) -> list[str]:
     measured = [(cell.accuracy, name) for cell, name in zip(attacked, table.columns[1:-1], strict=True) if cell is not None]
     worst = f"{100 * min(measured)[0]:.1f} ({min(measured)[1]})" if measured else ""
     return [_percent(clean), _percent(mean), worst]
+
+
+def _fewer(table: Result | None, row: RowResult | None) -> str:
+    """The number of images of a row that was measured on fewer than its table says."""
+    if table is None or row is None or row.cells[0] is None or row.cells[0].n == table.facts["n"]:
+        return ""
+    return f" (n = {row.cells[0].n})"
 
 
 def _percent(cell: Cell | None) -> str:
