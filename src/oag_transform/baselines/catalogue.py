@@ -128,7 +128,7 @@ def _together(key: str) -> Defense:
         return importlib.import_module("torch.nn").ModuleList(made)
 
     label = f"{' + '.join(family.describe(family.published) for family in families)}, {VIEWS}"
-    return Defense(key, label, "defenses", make, len(families), (len(families),), in_views=True)
+    return Defense(key, label, "", make, len(families), (len(families),), in_views=True)
 
 
 @functools.cache  # it may load a network, and is made before a run, so that errors come early, and in it
