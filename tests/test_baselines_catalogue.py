@@ -114,7 +114,7 @@ def test_a_key_puts_any_defense_in_views() -> None:
 
 def test_several_defenses_in_one_model() -> None:
     mix = by_key("jpeg:60+noise")
-    assert mix.label == "JPEG, quality 60 + Gaussian noise, grey levels 12, 4 views"
+    assert mix.describe(2) == "JPEG, quality 60 + Gaussian noise, grey levels 12, 4 views"
     assert mix.in_views
     modules = mix.make(2, 3, NEEDS)
     assert isinstance(modules, nn.ModuleList)

@@ -10,7 +10,9 @@ from typing import Any, cast
 import pytest
 import torch
 from msgspec.structs import replace
+from scipy.ndimage import median_filter
 from scipy.stats import beta, norm
+from skimage.restoration import denoise_nl_means
 from torch import Tensor, nn
 
 from oag_transform.apps.cli import main
@@ -88,6 +90,16 @@ def test_the_command_writes_data_a_table_and_a_curve(folder: Path, tmp_path: Pat
         assert (tmp_path / f"certify-{sigma:g}.md").read_text() in printed
     for label in [denoiser.label for denoiser in DENOISERS if denoiser.by_default]:
         assert printed.count(f"| {label} |") >= 2
+
+
+def test_denoisers_that_have_to_be_asked_for_are_their_definitions() -> None:
+    made = {denoiser.key: denoiser.make(STD, 0, None) for denoiser in denoisers(["median", "nlm-weak"])}
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    median = median_filter(images.numpy(), size=(1, 1, 3, 3), mode="nearest")
+    torch.testing.assert_close(made["median"](images), torch.from_numpy(median), rtol=0, atol=0)
+    settings = {"patch_size": 5, "patch_distance": 6, "channel_axis": 0, "h": 0.4 * STD, "sigma": STD, "fast_mode": True}
+    expected = [torch.from_numpy(denoise_nl_means(image.numpy(), **settings)) for image in images]
+    torch.testing.assert_close(made["nlm-weak"](images), torch.stack(expected), rtol=0, atol=1e-5)
 
 
 def test_no_certified_radius_exceeds_the_true_radius(folder: Path, found: Path) -> None:
