@@ -39,7 +39,7 @@ from oag_transform.evaluation import result as results
 from oag_transform.evaluation.options import ADAPTIVE_ATTACKS
 from oag_transform.evaluation.render import tables
 from oag_transform.evaluation.render.draw import draw_figures
-from oag_transform.evaluation.result import Certified, Lines, Result, Tradeoff
+from oag_transform.evaluation.result import Cell, Certified, Lines, Result, Tradeoff
 from oag_transform.evaluation.statistics import paired
 
 ROOT = Path(__file__).parent.parent
@@ -148,25 +148,23 @@ def _certified(of: str) -> str:
     """
     name, *files = of.split()
     published, found = _load("data/certified.json")[name], [results.read(DOCS / file) for file in files]
-    radii: list[float] = published["radii"]
-    names = dict.fromkeys(row.name for each in found for row in each.rows if not row.error)
-    lines = []
-    for label in names:
-        lines.append([label])
-        for start in (f"L2 {radius:g} " for radius in radii):
-            proven = [
-                (cell.accuracy, -each.facts["sigma"], tables.cell_text(cell, cell.n), cell.n)
-                for each in found
-                for row in each.rows
-                if row.name == label
-                for column, cell in zip(each.columns, row.cells, strict=False)
-                if column.startswith(start) and cell is not None
-            ]
-            best = max(proven, default=None)
-            lines[-1].append(f"{best[2]} (sigma {-best[1]:g}, n = {best[3]})" if best else "")
+    best: dict[str, dict[str, tuple[Cell, float]]] = {}  # of each denoiser and radius, with its noise; the smallest of equals
+    for result in sorted(found, key=lambda each: each.facts["sigma"]):
+        for row in (row for row in result.rows if not row.error):
+            of_row = best.setdefault(row.name, {})
+            for column, cell in zip(result.columns, row.cells, strict=True):
+                radius = column.partition(" (")[0]
+                if cell is not None and (radius not in of_row or cell.accuracy > of_row[radius][0].accuracy):
+                    of_row[radius] = cell, result.facts["sigma"]
+
+    def shown(cell: Cell, sigma: float) -> str:
+        return f"{tables.cell_text(cell, cell.n)} (sigma {sigma:g}, n = {cell.n})"
+
+    radii = [f"L2 {radius:g}" for radius in published["radii"]]
+    lines = [[label, *(shown(*cells[each]) if each in cells else "" for each in radii)] for label, cells in best.items()]
     for row in published["rows"]:
         lines.append([row["name"], *("" if figure is None else f"{figure:g}" for figure in row["figures"])])
-    return _unbroken("\n".join(tables.table(("Denoiser", *(f"L2 {radius:g}" for radius in radii)), lines)))
+    return _unbroken("\n".join(tables.table(("Denoiser", *radii), lines)))
 
 
 def _detail(of: str) -> str:

@@ -133,7 +133,7 @@ def _together(key: str) -> Defense:
 
 @functools.cache  # it may load a network, and is made before a run, so that errors come early, and in it
 def _own_defense(key: str, seed: int) -> "nn.Module":
-    return _class(".own", "OwnDefense")(key, seed)
+    return class_named(".own", "OwnDefense")(key, seed)
 
 
 def chosen(keys: Iterable[str]) -> tuple[Defense, ...]:
@@ -141,7 +141,8 @@ def chosen(keys: Iterable[str]) -> tuple[Defense, ...]:
     return tuple(by_key(key) for key in keys)
 
 
-def _class(module: str, name: str) -> Any:
+def class_named(module: str, name: str) -> Any:
+    """A class of a module beside this one (``".filters"``), which is imported when it is asked for, as it imports torch."""
     return getattr(importlib.import_module(module, __package__), name)
 
 
@@ -149,7 +150,7 @@ def _made(module: str, name: str, parameter: str, **settings: Any) -> Make:
     """A maker of a class whose ``parameter`` is the setting, and which gets the seed if it takes one."""
 
     def make(setting: float, seed: int, _: Needs) -> "nn.Module":
-        baseline = _class(f".{module}", name)
+        baseline = class_named(f".{module}", name)
         seeded = {"seed": seed} if "seed" in inspect.signature(baseline).parameters else {}
         return baseline(**{parameter: setting}, **settings, **seeded)
 
@@ -159,25 +160,25 @@ def _made(module: str, name: str, parameter: str, **settings: Any) -> Make:
 def _pixel_defend(epsilon: float, _: int, needs: Needs) -> "nn.Module":
     if needs.pixelcnn is None:
         raise ValueError("it needs a PixelCNN: oag-transform fit-pixelcnn, then --pixelcnn FILE")
-    return _class(".pixeldefend", "PixelDefend")(needs.pixelcnn, epsilon)
+    return class_named(".pixeldefend", "PixelDefend")(needs.pixelcnn, epsilon)
 
 
 def _for_target(name: str) -> Make:
     def make(setting: float, _: int, needs: Needs) -> "nn.Module":
         if needs.target is None:
             raise ValueError("it uses the gradient of the target, and was given none")
-        return _class(".target_aware", name)(needs.target, setting)
+        return class_named(".target_aware", name)(needs.target, setting)
 
     return make
 
 
 def _oag(steps: float, seed: int, needs: Needs, **settings: Any) -> "nn.Module":
-    make = _class("..transform", "OnlineAlternateGenerator")
+    make = class_named("..transform", "OnlineAlternateGenerator")
     return make(network_steps=steps, seed=seed, compute_dtype=needs.compute_dtype, **settings)
 
 
 def _oag_as_published(steps: float, seed: int, needs: Needs) -> "nn.Module":
-    make = _class("..transform", "OnlineAlternateGenerator").paper
+    make = class_named("..transform", "OnlineAlternateGenerator").paper
     # exact Langevin steps give the same images within 0.3 dB, in ten times the time
     return make(network_steps=steps, langevin="closed_form", seed=seed, compute_dtype=needs.compute_dtype)
 

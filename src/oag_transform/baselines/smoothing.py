@@ -4,12 +4,11 @@ docs/certificates.md describes the choice of their settings: on noisy images, wi
 tables. This module imports no torch, like :mod:`oag_transform.baselines.catalogue`.
 """
 
-import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .catalogue import NONE, OAG, OAG_KEY
+from .catalogue import NONE, OAG, OAG_KEY, class_named
 
 if TYPE_CHECKING:  # command lines are parsed with this list, without importing torch
     from torch import nn
@@ -49,32 +48,27 @@ def denoisers(keys: Iterable[str] | None = None) -> tuple[Denoiser, ...]:
 
 
 def _oag(std: float, seed: int, dtype: Any) -> "nn.Module":
-    make = importlib.import_module("..transform", __package__).OnlineAlternateGenerator
-    return make.for_noise(std, seed=seed, compute_dtype=dtype)
+    return class_named("..transform", "OnlineAlternateGenerator").for_noise(std, seed=seed, compute_dtype=dtype)
 
 
 def _none(*_: Any) -> "nn.Module":
-    return importlib.import_module("torch.nn").Identity()
-
-
-def _baseline(module: str, name: str, *arguments: float, **settings: float) -> "nn.Module":
-    return getattr(importlib.import_module(f".{module}", __package__), name)(*arguments, **settings)
+    return class_named("torch.nn", "Identity")()
 
 
 def _non_local_means(std: float, h: float) -> "nn.Module":
-    return _baseline("denoisers", "NonLocalMeans", h * 255 * std, sigma=255 * std)
+    return class_named(".denoisers", "NonLocalMeans")(h * 255 * std, sigma=255 * std)
 
 
 DENOISERS: tuple[Denoiser, ...] = (
     Denoiser(OAG_KEY, OAG, _oag),
     Denoiser("none", NONE, _none),
     # 50 iterations come within 2.5 grey levels (RMS) of the minimum, closer than the library's own early stop
-    Denoiser("tv", "Total variation", lambda std, *_: _baseline("denoisers", "TotalVariation", 0.8 * std, iterations=50)),
+    Denoiser("tv", "Total variation", lambda std, *_: class_named(".denoisers", "TotalVariation")(0.8 * std, iterations=50)),
     Denoiser("nlm", "Non-local means", lambda std, *_: _non_local_means(std, 0.6)),
-    Denoiser("wavelets", "Wavelets", lambda std, *_: _baseline("denoisers", "Wavelets", 255 * std)),
+    Denoiser("wavelets", "Wavelets", lambda std, *_: class_named(".denoisers", "Wavelets")(255 * std)),
     # for 32 x 32 pixels, where it is better from a std of 0.25
     Denoiser("nlm-weak", "Non-local means, h of 0.4 std", lambda std, *_: _non_local_means(std, 0.4), by_default=False),
-    Denoiser("median", "Median filter, size 3", lambda *_: _baseline("filters", "MedianFilter", 3), by_default=False),
+    Denoiser("median", "Median filter, size 3", lambda *_: class_named(".filters", "MedianFilter")(3), by_default=False),
     # takes seconds per draw
-    Denoiser("bm3d", "BM3D", lambda std, *_: _baseline("denoisers", "BM3D", 255 * std), by_default=False),
+    Denoiser("bm3d", "BM3D", lambda std, *_: class_named(".denoisers", "BM3D")(255 * std), by_default=False),
 )

@@ -85,6 +85,11 @@ class Plan:
         """What :attr:`setting` is called in captions."""
         return "the paper's setting, with closed-form Langevin steps" if self.paper else "the default"
 
+    @property
+    def fast(self) -> "Plan":
+        """The same without slow defenses."""
+        return dataclasses.replace(self, families=tuple(family for family in self.families if not family.slow))
+
     def file(self, name: str) -> str:
         """Name of a file or key of a result, such as ``"fig3.svg"``: one of its own for the paper's setting."""
         path = PurePath(name)

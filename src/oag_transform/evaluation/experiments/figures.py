@@ -1,6 +1,5 @@
 """Accuracy along a number (Fig. 3, Fig. 4), trade-off and tuning of settings, and images that are attacked and purified."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,8 +33,7 @@ def fig3(plan: Plan) -> Result:
     targeted = plan.attack("igsm").targeted
     attacks = [igsm(eps, targeted=targeted) for eps in EPSILONS if eps]
     columns = plan.columns(attacks)
-    fast = tuple(family for family in plan.families if not family.slow)
-    rows = dataclasses.replace(plan, families=fast).measured(columns, published=False)
+    rows = plan.fast.measured(columns, published=False)
     lines = Lines(
         plan.file("fig3.svg"),
         "Top-1 accuracy under IGSM against its L-infinity bound.",
@@ -140,10 +138,10 @@ def fig1(plan: Plan) -> Result:
     """Fig. 1: images, attacked and purified, their residuals, and what the target makes of them; and every row in numbers."""
     attack = plan.attack("igsm")
     measured = plan.columns([attack])
-    fast = dataclasses.replace(plan, families=tuple(family for family in plan.families if not family.slow))
+    every = attacked(plan.subject, attack)
     rows = [
-        _with_distances(plan.subject, row, measure(plan.subject, row, measured), attacked(plan.subject, attack))
-        for row in fast.rows(published=False)
+        _with_distances(plan.subject, row, measure(plan.subject, row, measured), every)
+        for row in plan.fast.rows(published=False)
         if not row.in_views  # they show the same image
     ]
     subject = plan.subject.first(PAIRS)
@@ -152,7 +150,7 @@ def fig1(plan: Plan) -> Result:
     def purified(images: Tensor) -> Tensor:
         return model.purify(images.to(subject.device)).cpu()
 
-    original, changed = subject.images.float() / 255, attacked(subject, attack).float() / 255
+    original, changed = subject.images.float() / 255, every[:PAIRS].float() / 255
     kinds = {
         "original": original,
         "attacked": changed,
