@@ -310,6 +310,28 @@ def test_the_gradient_over_draws_is_that_of_the_mean_probability() -> None:
     torch.testing.assert_close(slope, torch.autograd.grad(expected.sum(), point)[0])
 
 
+def test_a_deterministic_defense_runs_once_for_the_gradients_of_all_views() -> None:
+    calls = []
+
+    class Counted(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            calls.append(len(images))
+            return images.square()
+
+    model = DefendedModel(Linear(), Counted(), shift=3, gradient="own")
+    images, labels = examples()
+    turns, indices = adaptive.OneView.of(model), [[0, 1, 2]] * 4
+    loss, slope = adaptive.gradient(turns, images, labels, adaptive.cross_entropy, indices, deterministic=True)
+    assert calls == [3]
+    point = images.clone().requires_grad_()
+    expected = adaptive.cross_entropy(model(point), labels)
+    torch.testing.assert_close(loss, expected.detach())
+    torch.testing.assert_close(slope, torch.autograd.grad(expected.sum(), point)[0])
+    one_by_one = adaptive.gradient(turns, images, labels, adaptive.margin, indices)
+    at_once = adaptive.gradient(turns, images, labels, adaptive.margin, indices, deterministic=True)
+    torch.testing.assert_close(at_once, one_by_one)
+
+
 def test_four_calls_of_one_view_are_the_four_views() -> None:
     model = DefendedModel(Linear(), nn.Identity(), shift=3)
     images, _ = examples()

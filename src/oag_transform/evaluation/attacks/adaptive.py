@@ -152,7 +152,13 @@ class OneView(DefendedModel):
 
 
 def gradient(
-    model: DefendedModel, images: Tensor, labels: Tensor, loss: Loss, indices: Sequence[Sequence[int]]
+    model: DefendedModel,
+    images: Tensor,
+    labels: Tensor,
+    loss: Loss,
+    indices: Sequence[Sequence[int]],
+    *,
+    deterministic: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The loss (N,) and its gradient (N, C, H, W) over several draws (EOT), which are in memory one at a time.
 
@@ -165,7 +171,16 @@ def gradient(
         labels: (N,) the right classes.
         loss: see :data:`Loss`.
         indices: the streams (N) of the images for each draw.
+        deterministic: all draws of the defense are equal, so it runs once. The passes of the target, which may differ in their
+            view, are then all in memory.
     """
+    if deterministic:
+        point = images.detach().requires_grad_()
+        with torch.enable_grad():
+            purified = model.purify(point, index=list(indices[0]))
+            mean_loss = _soft_minimum([loss(model.classify(purified), labels) for _ in indices])
+            (slope,) = torch.autograd.grad(mean_loss.sum(), point)
+        return mean_loss.detach(), slope
     losses, gradients = [], []
     for draw in indices:
         point = images.detach().requires_grad_()
@@ -174,10 +189,14 @@ def gradient(
             (slope,) = torch.autograd.grad(each.sum(), point)
         losses.append(each.detach())
         gradients.append(slope)
-    every = torch.stack(losses)
-    weights = (-every).softmax(0)
+    weights = (-torch.stack(losses)).softmax(0)
     mean = torch.stack([_per_image(weight, slope) * slope for weight, slope in zip(weights, gradients, strict=True)]).sum(0)
-    return math.log(len(every)) - (-every).logsumexp(0), mean
+    return _soft_minimum(losses), mean
+
+
+def _soft_minimum(losses: Sequence[Tensor]) -> Tensor:
+    """``-log(mean(exp(-loss)))`` (N,) over the losses (N,) of several draws."""
+    return math.log(len(losses)) - (-torch.stack(list(losses))).logsumexp(0)
 
 
 @dataclass(frozen=True)
@@ -191,6 +210,7 @@ class PGD:
         bound: see :class:`Bound`.
         steps: number of gradients, each of ``draws`` draws.
         draws: of the defense for each gradient (k of EOT).
+        deterministic: see :func:`gradient`.
         loss: see :data:`Loss`.
         streams: see :data:`Streams`; :func:`known` with ``draws=1`` for known randomness.
         random_start: a random point on the bound, of this seed; None: the images themselves, or ``start``.
@@ -203,6 +223,7 @@ class PGD:
     bound: Bound
     steps: int = 40
     draws: int = 4
+    deterministic: bool = False
     loss: Loss = cross_entropy
     streams: Streams = unknown
     random_start: int | None = None
@@ -235,7 +256,7 @@ class PGD:
         for step in range(self.steps):
             point = self.bound.apply(images, self._perturbation(parameters, images))
             indices = [[self.streams(i, step * self.draws + draw) for i in range(len(images))] for draw in range(self.draws)]
-            loss, slope = gradient(model, point, labels, self.loss, indices)
+            loss, slope = gradient(model, point, labels, self.loss, indices, deterministic=self.deterministic)
             if step == 0:
                 lengths = _length(slope)
             slope = self._pulled_back(slope, parameters, images)
@@ -465,7 +486,7 @@ def make_attack(name: str, bound: Bound, options: AdaptiveOptions, *, randomised
         ValueError: no such attack.
     """
     draws = options.draws if randomised or views else 1
-    pgd = PGD(bound, options.steps, draws)
+    pgd = PGD(bound, options.steps, draws, deterministic=not randomised)
     by_margin = replace(pgd, loss=margin)
     one_draw = replace(pgd, draws=1)
 
