@@ -16,6 +16,8 @@ A block begins with an HTML comment that says what it is made of, and ends with 
   the rows of a result that they are about;
 - ``<!-- certified: SET data/x/certify-0.25.json ... -->``: for each denoiser and radius the largest certified accuracy over the
   results, which differ in sigma, above the published figures of ``data/certified.json`` for this set;
+- ``<!-- claims: data/claims.json -->``: the exact sign tests behind claims. An entry of the file names a result, one
+  of its rows, others, and columns; ``beside``: another result of the same images that has the others; ``at``: their column;
 - ``<!-- attacks: -->``: the list of adaptive attacks;
 - ``<!-- detail: data/detail.json | NAME, NAME -->``: some of the settings that ``benchmarks.detail`` compared;
 - ``<!-- speed: data/speed.json -->``: what ``benchmarks.speed`` wrote;
@@ -25,6 +27,7 @@ Paths are relative to docs. Summary and board go without results whose file isn'
 """
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -167,6 +170,39 @@ def _certified(of: str) -> str:
     return _unbroken("\n".join(tables.table(("Denoiser", *radii), lines)))
 
 
+def _claims(of: str) -> str:
+    """A line for each pair of rows that a claim compares, on the images that both have."""
+    lines = []
+    for entry in _load(of):
+        file, beside = entry["result"], entry.get("beside", entry["result"])
+        here, there = results.read(DOCS / file), results.read(DOCS / beside)
+        for other, column in itertools.product(entry["others"], entry["columns"]):
+            one, two = _cells(here, entry["row"], column), _cells(there, other, entry.get("at", column))
+            n = min(cell.n for cell in (*one, *two))
+            more, fewer, p = paired(one, two)
+            means = [100 * sum(cell.right[:n].count("1") for cell in cells) / (n * len(cells)) for cells in (one, two)]
+            where = f"{column} against {entry['at']}" if "at" in entry else column
+            numbers = [str(n), *(f"{mean:.1f}" for mean in means), f"{more}, {fewer}, {p:.2g}"]
+            lines.append([str(entry["claim"]), entry["row"], other, f"[{Path(file).parent.name}]({file}): {where}", *numbers])
+    return "\n".join(tables.table(("Claim", "One", "Other", "Data", "n", "One, %", "Other, %", "better, worse, p"), lines))
+
+
+def _cells(result: Result, name: str, column: str) -> list[Cell]:
+    """A row's cell in a column; for the mean over the attacks the cells of all of them.
+
+    Raises:
+        ValueError: there is no such row or column, or nothing was measured there.
+    """
+    row = next((row for row in result.rows if row.name == name and not row.error), None)
+    if row is None or column not in result.columns:
+        raise ValueError(f"{result.key} has no {name!r} with {column!r}")
+    at = result.columns.index(column)
+    cells = [cell for cell in (row.cells[1:at] if column.startswith("Mean") else row.cells[at : at + 1]) if cell is not None]
+    if not cells:
+        raise ValueError(f"{name!r} has no accuracy in {column!r}")
+    return cells
+
+
 def _detail(of: str) -> str:
     file, _, names = of.partition("|")
     return detail.markdown(DOCS / file.strip(), [name.strip() for name in names.split(",")])
@@ -183,6 +219,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "paired": _paired,
     "published": _published,
     "certified": _certified,
+    "claims": _claims,
     "attacks": lambda _: "\n".join(tables.table(("`--adaptive.attacks`", "what it does"), ADAPTIVE_ATTACKS.items())),
     "detail": _detail,
     "speed": lambda of: speed.markdown(_load(of)),

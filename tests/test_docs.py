@@ -171,6 +171,32 @@ def test_certified_accuracy_at_the_best_noise_stands_above_published_figures(fol
     ]
 
 
+def test_the_tests_behind_claims_are_made_from_the_results(folder: Path) -> None:
+    one = RowResult("One", (Cell("11111111"), Cell("11111110"), Cell("11111111"), Cell("1111111011111111", 2)))
+    weak = RowResult("Weak", (Cell("11111110"), Cell("00000001"), Cell("10000000"), Cell("0000000110000000", 2)))
+    few = RowResult("Few", (Cell("1111"), Cell("0000"), Cell("0000"), Cell("00000000", 2)))
+    columns = ("Clean", "A", "B", "Mean attacked")
+    write(folder / "flowers", "all", columns, one, weak)
+    write(folder / "flowers", "few", columns, few)
+
+    def lines(**entry: object) -> list[list[str]]:
+        entry = {"claim": 2, "result": "flowers/all.json", "row": "One"} | entry
+        (folder / "claims.json").write_text(json.dumps([entry]))
+        return [[cell.strip() for cell in line.split("|")[1:-1]] for line in remade("claims: claims.json")[2:]]
+
+    p = f"{binomtest(7, 7).pvalue:.2g}"
+    assert lines(others=["Weak"], columns=["Clean", "Mean attacked"]) == [
+        ["2", "One", "Weak", "[flowers](flowers/all.json): Clean", "8", "100.0", "87.5", "1, 0, 1"],
+        ["2", "One", "Weak", "[flowers](flowers/all.json): Mean attacked", "8", "93.8", "12.5", f"7, 0, {p}"],
+    ]
+    assert lines(others=["One"], columns=["B"], at="A")[0][3:] == [
+        "[flowers](flowers/all.json): B against A", "8", "100.0", "87.5", "1, 0, 1"
+    ]  # fmt: skip
+    assert lines(others=["Few"], columns=["A"], beside="flowers/few.json")[0][4:] == ["4", "100.0", "0.0", "4, 0, 0.12"]
+    with pytest.raises(ValueError, match="all has no 'Two' with 'A'"):
+        lines(others=["Two"], columns=["A"])
+
+
 def test_the_board_has_a_row_for_each_defense_of_any_result(folder: Path) -> None:
     block = "<!-- board: table1=table1.json adaptive=adaptive-linf.json linf=1 certify=certify.json radius=0.25 -->\n"
     text = docs.made(f"{block}stale\n<!-- end -->")
