@@ -102,6 +102,23 @@ def test_denoisers_that_have_to_be_asked_for_are_their_definitions() -> None:
     torch.testing.assert_close(made["nlm-weak"](images), torch.stack(expected), rtol=0, atol=1e-5)
 
 
+def test_a_denoiser_of_ones_own_knows_the_noise(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flip = "def flip(std):\n    return lambda images: 1 - images if std == 0.1 else images\n"
+    (tmp_path / "my_denoiser.py").write_text(f"{flip}\n\ndef same():\n    return lambda images: images\n")
+    assert main(arguments(folder, tmp_path / "out", "my_denoiser:flip", "my_denoiser:same")) == 0
+    rows = {row.defense: row.cells[0] for row in read(tmp_path / "out" / KEY).rows}
+    assert list(rows) == ["none", "tv", "wavelets", "my_denoiser:flip", "my_denoiser:same"]
+    assert rows["my_denoiser:same"] == rows["none"]
+    assert all(cell is not None for cell in rows.values())
+    assert rows["none"].accuracy > 0 == rows["my_denoiser:flip"].accuracy  # type: ignore[union-attr]
+    for name, named in (("my_denoiser:other", "my_denoiser:other can't be imported"), ("blur", "or module:function")):
+        assert main(arguments(folder, tmp_path / "other", name)) == 2
+        assert named in capsys.readouterr().err
+
+
 def test_no_certified_radius_exceeds_the_true_radius(folder: Path, found: Path) -> None:
     """Brightness is linear, so without a denoiser an image's true radius is its distance to the plane of mean 1/2."""
     (row,) = [row for row in read(found).rows if row.defense == "none"]

@@ -356,7 +356,8 @@ def _lists() -> str:
             ("KEY+KEY:SETTING", "several in one model, in four views"),
             ("module:function", "your own: what the function returns, a module or callable on [0, 1] images"),
         ],
-        "denoisers": [(each.key, each.label + ("" if each.by_default else ", only if asked for")) for each in DENOISERS],
+        "denoisers": [(each.key, each.label + ("" if each.by_default else ", only if asked for")) for each in DENOISERS]
+        + [("module:function", "your own, as above; the function may take std, that of the noise on the [0, 1] scale")],
     }
     width = max(len(key) for entries in lists.values() for key, _ in entries)
     parts = ["\n".join([f"{kind}:", *(f"  {key:<{width}}  {title}" for key, title in each)]) for kind, each in lists.items()]

@@ -35,16 +35,24 @@ class Denoiser:
 def denoisers(keys: Iterable[str] | None = None) -> tuple[Denoiser, ...]:
     """The denoisers with these keys, in the order of :data:`DENOISERS`; None for the default ones.
 
+    ``module:function`` is one of somebody's own, see :class:`~oag_transform.baselines.own.OwnDefense`. It comes after the
+    others, and is imported when it is made.
+
     Raises:
         ValueError: unknown key; the message lists the known ones.
     """
     if keys is None:
         return tuple(denoiser for denoiser in DENOISERS if denoiser.by_default)
     known, asked = [denoiser.key for denoiser in DENOISERS], list(keys)
-    for key in asked:
-        if key not in known:
-            raise ValueError(f"no denoiser {key!r}; expected some of {', '.join(known)}")
-    return tuple(denoiser for denoiser in DENOISERS if denoiser.key in asked)
+    own = [key for key in dict.fromkeys(asked) if key not in known]
+    for key in own:
+        if not key.partition(":")[2].isidentifier():
+            raise ValueError(f"no denoiser {key!r}; expected some of {', '.join(known)}, or module:function")
+    return (*(denoiser for denoiser in DENOISERS if denoiser.key in asked), *map(_own, own))
+
+
+def _own(key: str) -> Denoiser:
+    return Denoiser(key, key, lambda std, seed, _: class_named(".own", "OwnDefense")(key, seed, std=std))
 
 
 def _oag(std: float, seed: int, dtype: Any) -> "nn.Module":
