@@ -16,8 +16,8 @@ A block begins with an HTML comment that says what it is made of, and ends with 
   the rows of a result that they are about;
 - ``<!-- certified: SET data/x/certify-0.25.json ... -->``: for each denoiser and radius the largest certified accuracy over the
   results, which differ in sigma, above the published figures of ``data/certified.json`` for this set;
-- ``<!-- claims: data/claims.json -->``: the exact sign tests behind claims. An entry of the file names a result, one
-  of its rows, others, and columns; ``beside``: another result of the same images that has the others; ``at``: their column;
+- ``<!-- claims: data/claims.json -->``: the exact sign tests behind claims. An entry of the file says what it is
+  about and names a result, one of its rows, others, and columns; ``beside``: another result of the same images that has the others; ``at``: their column;
 - ``<!-- attacks: -->``: the list of adaptive attacks;
 - ``<!-- detail: data/detail.json | NAME, NAME -->``: some of the settings that ``benchmarks.detail`` compared;
 - ``<!-- speed: data/speed.json -->``: what ``benchmarks.speed`` wrote;
@@ -183,8 +183,8 @@ def _claims(of: str) -> str:
             means = [100 * sum(cell.right[:n].count("1") for cell in cells) / (n * len(cells)) for cells in (one, two)]
             where = f"{column} against {entry['at']}" if "at" in entry else column
             numbers = [str(n), *(f"{mean:.1f}" for mean in means), f"{more}, {fewer}, {p:.2g}"]
-            lines.append([str(entry["claim"]), entry["row"], other, f"[{Path(file).parent.name}]({file}): {where}", *numbers])
-    return "\n".join(tables.table(("Claim", "One", "Other", "Data", "n", "One, %", "Other, %", "better, worse, p"), lines))
+            lines.append([entry["about"], entry["row"], other, f"[{Path(file).parent.name}]({file}): {where}", *numbers])
+    return "\n".join(tables.table(("About", "One", "Other", "Data", "n", "One, %", "Other, %", "better, worse, p"), lines))
 
 
 def _cells(result: Result, name: str, column: str) -> list[Cell]:

@@ -180,14 +180,14 @@ def test_the_tests_behind_claims_are_made_from_the_results(folder: Path) -> None
     write(folder / "flowers", "few", columns, few)
 
     def lines(**entry: object) -> list[list[str]]:
-        entry = {"claim": 2, "result": "flowers/all.json", "row": "One"} | entry
+        entry = {"about": "Claim 2", "result": "flowers/all.json", "row": "One"} | entry
         (folder / "claims.json").write_text(json.dumps([entry]))
         return [[cell.strip() for cell in line.split("|")[1:-1]] for line in remade("claims: claims.json")[2:]]
 
     p = f"{binomtest(7, 7).pvalue:.2g}"
     assert lines(others=["Weak"], columns=["Clean", "Mean attacked"]) == [
-        ["2", "One", "Weak", "[flowers](flowers/all.json): Clean", "8", "100.0", "87.5", "1, 0, 1"],
-        ["2", "One", "Weak", "[flowers](flowers/all.json): Mean attacked", "8", "93.8", "12.5", f"7, 0, {p}"],
+        ["Claim 2", "One", "Weak", "[flowers](flowers/all.json): Clean", "8", "100.0", "87.5", "1, 0, 1"],
+        ["Claim 2", "One", "Weak", "[flowers](flowers/all.json): Mean attacked", "8", "93.8", "12.5", f"7, 0, {p}"],
     ]
     assert lines(others=["One"], columns=["B"], at="A")[0][3:] == [
         "[flowers](flowers/all.json): B against A", "8", "100.0", "87.5", "1, 0, 1"
