@@ -16,8 +16,9 @@ A block begins with an HTML comment that says what it is made of, and ends with 
   the rows of a result that they are about;
 - ``<!-- certified: SET data/x/certify-0.25.json ... -->``: for each denoiser and radius the largest certified accuracy over the
   results, which differ in sigma, above the published figures of ``data/certified.json`` for this set;
-- ``<!-- claims: data/claims.json -->``: the exact sign tests behind claims. An entry of the file says what it is
-  about and names a result, one of its rows, others, and columns; ``beside``: another result of the same images that has the others; ``at``: their column;
+- ``<!-- claims: data/claims.json -->``: exact sign tests behind claims. An entry of the file says what it is about and names
+  a result, one of its rows, others, and columns; ``beside``: another result of the same images that has the others; ``at``:
+  their column;
 - ``<!-- attacks: -->``: the list of adaptive attacks;
 - ``<!-- detail: data/detail.json | NAME, NAME -->``: some of the settings that ``benchmarks.detail`` compared;
 - ``<!-- speed: data/speed.json -->``: what ``benchmarks.speed`` wrote;
