@@ -18,7 +18,7 @@ from .. import _checks
 from ._batches import CPU, extra, generators, in_numpy
 from .base import Baseline
 from .surrogate import Surrogate
-from .torch_filters import chambolle, minimize_tv, non_local_means
+from .torch_filters import bayes_shrink, chambolle, minimize_tv, non_local_means
 
 _BM3D_LEAST_SIDE = 16  # pixels; the library crashes on an image of one block
 
@@ -139,6 +139,10 @@ class Wavelets(Baseline):
     def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         return in_numpy(batch, lambda image, _: _shrink(image, self.sigma / 255, rescale=True))
 
+    def differentiable(self) -> nn.Module:
+        """With its exact gradient."""
+        return Surrogate(self, lambda images: _smooth_shrink(images, self.sigma / 255, rescale=True))
+
 
 def _shrink(image: NDArray[Any], sigma: Any, *, rescale: bool) -> NDArray[Any]:
     """BayesShrink of an image (C, H, W); ``rescale``: sigma is that of R, G and B, not of each stretched channel of YCbCr."""
@@ -148,6 +152,22 @@ def _shrink(image: NDArray[Any], sigma: Any, *, rescale: bool) -> NDArray[Any]:
         if len(image) == 1:
             return denoise_wavelet(image[0], sigma, **settings)[None]
         return denoise_wavelet(image, sigma, convert2ycbcr=True, channel_axis=0, **settings)
+
+
+def _smooth_shrink(images: Tensor, sigma: float, *, rescale: bool) -> Tensor:
+    """:func:`_shrink` of images (N, C, H, W), differentiably; without ``rescale`` sigma is relative to each channel's range."""
+    if len(images) == 0:
+        return images
+    if images.shape[1] == 1:
+        return bayes_shrink(images, images.new_full((1, 1, 1, 1), sigma))
+    colours = images.new_tensor(_YCBCR)
+    planes = torch.einsum("nchw,cd->ndhw", images, colours)
+    ranges = planes.amax((2, 3), keepdim=True) - planes.amin((2, 3), keepdim=True)
+    scale = colours.norm(dim=0)[None, :, None, None] if rescale else ranges
+    return torch.einsum("ndhw,dc->nchw", bayes_shrink(planes, sigma * scale), torch.linalg.inv(colours))
+
+
+_YCBCR = rgb2ycbcr(np.eye(3)) - rgb2ycbcr(np.zeros((1, 3)))  # of R, G and B: offsets change no wavelet
 
 
 class BM3D(Baseline):
@@ -232,6 +252,10 @@ class PixelDeflection(Baseline):
             return _shrink(deflected, list(self.sigma * ranges), rescale=False)
 
         return in_numpy(batch, purify)
+
+    def differentiable(self) -> nn.Module:
+        """With the gradient of the wavelets, as if no value were replaced."""
+        return Surrogate(self, lambda images: _smooth_shrink(images, self.sigma, rescale=False))
 
 
 def deflect(image: NDArray[Any], deflections: int, window: int, generator: Generator) -> NDArray[Any]:

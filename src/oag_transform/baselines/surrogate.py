@@ -14,12 +14,12 @@ from .compose import Compose
 def differentiable(defense: nn.Module) -> nn.Module | None:
     """The defense with equal values and a gradient for ``DefendedModel(..., gradient="own")``; None if it has none.
 
-    The gradient is exact for baselines with a gradient of their own (see each class) and for total variation. It is that of a
-    surrogate for JPEG (kornia's differentiable codec: Reich et al. 2024; Shin & Song 2017), non-local means (without the
-    library's rounding of weights) and bit depth (the identity). A :class:`~oag_transform.baselines.compose.Compose` has a
-    gradient if all of its parts have one. Wavelets, pixel deflection, BM3D, PixelDefend, Noise2Fast, TNP, DIP and the
-    auto-encoder have the straight-through gradient (BPDA) of a :class:`~oag_transform.DefendedModel`. For OAG, see
-    :func:`~oag_transform.evaluation.attacks.unrolled.unrolled`.
+    The gradient is exact for baselines with a gradient of their own (see each class), for total variation and for wavelets. It
+    is that of a surrogate for JPEG (kornia's differentiable codec: Reich et al. 2024; Shin & Song 2017), non-local means
+    (without the library's rounding of weights), pixel deflection (its wavelets alone) and bit depth (the identity). A
+    :class:`~oag_transform.baselines.compose.Compose` has a gradient if all of its parts have one. BM3D, PixelDefend,
+    Noise2Fast, TNP, DIP and the auto-encoder have the straight-through gradient (BPDA) of a
+    :class:`~oag_transform.DefendedModel`. For OAG, see :func:`~oag_transform.evaluation.attacks.unrolled.unrolled`.
 
     Raises:
         ModuleNotFoundError: kornia is missing, for JPEG.

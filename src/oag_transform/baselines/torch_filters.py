@@ -1,6 +1,7 @@
 """Differentiable filters in PyTorch, for attacks on the baselines.
 
-Total-variation denoising, non-local means and the swirl equal the filters of scikit-image up to rounding, except where noted.
+Total-variation denoising, non-local means, BayesShrink and the swirl equal the filters of scikit-image up to rounding, except
+where noted.
 The baselines themselves use scikit-image.
 """
 
@@ -139,6 +140,33 @@ def non_local_means(images: Tensor, h: float, patch_size: int, patch_distance: i
     for down in reach:
         total, weights = checkpointed(functools.partial(row, down), images, total, weights)
     return total / weights
+
+
+def bayes_shrink(planes: Tensor, sigma: Tensor) -> Tensor:
+    """Wavelet denoising of each plane by itself: scikit-image's ``denoise_wavelet`` with Haar wavelets and soft thresholds.
+
+    Args:
+        planes: (N, C, H, W).
+        sigma: (N or 1, C, 1, 1), the standard deviation that the thresholds assume, on the scale of the planes.
+    """
+    levels = max(int(math.log2(min(planes.shape[-2:]))) - 3, 1)  # the library leaves out the coarsest ones
+    return _shrunk(planes, sigma.square()[..., None], levels)
+
+
+def _shrunk(planes: Tensor, variance: Tensor, levels: int) -> Tensor:
+    if levels == 0:
+        return planes
+    height, width = planes.shape[-2:]
+    even = F.pad(planes, (0, width % 2, 0, height % 2), mode="replicate")
+    haar = planes.new_tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2  # its own inverse
+    bands = torch.einsum("bk,nckhw->ncbhw", haar, F.pixel_unshuffle(even, 2).unflatten(1, (-1, 4)))
+    coarse, details = bands[:, :, 0], bands[:, :, 1:]
+    signal = details.square().mean((-2, -1), keepdim=True) - variance
+    # a band of noise alone is removed
+    threshold = torch.where(signal > 0, variance / signal.clamp(min=torch.finfo(signal.dtype).eps).sqrt(), math.inf)
+    details = details.sign() * (details.abs() - threshold).relu()
+    bands = torch.cat([_shrunk(coarse, variance, levels - 1)[:, :, None], details], 2)
+    return F.pixel_shuffle(torch.einsum("bk,ncbhw->nckhw", haar, bands).flatten(1, 2), 2)[..., :height, :width]
 
 
 def swirl(images: Tensor, center: tuple[float, float], strength: float, radius: float) -> Tensor:
