@@ -58,6 +58,17 @@ def test_wavelets_are_scikit_images(sigma: float, height: int, width: int, chann
     torch.testing.assert_close(actual, PixelDeflection(0, sigma=sigma / 255, seed=0)(images), rtol=0, atol=1e-6)
 
 
+def test_the_gradient_of_pixel_deflection_is_that_of_its_draw() -> None:
+    defense = PixelDeflection(60, window=4, sigma=0.03, seed=3)
+    images, nudge = 0.3 + 0.4 * rand(2, 3, 16, 16).requires_grad_(), rand(2, 3, 16, 16, seed=1)
+    result = differentiable(defense)(images, index=[4, 9])  # type: ignore[misc]
+    weights = rand(2, 3, 16, 16, seed=2)
+    (slope,) = torch.autograd.grad((weights * result).sum(), images)
+    step = 1e-7 * nudge
+    change = (weights * (defense(images.detach() + step, index=[4, 9]) - defense(images.detach() - step, index=[4, 9]))).sum()
+    torch.testing.assert_close((2 * slope * step).sum(), change, rtol=1e-3, atol=0)
+
+
 def test_swirl_is_scikit_images() -> None:
     image = rand(1, 3, 20, 17)
     expected = swirl(image[0].permute(1, 2, 0).numpy(), center=(11, 6), strength=2.5, radius=14)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _checks
 from ..straight_through import straight_through
 from .base import Baseline
 from .compose import Compose
@@ -14,9 +15,9 @@ from .compose import Compose
 def differentiable(defense: nn.Module) -> nn.Module | None:
     """The defense with equal values and a gradient for ``DefendedModel(..., gradient="own")``; None if it has none.
 
-    The gradient is exact for baselines with a gradient of their own (see each class), for total variation and for wavelets. It
-    is that of a surrogate for JPEG (kornia's differentiable codec: Reich et al. 2024; Shin & Song 2017), non-local means
-    (without the library's rounding of weights), pixel deflection (its wavelets alone) and bit depth (the identity). A
+    The gradient is exact for baselines with a gradient of their own (see each class), for total variation, wavelets and pixel
+    deflection. It is that of a surrogate for JPEG (kornia's differentiable codec: Reich et al. 2024; Shin & Song 2017),
+    non-local means (without the library's rounding of weights) and bit depth (the identity). A
     :class:`~oag_transform.baselines.compose.Compose` has a gradient if all of its parts have one. BM3D, PixelDefend,
     Noise2Fast, TNP, DIP and the auto-encoder have the straight-through gradient (BPDA) of a
     :class:`~oag_transform.DefendedModel`. For OAG, see :func:`~oag_transform.evaluation.attacks.unrolled.unrolled`.
@@ -38,12 +39,14 @@ class Surrogate(nn.Module):
     Args:
         defense: maps images (N, C, H, W) in [0, 1] to images of the same shape.
         smooth: differentiable approximation of the defense.
+        draws: whether ``smooth`` takes the random streams of the images, too.
     """
 
-    def __init__(self, defense: nn.Module, smooth: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, defense: nn.Module, smooth: Callable[..., Tensor], *, draws: bool = False) -> None:
         super().__init__()
         self.defense = defense
         self.smooth = smooth
+        self.draws = draws
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """The result of the defense, with the gradient of ``smooth``."""
@@ -51,5 +54,6 @@ class Surrogate(nn.Module):
             values = self.defense(images.detach(), index=index)
         if not (torch.is_grad_enabled() and images.requires_grad):
             return values
-        smooth = self.smooth(images if images.dtype == torch.float64 else images.float()).clamp(0, 1)
+        streams = [_checks.indices(index, len(images))] if self.draws else []
+        smooth = self.smooth(images if images.dtype == torch.float64 else images.float(), *streams).clamp(0, 1)
         return straight_through(smooth, lambda _: values)
