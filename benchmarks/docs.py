@@ -28,6 +28,7 @@ Paths are relative to docs. Summary and board go without results whose file isn'
 """
 
 import argparse
+import functools
 import itertools
 import json
 import re
@@ -43,7 +44,7 @@ from oag_transform.evaluation import result as results
 from oag_transform.evaluation.options import ADAPTIVE_ATTACKS
 from oag_transform.evaluation.render import tables
 from oag_transform.evaluation.render.draw import draw_figures
-from oag_transform.evaluation.result import Cell, Certified, Lines, Result, Tradeoff
+from oag_transform.evaluation.result import Cell, Certified, Lines, Result, RowResult, Tradeoff
 from oag_transform.evaluation.statistics import paired
 
 ROOT = Path(__file__).parent.parent
@@ -106,7 +107,7 @@ def _paired(of: str) -> str:
     """Every row beside one of them: accuracy with its interval, and exact sign tests on clean and on attacked images."""
     file, name, *others = (part.strip() for part in of.split("|"))
     found = results.read(DOCS / file)
-    one = next((row for row in found.rows if row.name == name and not row.error), None)
+    one = _named(found, name)
     if one is None:
         raise ValueError(f"{file} has no row {name!r}; it has {', '.join(row.name for row in found.rows)}")
     shown_of = results.read(DOCS / others[0]) if others else found
@@ -173,10 +174,11 @@ def _certified(of: str) -> str:
 
 def _claims(of: str) -> str:
     """A line for each pair of rows that a claim compares, on the images that both have."""
+    read = functools.cache(lambda file: results.read(DOCS / file))  # most entries are about the same few results
     lines = []
     for entry in _load(of):
-        file, beside = entry["result"], entry.get("beside", entry["result"])
-        here, there = results.read(DOCS / file), results.read(DOCS / beside)
+        file = entry["result"]
+        here, there = read(file), read(entry.get("beside", file))
         for other, column in itertools.product(entry["others"], entry["columns"]):
             one, two = _cells(here, entry["row"], column), _cells(there, other, entry.get("at", column))
             n = min(cell.n for cell in (*one, *two))
@@ -188,13 +190,18 @@ def _claims(of: str) -> str:
     return "\n".join(tables.table(("About", "One", "Other", "Data", "n", "One, %", "Other, %", "better, worse, p"), lines))
 
 
+def _named(result: Result, name: str) -> RowResult | None:
+    """The row of this name, unless it failed."""
+    return next((row for row in result.rows if row.name == name and not row.error), None)
+
+
 def _cells(result: Result, name: str, column: str) -> list[Cell]:
     """A row's cell in a column; for the mean over the attacks the cells of all of them.
 
     Raises:
         ValueError: there is no such row or column, or nothing was measured there.
     """
-    row = next((row for row in result.rows if row.name == name and not row.error), None)
+    row = _named(result, name)
     if row is None or column not in result.columns:
         raise ValueError(f"{result.key} has no {name!r} with {column!r}")
     at = result.columns.index(column)

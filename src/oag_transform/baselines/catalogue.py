@@ -102,9 +102,8 @@ def by_key(key: str) -> Defense:
     alone = known.get(name.removesuffix(IN_VIEWS))
     if name not in known and alone is not None and not alone.in_views:
         known[name] = _in_views(alone)
-    if name not in known and text.removesuffix(IN_VIEWS).isidentifier():
-        named = key.removesuffix(IN_VIEWS)
-        own = Defense(named, named, "", lambda _, seed, __: _own_defense(named, seed), 0, (0,))
+    if name not in known and is_own(named := key.removesuffix(IN_VIEWS)):
+        own = Defense(named, named, "", lambda _, seed, __: own_defense(named, seed), 0, (0,))
         return _in_views(own) if key.endswith(IN_VIEWS) else own
     if name not in known:
         raise ValueError(f"no defense {name!r}; expected some of {', '.join(known)}")
@@ -131,9 +130,15 @@ def _together(key: str) -> Defense:
     return Defense(key, label, "", make, len(families), (len(families),), in_views=True)
 
 
+def is_own(key: str) -> bool:
+    """Whether a key has the form ``module:function`` of a defense of one's own."""
+    return key.partition(":")[2].isidentifier()
+
+
 @functools.cache  # it may load a network, and is made before a run, so that errors come early, and in it
-def _own_defense(key: str, seed: int) -> "nn.Module":
-    return class_named(".own", "OwnDefense")(key, seed)
+def own_defense(key: str, seed: int, *, std: float | None = None) -> "nn.Module":
+    """See :class:`~oag_transform.baselines.own.OwnDefense`."""
+    return class_named(".own", "OwnDefense")(key, seed, std=std)
 
 
 def chosen(keys: Iterable[str]) -> tuple[Defense, ...]:

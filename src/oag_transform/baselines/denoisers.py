@@ -256,14 +256,14 @@ class PixelDeflection(Baseline):
     def differentiable(self) -> nn.Module:
         """With its exact gradient; without a seed, with that of other replacements."""
 
-        def smooth(images: Tensor, indices: Sequence[int]) -> Tensor:
-            places = generators(self.seed, indices, CPU)
+        def smooth(images: Tensor, *, index: Any) -> Tensor:
+            places = generators(self.seed, _checks.indices(index, len(images)), CPU)
             order = np.arange(images.shape[1:].numel()).reshape(images.shape[1:])
             moved = [torch.from_numpy(deflect(order, self.deflections, self.window, place)) for place in places]
             replaced = [image.flatten()[each] for image, each in zip(images, moved, strict=True)]
             return _smooth_shrink(torch.stack(replaced) if replaced else images, self.sigma, rescale=False)
 
-        return Surrogate(self, smooth, draws=True)
+        return Surrogate(self, smooth)
 
 
 def deflect(image: NDArray[Any], deflections: int, window: int, generator: Generator) -> NDArray[Any]:

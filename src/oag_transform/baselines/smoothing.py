@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .catalogue import NONE, OAG, OAG_KEY, class_named
+from .catalogue import NONE, OAG, OAG_KEY, class_named, is_own, own_defense
 
 if TYPE_CHECKING:  # command lines are parsed with this list, without importing torch
     from torch import nn
@@ -46,13 +46,13 @@ def denoisers(keys: Iterable[str] | None = None) -> tuple[Denoiser, ...]:
     known, asked = [denoiser.key for denoiser in DENOISERS], list(keys)
     own = [key for key in dict.fromkeys(asked) if key not in known]
     for key in own:
-        if not key.partition(":")[2].isidentifier():
+        if not is_own(key):
             raise ValueError(f"no denoiser {key!r}; expected some of {', '.join(known)}, or module:function")
     return (*(denoiser for denoiser in DENOISERS if denoiser.key in asked), *map(_own, own))
 
 
 def _own(key: str) -> Denoiser:
-    return Denoiser(key, key, lambda std, seed, _: class_named(".own", "OwnDefense")(key, seed, std=std))
+    return Denoiser(key, key, lambda std, seed, _: own_defense(key, seed, std=std))
 
 
 def _oag(std: float, seed: int, dtype: Any) -> "nn.Module":

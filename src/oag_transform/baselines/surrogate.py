@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _checks
+from ..defended import takes_index
 from ..straight_through import straight_through
 from .base import Baseline
 from .compose import Compose
@@ -38,15 +38,13 @@ class Surrogate(nn.Module):
 
     Args:
         defense: maps images (N, C, H, W) in [0, 1] to images of the same shape.
-        smooth: differentiable approximation of the defense.
-        draws: whether ``smooth`` takes the random streams of the images, too.
+        smooth: differentiable approximation of the defense; it may have a keyword ``index``, as defenses do.
     """
 
-    def __init__(self, defense: nn.Module, smooth: Callable[..., Tensor], *, draws: bool = False) -> None:
+    def __init__(self, defense: nn.Module, smooth: Callable[..., Tensor]) -> None:
         super().__init__()
         self.defense = defense
         self.smooth = smooth
-        self.draws = draws
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """The result of the defense, with the gradient of ``smooth``."""
@@ -54,6 +52,6 @@ class Surrogate(nn.Module):
             values = self.defense(images.detach(), index=index)
         if not (torch.is_grad_enabled() and images.requires_grad):
             return values
-        streams = [_checks.indices(index, len(images))] if self.draws else []
-        smooth = self.smooth(images if images.dtype == torch.float64 else images.float(), *streams).clamp(0, 1)
-        return straight_through(smooth, lambda _: values)
+        wide = images if images.dtype == torch.float64 else images.float()
+        smooth = self.smooth(wide, index=index) if takes_index(self.smooth) else self.smooth(wide)
+        return straight_through(smooth.clamp(0, 1), lambda _: values)
