@@ -169,7 +169,8 @@ def _least(result: Result, row: RowResult, column: str) -> Adaptive | None:
 def _gray(table: Result, row: RowResult) -> list[str]:
     clean, *attacked, mean = row.cells
     measured = [(cell.accuracy, name) for cell, name in zip(attacked, table.columns[1:-1], strict=True) if cell is not None]
-    worst = f"{100 * min(measured)[0]:.1f} ({min(measured)[1]})" if measured else ""
+    least, attack = min(measured, default=(0.0, ""))
+    worst = f"{100 * least:.1f} ({attack.split()[0]})" if measured else ""  # the bounds are below the table
     return [_percent(clean), _percent(mean), worst]
 
 

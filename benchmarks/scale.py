@@ -31,12 +31,12 @@ from .speed import seconds
 
 SIDE, SOURCE_SIDE = 224, 500  # of what is purified, and of the file it is made from
 FEW, MANY = 40, 240  # images: the rate is that of those between, the rest is the start
-ENGINES = {
-    "purify --jobs 1": ["--jobs", "1"],
-    "purify --jobs 2": ["--jobs", "2"],
-    "purify --engine ray --jobs 1": ["--engine", "ray", "--jobs", "1", "--rows", "16"],
-    "purify --engine ray --jobs 2": ["--engine", "ray", "--jobs", "2", "--rows", "16"],
-}
+ENGINES = (
+    "purify --jobs 1",
+    "purify --jobs 2",
+    "purify --engine ray --jobs 1 --rows 16",
+    "purify --engine ray --jobs 2 --rows 16",
+)
 REPEATS = 7  # of which the median is taken
 GFLOP = 15  # of purifying an image of SIDE x SIDE pixels: docs/settings.md
 H100_TFLOPS, SHARE = 67, 0.3  # float32 outside of the tensor cores, NVIDIA's data sheet (SXM); the share is an assumption
@@ -88,18 +88,18 @@ def engines(folder: Path) -> dict[str, dict[str, float]]:
         for i in range(count):
             image.save(folder / str(count) / f"{i:03d}.jpg", quality=95)
     found = {}
-    for name, arguments in ENGINES.items():
-        few, many = (_wall(folder, count, arguments) for count in (FEW, MANY))
+    for command in ENGINES:
+        few, many = (_wall(folder, count, command) for count in (FEW, MANY))
         rate = (MANY - FEW) / (many - few)
-        found[name] = {"images_a_second": rate, "start": max(0.0, few - FEW / rate), "seconds_of_all": many}
+        found[command] = {"images_a_second": rate, "start": max(0.0, few - FEW / rate), "seconds_of_all": many}
     return found
 
 
-def _wall(folder: Path, count: int, arguments: list[str]) -> float:
+def _wall(folder: Path, count: int, command: str) -> float:
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        command = [sys.executable, "-m", "oag_transform", "purify", str(folder / str(count)), "--out", f"{out}/o", *arguments]
+        words = [sys.executable, "-m", "oag_transform", *command.split(), str(folder / str(count)), "--out", f"{out}/o"]
         start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        subprocess.run(words, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         return time.perf_counter() - start
 
 

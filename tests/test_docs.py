@@ -219,7 +219,7 @@ def test_the_board_has_a_row_for_each_defense_of_any_result(folder: Path) -> Non
     part = docs.made("<!-- board: table1=toads.json adaptive=adaptive-linf.json,toads.json linf=2 -->\n<!-- end -->")
     assert "| OAG alone | [100.0](page.md) |  |  | [50.0](page.md) | bpda 10, n = 4 |  |  |" in part
     few = RowResult("Few", (Cell("11"), Cell("10"), Cell("10")), defense="bm3d", setting=10)
-    write(folder, "slow", ("Clean", "A", "Mean"), RowResult("All", (Cell("1111"), Cell("1100"), Cell("1100"))), few)
+    write(folder, "slow", ("Clean", "A 2/255", "Mean"), RowResult("All", (Cell("1111"), Cell("1100"), Cell("1100"))), few)
     slow = docs.made("<!-- board: table1=slow.json -->\n<!-- end -->")
     assert "| All | 100.0 | 50.0 | 50.0 (A) |" in slow
     assert "| Few (n = 2) | 100.0 | 50.0 | 50.0 (A) |" in slow
