@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator, streams
 from oag_transform.baselines.compose import Compose
@@ -18,7 +19,7 @@ from oag_transform.baselines.filters import JPEG, BitDepth, GaussianNoise
 from oag_transform.evaluation.attacks import adaptive, diagnostics
 from oag_transform.evaluation.attacks import unrolled as unrolled_module
 from oag_transform.evaluation.attacks.adaptive import APGD, PGD, AttackResult, Bound, HopSkipJump, Square, make_attack
-from oag_transform.evaluation.attacks.unrolled import Unrolled, differentiable, unrolled
+from oag_transform.evaluation.attacks.unrolled import Unrolled, has_gradient, unrolled
 from oag_transform.evaluation.columns import Adaptive, adaptive_columns
 from oag_transform.evaluation.data import Preprocessing
 from oag_transform.evaluation.options import ADAPTIVE_ATTACKS, AdaptiveOptions
@@ -216,7 +217,7 @@ def test_expected_gradients_keep_the_values_and_include_jumps() -> None:
     ids=lambda value: type(value).__name__,
 )
 def test_whether_a_defense_has_a_gradient(defense: nn.Module, expected: bool) -> None:
-    assert differentiable(defense, synthetic_image(1, 3, SIDE, SIDE).float()) is expected
+    assert has_gradient(defense, synthetic_image(1, 3, SIDE, SIDE).float()) is expected
 
 
 def subject_of(images: Tensor, folder: Path, chunk: int = 2) -> Subject:
@@ -249,11 +250,11 @@ def test_a_surrogate_has_the_defenses_values_and_another_gradient() -> None:
     images, labels = examples(2)
     model = DefendedModel(Linear(), JPEG(50), shift=0)
     attack = make_attack("surrogate", LINF, AdaptiveOptions(steps=4), randomised=False, views=False)
-    shown = attack.surrogate(model, images)
+    shown = attack.differentiated(model, images)
     torch.testing.assert_close(shown(images), model(images))
     slopes = [adaptive.gradient(each, images, labels, adaptive.margin, [[0, 1]])[1] for each in (shown, model)]
     assert not torch.allclose(slopes[0], slopes[1], rtol=0.1)
-    assert attack.surrogate(DefendedModel(Linear(), small(), shift=0), images).gradient == "straight_through"
+    assert attack.differentiated(DefendedModel(Linear(), small(), shift=0), images).gradient == "straight_through"
 
 
 def test_every_attack_of_the_list_can_be_made() -> None:
@@ -269,6 +270,9 @@ def test_every_attack_of_the_list_can_be_made() -> None:
         (nn.Identity(), False),
         (JPEG(50), False),
         (Compose(JPEG(50), GaussianNoise(8)), True),
+        (nn.Sequential(JPEG(50), GaussianNoise(8)), True),
+        (nn.Sequential(JPEG(50), nn.Identity()), False),
+        (v2.GaussianNoise(), True),
         (GaussianNoise(8, seed=0), True),
         (OnlineAlternateGenerator(), True),
         (lambda images: images, True),  # nobody knows
@@ -440,7 +444,7 @@ def test_a_loss_that_still_rises_is_said() -> None:
     assert "take more steps" in diagnostics.diagnose("PGD", rising)[0]
 
 
-def test_draws_that_say_nothing_together_are_said() -> None:
+def test_gradients_of_two_sets_of_draws_agree_where_draws_say_something() -> None:
     images, labels = examples()
 
     class Signs(nn.Module):
@@ -448,12 +452,18 @@ def test_draws_that_say_nothing_together_are_said() -> None:
             drawn = [torch.randn(image.shape, generator=g) for image, g in zip(images, _generators(images, index), strict=True)]
             return images * torch.stack(drawn)
 
+    def of(first: int) -> adaptive.Streams:
+        return lambda i, draw: adaptive.unknown(first + i, draw)
+
     noisy = DefendedModel(Linear(), Signs(), shift=0, gradient="own")
     few = diagnostics.agreement(noisy, images, labels, adaptive.margin, 1)
-    assert "agree" in diagnostics.disagreement("PGD", few)[0]
+    assert float(few.mean()) < 0.5
+    alone = [
+        diagnostics.agreement(noisy, images[i : i + 1], labels[i : i + 1], adaptive.margin, 1, streams=of(i)) for i in range(3)
+    ]
+    torch.testing.assert_close(torch.cat(alone), few)
     same = diagnostics.agreement(undefended(), images, labels, adaptive.margin, 1)
     torch.testing.assert_close(same, torch.ones(3))
-    assert diagnostics.disagreement("PGD", same) == ()
 
 
 def test_bpda_passes_a_defense_without_a_gradient() -> None:

@@ -23,8 +23,9 @@ from oag_transform.evaluation.experiments.certify import adapt_batch_norm, at_al
 from oag_transform.evaluation.render.draw import draw_figures
 from oag_transform.evaluation.render.tables import to_markdown
 from oag_transform.evaluation.result import DrawCounts, Result, RowResult, read
-from oag_transform.evaluation.statistics import certified, certified_radius, linf_radius
+from oag_transform.evaluation.statistics import certified, linf_radius
 from oag_transform.evaluation.targets import load_target
+from oag_transform.smoothed import certified_radius
 from tests import tiny
 
 SIDE, STD, N = 12, 0.1, 60

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import Lambda, Normalize, Resize
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
 from oag_transform.defended import shifted
-from oag_transform.evaluation.attacks.unrolled import differentiable, unrolled
+from oag_transform.evaluation.attacks.unrolled import has_gradient, unrolled
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -528,7 +528,7 @@ def test_unrolled_of_several_defenses_has_the_best_gradient_of_each() -> None:
     ]
     mean = torch.stack([target(part).softmax(-1) for part in parts]).mean(0).log()
     torch.testing.assert_close(slope, *torch.autograd.grad(mean.square().sum(), other), rtol=1e-6, atol=1e-9)
-    assert differentiable(exact.defense, images)
+    assert has_gradient(exact.defense, images)
 
 
 def test_several_defenses_are_submodules() -> None:

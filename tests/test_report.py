@@ -211,13 +211,13 @@ def test_a_figure_that_cannot_be_shown_is_named(tmp_path: Path, file: str) -> No
 
 
 def test_order_and_skipped_images(tmp_path: Path) -> None:
-    keys = ["zoo", "fig10", "fig4", "table6", "autoencoder", "cost", "apple", "fig1", "table2", "tradeoff", "table1"]
+    keys = ["zoo", "fig10", "fig4", "table6", "autoencoder", "apple", "fig1", "table2", "tradeoff", "table1"]
     (tmp_path / "settings.json").write_text('{"seed": 0}')
     (tmp_path / "list.json").write_text("[1, 2]")
     (tmp_path / "deeper").mkdir()
     (tmp_path / "deeper" / "table3.json").write_text("{")
     page = report(tmp_path, *(replace(RESULT, key=key) for key in keys))
-    ordered = ["table1", "tradeoff", "cost", "table2", "table6", "autoencoder", "fig1", "fig4", "apple", "fig10", "zoo"]
+    ordered = ["table1", "tradeoff", "table2", "table6", "autoencoder", "fig1", "fig4", "apple", "fig10", "zoo"]
     assert [attributes["href"] for attributes in page.all("a")] == [f"#result-{key}" for key in ordered]
     assert [attributes["id"] for attributes in page.all("section")] == [f"result-{key}" for key in ordered]
 

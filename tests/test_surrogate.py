@@ -114,6 +114,7 @@ SURROGATES: dict[str, nn.Module] = {
     "wavelets": Wavelets(5),
     "deflection": PixelDeflection(20, seed=2),
     "two": Compose(BitDepth(4), JPEG(80), GaussianNoise(2, seed=1)),
+    "nothing first": Compose(nn.Identity(), BitDepth(4)),
 }
 NONE: list[nn.Module] = [DeepImagePrior(), TensorNetworkPurification(), Compose(JPEG(50), DeepImagePrior())]
 

@@ -211,8 +211,7 @@ class DefendedModel(nn.Module):
 
     def _purify(self, defense: Defense, own: Tensor, indices: list[int]) -> Tensor:
         def defend(batch: Tensor) -> Tensor:
-            result = defense(batch, index=indices) if takes_index(defense) else defense(batch)
-            return _checks.purified(result, len(batch))
+            return _checks.purified(applied(defense, batch, indices), len(batch))
 
         return straight_through(own, defend) if self.gradient == "straight_through" else defend(own)
 
@@ -308,8 +307,12 @@ def average(logits: Sequence[Tensor], samples: int) -> Tensor:
     return every.logsumexp((0, 2)) - math.log(len(logits) * samples)
 
 
-def takes_index(function: Callable[..., Tensor]) -> bool:
-    """Whether a defense or a model has a keyword ``index`` for the random streams of the images."""
+def applied(function: Callable[..., Tensor], images: Tensor, index: Any) -> Tensor:
+    """A defense or a model on images, with ``index`` for their random streams where it takes that keyword."""
+    return function(images, index=index) if _takes_index(function) else function(images)
+
+
+def _takes_index(function: Callable[..., Tensor]) -> bool:
     call = function.forward if isinstance(function, nn.Module) else function
     try:
         return "index" in inspect.signature(call).parameters

@@ -65,14 +65,15 @@ def work_type(images: PIL.Image.Image | Tensor) -> tuple[torch.device, torch.dty
 def like(batch: Tensor, original: ImageLike) -> ImageLike:
     """(N, C, H, W) in [0, 1] -> the kind, shape and dtype of ``original``; uint8 and PIL are rounded to 1/255."""
     if isinstance(original, PIL.Image.Image):
-        return F.to_pil_image(_to_uint8(batch[0]))
-    converted = _to_uint8(batch) if original.dtype == torch.uint8 else batch.to(original.dtype)
+        return F.to_pil_image(to_uint8(batch[0]))
+    converted = to_uint8(batch) if original.dtype == torch.uint8 else batch.to(original.dtype)
     converted = converted.reshape(original.shape)
     return tv_tensors.wrap(converted, like=original) if isinstance(original, tv_tensors.TVTensor) else converted
 
 
-def _to_uint8(batch: Tensor) -> Tensor:
-    return (255 * batch).round_().to(torch.uint8)
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Pixels in [0, 1] -> uint8, rounded to the nearest of 255 levels."""
+    return (255 * pixels).round_().to(torch.uint8)
 
 
 def to_model_units(batch: Tensor, scale: float) -> Tensor:

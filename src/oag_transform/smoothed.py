@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import _checks, streams
-from .defended import takes_index
+from .defended import applied
 
 ABSTAIN = -1
 """The class of an image for which nothing is proven."""
@@ -97,7 +97,7 @@ class SmoothedModel(nn.Module):
             stream for each draw.
         sigma: standard deviation of the noise, on the [0, 1] scale. It must be fixed before any image is seen.
         samples: the number of draws that :meth:`forward` averages over.
-        batch_size: the number of noisy images in a batch of ``model``, of one or several images.
+        batch_size: the number of noisy images in a call of ``model``; they may belong to several images.
         seed: an integer repeats the noise. None draws fresh entropy in each call, as a defender should.
 
     Raises:
@@ -211,7 +211,7 @@ class SmoothedModel(nn.Module):
         if len(counts) != len(images):
             raise ValueError(f"expected class counts for each of {len(images)} images, got {len(counts)}")
         self._count(images, counts, SELECTION, [n0] * len(images), indices)
-        analyses = [n] if radius is None else sorted({max(1, round(share * n)) for share in INTERIM_SHARES})
+        analyses = analyses_of(n, radius)
         for total in analyses:
             # interrupted counts are analysed at the planned numbers of draws alone: alpha is split over no more analyses
             finished = [
@@ -251,8 +251,7 @@ class SmoothedModel(nn.Module):
         # each combination of image, purpose and draw has its own stream
         own = [((index * 3 + purpose) << 40) + draw for index, draw in zip(indices, draws, strict=True)]
         noisy = streams.add_normal(images, self.sigma, streams.noise_generators(seed, own, images.device))
-        output = self.model(noisy, index=own) if takes_index(self.model) else self.model(noisy)
-        return _checks.finite(_checks.logits(output, len(images)))
+        return _checks.finite(_checks.logits(applied(self.model, noisy, own), len(images)))
 
     def extra_repr(self) -> str:
         """Arguments that are not submodules."""
@@ -273,8 +272,13 @@ def certificate(counts: ClassCounts, sigma: float, alpha: float, analyses: int =
     """
     label, counted = int(_drawn(counts.selection).argmax()), _drawn(counts.counted)
     count, n = int(counted[label]), int(counted.sum())
-    radius = _radius(count, n, sigma, alpha / analyses)
+    radius = certified_radius(count, n, sigma, alpha / analyses)
     return Certificate(label if radius > 0 else ABSTAIN, radius, count, n, alpha, sigma, analyses, counts)
+
+
+def analyses_of(n: int, radius: float | None) -> list[int]:
+    """Numbers of draws at which counting up to ``n`` may stop: ``n`` alone where no radius is asked for."""
+    return [n] if radius is None else sorted({max(1, round(share * n)) for share in INTERIM_SHARES})
 
 
 def lower_bound(count: int, n: int, alpha: float) -> float:
@@ -282,7 +286,8 @@ def lower_bound(count: int, n: int, alpha: float) -> float:
     return float(_binomtest()(count, n, alternative="greater").proportion_ci(1 - alpha, method="exact").low)
 
 
-def _radius(count: int, n: int, sigma: float, alpha: float) -> float:
+def certified_radius(count: int, n: int, sigma: float, alpha: float) -> float:
+    """Radius that ``count`` of ``n`` draws prove (Cohen et al. 2019, Theorem 1 and ``Certify``); 0 where they prove none."""
     p = lower_bound(count, n, alpha)
     return sigma * NormalDist().inv_cdf(p) if p > 0.5 else 0.0
 

@@ -62,15 +62,15 @@ def measure(seed: int = 0, count: int = 20, defense: Callable[..., Tensor] | Non
     target = efficientnet_lite(0)
     clean, labels = _images(target, count)
     models = {
-        NONE: DefendedModel(target, _nothing, shift=0),
-        VIEWS: DefendedModel(target, _nothing),
+        NONE: DefendedModel(target, nn.Identity(), shift=0),
+        VIEWS: DefendedModel(target, nn.Identity()),
         COMPRESSED: DefendedModel(target, JPEG(QUALITY)),
         OAG: DefendedModel(target, OnlineAlternateGenerator(seed=seed) if defense is None else defense),
     }
     images = {CLEAN: clean}
     _say("attacks")
     for attack in (*paper_attacks(mifgsm_eps=2)[:3], cw(steps=CW_STEPS, searches=1)):
-        parts = [attack(target, x, y, classes=1000, index=i) for i, x, y in _parts(clean, labels)]
+        parts = [attack(target, x, y, classes=1000, seed=seed, index=i) for i, x, y in _parts(clean, labels)]
         images[str(attack)] = torch.cat(parts)
 
     _say("purification")
@@ -181,10 +181,6 @@ def _images(target: nn.Module, count: int) -> tuple[Tensor, Tensor]:
     images, labels = foolbox.samples(model, dataset="imagenet", batchsize=count, shape=(224, 224))
     right = _logits(target, images).argmax(1) == labels.long()
     return images[right], labels[right].long()
-
-
-def _nothing(images: Tensor) -> Tensor:
-    return images
 
 
 def _parts(images: Tensor, labels: Tensor, size: int = 5) -> Iterable[tuple[int, Tensor, Tensor]]:

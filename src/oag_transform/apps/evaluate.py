@@ -192,7 +192,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         import torch
 
         from ..evaluation.adversarial import choose_transfer, common, match
-        from ..evaluation.data import first_size, open_images
+        from ..evaluation.data import first_size, kind_of, open_images
         from ..evaluation.experiments import certify
         from ..evaluation.plan import Plan, as_published, common_facts
         from ..evaluation.subject import choose_subject
@@ -244,7 +244,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             subject=subject,
             families=families,
             attacks=attacks,
-            facts=common_facts(subject, Path(self.data.rpartition(":")[2]).resolve().name)
+            facts=common_facts(subject, Path(kind_of(self.data)[1]).resolve().name)
             | {"compute_dtype": str(operands(Settings(compute_dtype=dtype), device, torch.float32))}
             | ({} if self.shift is None else {"shift of the views": self.shift}),
             others=tuple(subjects[1:]),

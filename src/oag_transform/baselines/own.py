@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..defended import takes_index
+from ..defended import applied
 
 
 class OwnDefense(nn.Module):
@@ -41,8 +41,7 @@ class OwnDefense(nn.Module):
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """What the defense makes of images (N, C, H, W) in [0, 1]; ``index`` goes to one that takes it."""
-        found: Tensor = self.defense(images, index=index) if takes_index(self.defense) else self.defense(images)
-        return found
+        return applied(self.defense, images, index)
 
     def extra_repr(self) -> str:
         """The name, and a hash of the file that has the function."""

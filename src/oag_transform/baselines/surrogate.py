@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..defended import takes_index
+from ..defended import applied
 from ..straight_through import straight_through
 from .base import Baseline
 from .compose import Compose
@@ -53,5 +53,4 @@ class Surrogate(nn.Module):
         if not (torch.is_grad_enabled() and images.requires_grad):
             return values
         wide = images if images.dtype == torch.float64 else images.float()
-        smooth = self.smooth(wide, index=index) if takes_index(self.smooth) else self.smooth(wide)
-        return straight_through(smooth.clamp(0, 1), lambda _: values)
+        return straight_through(applied(self.smooth, wide, index).clamp(0, 1), lambda _: values)

@@ -1,8 +1,7 @@
 """Differentiable filters in PyTorch, for attacks on the baselines.
 
 Total-variation denoising, non-local means, BayesShrink and the swirl equal the filters of scikit-image up to rounding, except
-where noted.
-The baselines themselves use scikit-image.
+where noted. The baselines themselves use scikit-image.
 """
 
 import functools

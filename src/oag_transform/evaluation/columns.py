@@ -12,9 +12,10 @@ from torch import Tensor
 
 from .. import _checks, streams
 from ..defended import DefendedModel
+from ..images import to_uint8
 from ..transform import OnlineAlternateGenerator
 from .attacks.adaptive import PGD, STREAMS_OF_AN_ATTACK, AttackResult, Bound, Streams, known, make_attack, randomised, unknown
-from .attacks.diagnostics import diagnose, judge
+from .attacks.diagnostics import JUDGED, diagnose, judge
 from .attacks.gray_box import Attack
 from .options import AdaptiveOptions
 from .provenance import versions
@@ -23,7 +24,6 @@ from .store import Array, records
 from .subject import UNDEFENDED, Row, Subject
 
 QUICK = 2  # draws that tell which images the next attack still has to be run on
-JUDGED = 1 << 31  # number of the first draw that judges; an attack's own judgement begins at half of it
 
 
 class Column(Protocol):
@@ -259,7 +259,7 @@ def attacked(subject: Subject, attack: Attack) -> Tensor:
         images = subject.batch(subject.images, rows)
         labels = subject.labels[rows.start : rows.stop].to(subject.device)
         result = attack(subject.target.model, images, labels, classes=classes, seed=subject.seed, index=rows.start)
-        return (255 * result).round().to(torch.uint8).cpu().numpy()
+        return to_uint8(result).cpu().numpy()
 
     return torch.from_numpy(
         subject.store.rows(key, (subject.images, subject.labels), compute, f"{subject.target.name}: {attack}")
@@ -272,7 +272,7 @@ def noised(subject: Subject, std: float) -> Tensor:
     noisy = torch.empty_like(subject.images)
     for row, generator in enumerate(generators):  # one at a time: floating point is four times as large
         image = subject.images[row : row + 1].float() / 255
-        noisy[row] = (255 * streams.add_normal(image, std, [generator])[0]).round().to(torch.uint8)
+        noisy[row] = to_uint8(streams.add_normal(image, std, [generator])[0])
     return noisy
 
 

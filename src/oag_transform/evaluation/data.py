@@ -294,9 +294,7 @@ def prepared(image: PIL.Image.Image, preprocessing: Preprocessing, name: str) ->
         ValueError: it is too thin to be resized; the message begins with ``name``.
     """
     resize, crop, interpolation = preprocessing
-    if min(image.size) != resize:
-        image = resized(image, resize, interpolation, name)
-    return F.pil_to_tensor(F.center_crop(image, [crop, crop]))
+    return F.pil_to_tensor(F.center_crop(resized(image, resize, interpolation, name), [crop, crop]))
 
 
 def batches(listing: Listing, preprocessing: Preprocessing, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -88,7 +88,7 @@ def fit_target(
         backbone: see :func:`~oag_transform.evaluation.backbones.build`.
         weights: likewise.
         size: crop in pixels, of what is resized to 8/7 of it; the backbone's own of both where that is None.
-        epochs: of training all layers; 1 or more for a random start and for adversarial
+        epochs: of training all layers; at least 1 for a random start and for adversarial training.
         lr: the largest learning rate.
         batch_size: images of a step; the last, smaller batch of an epoch is left out.
         adversarial: what all layers are trained on in place of the images; None: the images.

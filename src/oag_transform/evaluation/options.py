@@ -97,7 +97,7 @@ class AdaptiveOptions:
 
 @dataclass(frozen=True)
 class ConvergenceOptions:
-    """Along what the convergence of PGD on the margin (BPDA) is measured, from the images."""
+    """Steps and draws at which convergence of PGD on the margin (BPDA) is measured. Each attack starts from the images."""
 
     linf: float = 1.0
     """L-infinity bound in grey levels."""

@@ -18,6 +18,9 @@ from ..defended import DefendedModel
 from ..transform import OnlineAlternateGenerator
 from .store import fingerprint
 
+# what the defenses compute with: a result of other versions is not this one
+LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "PyWavelets", "pillow", "kornia", "bm3d")
+
 
 def provenance(device: torch.device, packages: Sequence[str]) -> dict[str, str]:
     """What made a result, beside its data and settings: versions, hardware and command, as text."""
@@ -54,7 +57,9 @@ def in_code(model: DefendedModel) -> str:
 def model_key(model: DefendedModel, target: str, device: torch.device) -> dict[str, Any]:
     """What decides what a defended model makes of images, and its seconds: part of a key of :class:`.store.Store`."""
     return {
-        "versions": versions("torch", "torchvision", "numpy", "scipy", "scikit-image", "PyWavelets", "pillow", "bm3d"),
+        "versions": versions(
+            "torch", "torchvision", "numpy", "scipy", "scikit-image", "PyWavelets", "pillow", "kornia", "bm3d"
+        ),
         "hardware": hardware(device),
         "defense": repr(model.defense),
         "weights": [fingerprint(part) for part in model.children() if part is not model.target],
@@ -69,7 +74,7 @@ def versions(*packages: str) -> list[str]:
     for package in packages:
         try:
             found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:  # bm3d comes with an extra of its own
+        except PackageNotFoundError:  # bm3d and kornia come with extras of their own
             found.append(f"no {package}")
     return found
 

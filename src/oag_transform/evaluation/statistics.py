@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from statistics import NormalDist
 from typing import NamedTuple
 
 from scipy.stats import binomtest
 
-from ..smoothed import lower_bound
+from ..smoothed import certified_radius
 from .result import Cell, DrawCounts, RowResult, bits
 
 SIGNIFICANCE = 0.05  # a row is distinguishable from the best where the exact sign test has it worse at this p or less
@@ -38,29 +37,23 @@ def worst(cells: Sequence[Cell | None]) -> Cell | None:
     return Cell("".join(map(min, zip(*present, strict=True)))) if present else None
 
 
-def certified(images: Sequence[DrawCounts], sigma: float, alpha: float, looks: int, radius: float) -> Cell:
+def certified(images: Sequence[DrawCounts], sigma: float, alpha: float, analyses: int, radius: float) -> Cell:
     """Which images are proven to be right within an L2 radius; for 0, within some radius above 0.
 
     Args:
         images: what was counted, see :class:`~oag_transform.SmoothedModel`.
         sigma: of the smoothing noise, on the [0, 1] scale.
         alpha: probability that a certificate is wrong.
-        looks: how many times counting was allowed to stop; alpha is split over them.
+        analyses: how many times counting was allowed to stop; alpha is split over them.
         radius: on the [0, 1] scale.
     """
     proven = [(max(each.selection, key=lambda c: (each.selection[c], -c)), each) for each in images]  # ties: the first class
     radii = [
-        certified_radius(each.counted.get(chosen, 0), sum(each.counted.values()), sigma, alpha / looks)
+        certified_radius(each.counted.get(chosen, 0), sum(each.counted.values()), sigma, alpha / analyses)
         for chosen, each in proven
     ]
     right = [chosen == each.truth and 0 < found >= radius for (chosen, each), found in zip(proven, radii, strict=True)]
     return Cell(bits(right))
-
-
-def certified_radius(count: int, n: int, sigma: float, alpha: float) -> float:
-    """Radius that ``count`` of ``n`` draws prove (Cohen et al. 2019, Theorem 1 and ``Certify``); 0 where they prove none."""
-    p = lower_bound(count, n, alpha)
-    return sigma * NormalDist().inv_cdf(p) if p > 0.5 else 0.0
 
 
 def linf_radius(radius: float, shape: Sequence[int]) -> float:

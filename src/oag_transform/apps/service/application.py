@@ -41,7 +41,7 @@ from .engine import (
     difference,
     png,
 )
-from .settings import Service
+from .settings import MIB, Service
 from .upload import RefusedError
 
 HERE = Path(__file__).parent
@@ -136,7 +136,7 @@ class Api:
             if size > DRAINED * limit:
                 break
         if size > limit:
-            raise RefusedError(413, f"The upload has more than {limit / 2**20:g} MiB, which is the most that is accepted.")
+            raise RefusedError(413, f"The upload has more than {limit / MIB:g} MiB, which is the most that is accepted.")
         return b"".join(parts)
 
     async def prepared(self, body: bytes) -> torch.Tensor:

@@ -14,9 +14,11 @@ import torchvision
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from ... import images, streams
+from ... import streams
 from ...defended import DefendedModel
+from ...evaluation.data import prepared
 from ...evaluation.targets import Target
+from ...images import to_uint8
 from ...transform import OnlineAlternateGenerator
 
 CLASSIFY, PURIFY, ATTACK = "classify", "purify", "attack"
@@ -110,9 +112,7 @@ class Engine:
         Raises:
             ValueError: the image is too thin, see :func:`oag_transform.images.resize`.
         """
-        resize, crop, interpolation = self.target.preprocessing
-        resized = images.resize(image, resize, interpolation, "the image")
-        return F.pil_to_tensor(F.center_crop(resized, [crop, crop]))
+        return prepared(image, self.target.preprocessing, "the image")
 
     def run(self, work: Work, images: Sequence[Tensor]) -> Sequence[Any]:
         """A :class:`Classified`, purified image (C, H, W) uint8 or :class:`Attacked` for each image (C, H, W) uint8.
@@ -137,7 +137,8 @@ class Engine:
         purified = self.defended.purify(pixels, index=index)
         defended = self._top(self.defended.classify(purified))
         return [
-            Classified(*each) for each in zip(undefended, defended, _uint8(purified[:: self.defended.samples]), strict=True)
+            Classified(*each)
+            for each in zip(undefended, defended, to_uint8(purified[:: self.defended.samples]).cpu(), strict=True)
         ]
 
     def _attack(self, image: Tensor, index: int, name: str, eps: int) -> Attacked:
@@ -154,12 +155,12 @@ class Engine:
             undefended_attacked = self.target.model(found)
             guesses = [self._once.classify(step.images) for step in steps]  # one at a time, to save memory
         frames = [
-            Frame(step.step, _uint8(step.images)[0], float(step.residual), self._top(guess)[0][0])
+            Frame(step.step, to_uint8(step.images)[0].cpu(), float(step.residual), self._top(guess)[0][0])
             for step, guess in zip(steps, guesses, strict=True)
         ]
         return Attacked(
             original=image[0].cpu(),
-            attacked=_uint8(found)[0],
+            attacked=to_uint8(found)[0].cpu(),
             frames=frames,
             undefended=self._top(logits)[0],
             undefended_attacked=self._top(undefended_attacked)[0],
@@ -235,7 +236,3 @@ def _fitted(path: Path) -> tuple[str, ...]:
 def _stream(image: Tensor) -> int:
     """The random stream of an image, from its pixels: with a seed, its result is independent of other requests."""
     return streams.index_of(hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest())
-
-
-def _uint8(pixels: Tensor) -> Tensor:
-    return (255 * pixels).round().to(torch.uint8).cpu()

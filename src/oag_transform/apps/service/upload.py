@@ -1,10 +1,9 @@
 """Checks of an upload before any work: type, bytes, pixels, shape. A refusal is one sentence."""
 
-from dataclasses import dataclass
-
 import PIL.Image
 
 from ... import files
+from .settings import MEGAPIXEL
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
@@ -27,21 +26,6 @@ class RefusedError(Exception):
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(status, sentence)
         self.status, self.sentence = status, sentence
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Limits of uploads.
-
-    Attributes:
-        body: largest number of bytes.
-        pixels: largest number of pixels.
-        purify_pixels: the same for images that are purified at their own size, which takes time in proportion.
-    """
-
-    body: int
-    pixels: int
-    purify_pixels: int
 
 
 def check_type(content_type: str | None) -> None:
@@ -73,7 +57,9 @@ def decode(content: bytes, pixels: int) -> PIL.Image.Image:
         raise RefusedError(415, f"The upload is no image of a format that is accepted: {_any_of(FORMATS)}.")
     width, height = _size(content)
     if width * height > pixels:
-        raise RefusedError(413, f"The image has {width} x {height} pixels; at most {pixels / 1e6:g} megapixels are accepted.")
+        raise RefusedError(
+            413, f"The image has {width} x {height} pixels; at most {pixels / MEGAPIXEL:g} megapixels are accepted."
+        )
     if max(width, height) > LONGEST_TO_SHORTEST * min(width, height):
         raise RefusedError(
             422, f"The image has {width} x {height} pixels; no side may be more than {LONGEST_TO_SHORTEST} times the other."

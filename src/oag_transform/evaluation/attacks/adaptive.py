@@ -25,7 +25,7 @@ from ...baselines import surrogate
 from ...baselines.compose import Compose
 from ...defended import DefendedModel
 from ..options import AdaptiveOptions
-from .unrolled import differentiable, settings_of, unrolled
+from .unrolled import has_gradient, settings_of, unrolled
 
 Norm = Literal["linf", "l2"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -449,7 +449,7 @@ class AdaptiveAttack:
 
     def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor, start: Tensor, streams: Streams) -> AttackResult:
         """Attacked images; ``start``: where the attack before this one ended; ``streams``: of the attacker's draws."""
-        shown = self.surrogate(model, images)
+        shown = self.differentiated(model, images)
         if self.one_view and shown.shift != 0:
             shown = OneView.of(shown)
         algorithm = replace(self.algorithm, streams=streams)
@@ -457,7 +457,7 @@ class AdaptiveAttack:
             return algorithm(shown, images, labels, start=start)
         return algorithm(shown, images, labels)
 
-    def surrogate(self, model: DefendedModel, images: Tensor) -> DefendedModel:
+    def differentiated(self, model: DefendedModel, images: Tensor) -> DefendedModel:
         """The model that is differentiated in place of the defended one."""
         if self.gradient == "target":
             return DefendedModel(model.target, nn.Identity(), shift=0)
@@ -466,7 +466,7 @@ class AdaptiveAttack:
             return DefendedModel(model.target, first, shift=0, gradient="own")
         if self.gradient in ("exact", "expected"):
             own = unrolled(model, expected=self.gradient == "expected")
-            return own if differentiable(own.defense, images[:1]) else model
+            return own if has_gradient(own.defense, images[:1]) else model
         if self.gradient == "surrogate" and (smooth := surrogate.differentiable(model.defense)) is not None:
             return DefendedModel(model.target, smooth, **settings_of(model) | {"gradient": "own"})
         return model
@@ -517,10 +517,10 @@ def make_attack(name: str, bound: Bound, options: AdaptiveOptions, *, randomised
 
 def randomised(defense: Any) -> bool:
     """Whether one draw of a defense may differ from another: not of this package's and torch's modules without a seed."""
-    if isinstance(defense, (Compose, nn.ModuleList)):
+    if isinstance(defense, (Compose, nn.ModuleList, nn.Sequential)):
         return any(map(randomised, defense.defenses if isinstance(defense, Compose) else defense))
     package = type(defense).__module__.partition(".")[0]
-    return hasattr(defense, "seed") or package not in ("oag_transform", "torch", "torchvision")
+    return hasattr(defense, "seed") or package not in ("oag_transform", "torch")
 
 
 def averaged(model: DefendedModel, row: int, draws: int, chosen: Streams) -> Callable[[Tensor], Tensor]:

@@ -12,13 +12,14 @@ from ...defended import DefendedModel
 from ..result import Cell, bits
 from .adaptive import AttackResult, Loss, Streams, gradient, unknown
 
-AGREEMENT = 0.1  # cosine of the gradients of two sets of draws, on average over images
+# first draws of a judge and of gradients that are compared: an attacker counts from 0, a quick judgement from JUDGED / 2
+JUDGED, COMPARED = 1 << 31, 1 << 29
 LEAD = 0.02  # share of the images by which a black box must be ahead, beyond one image
 RISE = 0.1  # of the loss over the last quarter of the steps, as a share of its whole rise: less is converged
 
 
 def judge(
-    model: DefendedModel, images: Tensor, labels: Tensor, draws: int, *, first: int = 1 << 31, streams: Streams = unknown
+    model: DefendedModel, images: Tensor, labels: Tensor, draws: int, *, first: int = JUDGED, streams: Streams = unknown
 ) -> Cell:
     """Classify images (N, C, H, W) in [0, 1] ``draws`` times: who is right by majority vote, and in how many of the draws.
 
@@ -43,11 +44,13 @@ def judge(
     return Cell(bits(right), draws=draws, counts=tuple(counts.tolist()) if draws > 1 else ())
 
 
-def agreement(model: DefendedModel, images: Tensor, labels: Tensor, loss: Loss, draws: int, *, first: int = 1 << 29) -> Tensor:
+def agreement(
+    model: DefendedModel, images: Tensor, labels: Tensor, loss: Loss, draws: int, *, streams: Streams = unknown
+) -> Tensor:
     """(N,) cosine of the gradients of two sets of ``draws`` draws: whether that many are enough to know where to go."""
     slopes = []
-    for start in (first, first + draws):
-        indices = [[unknown(i, draw) for i in range(len(images))] for draw in range(start, start + draws)]
+    for start in (COMPARED, COMPARED + draws):
+        indices = [[streams(i, draw) for i in range(len(images))] for draw in range(start, start + draws)]
         slopes.append(gradient(model, images, labels, loss, indices)[1].flatten(1))
     return torch.cosine_similarity(slopes[0], slopes[1], dim=1)
 
@@ -77,12 +80,6 @@ def black_box_leads(cells: Mapping[str, Cell], black_box: Sequence[str]) -> tupl
         for name, cell in cells.items()
         if name in black_box and white and least - cell.accuracy > LEAD + 1 / cell.n
     )
-
-
-def disagreement(name: str, cosines: Tensor) -> tuple[str, ...]:
-    """A warning where :func:`agreement` says that an attack takes too few draws for each gradient."""
-    mean = float(cosines.mean())
-    return () if mean >= AGREEMENT else (f"{name}: gradients of two sets of draws agree by {mean:.2f} only; take more draws",)
 
 
 def _trend(name: str, losses: Tensor) -> list[str]:

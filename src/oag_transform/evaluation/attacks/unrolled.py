@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ... import _checks, streams
 from ...baselines import surrogate
 from ...baselines.compose import Compose
-from ...defended import DefendedModel, takes_index
+from ...defended import DefendedModel, applied
 from ...generator import reference, with_gradient
 from ...straight_through import straight_through
 from ...transform import OnlineAlternateGenerator
@@ -69,10 +69,10 @@ def unrolled(model: DefendedModel, *, expected: bool = False) -> DefendedModel:
     return DefendedModel(model.target, defense, **settings_of(model) | {"gradient": "own"})
 
 
-def differentiable(defense: Callable[[Tensor], Tensor], images: Tensor) -> bool:
+def has_gradient(defense: Callable[[Tensor], Tensor], images: Tensor) -> bool:
     """Whether autograd finds a gradient through a defense at images (N, C, H, W) in [0, 1], which isn't zero everywhere."""
     if isinstance(defense, nn.ModuleList):  # of a model with several
-        return any(differentiable(each, images) for each in defense)
+        return any(has_gradient(each, images) for each in defense)
     point = images.detach().requires_grad_()
     try:
         with torch.enable_grad():
@@ -109,7 +109,7 @@ class _OwnOrIdentity(nn.Module):
         self.defense = defense
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        found = self.defense(images, index=index) if takes_index(self.defense) else self.defense(images)
+        found = applied(self.defense, images, index)
         return straight_through(images, lambda _: found) if images.requires_grad and not found.requires_grad else found
 
 

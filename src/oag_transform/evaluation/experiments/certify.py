@@ -21,13 +21,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ... import _checks
 from ...baselines.smoothing import Denoiser, denoisers
 from ...defended import DefendedModel
-from ...smoothed import INTERIM_SHARES, ClassCounts, SmoothedModel
+from ...smoothed import ClassCounts, SmoothedModel, analyses_of, certified_radius
 from ..columns import classify
 from ..data import read_images, shuffled
 from ..options import CertifyOptions
 from ..plan import Plan, measure
 from ..result import Cell, Certified, DrawCounts, Result, RowResult, bits, seconds
-from ..statistics import certified, certified_radius, linf_radius
+from ..statistics import certified, linf_radius
 from ..store import Array, fingerprint, records
 from ..subject import UNDEFENDED, Row, Subject
 from ..targets import Target
@@ -67,12 +67,12 @@ def certify(plan: Plan) -> Iterator[Result]:
         rows = [_row(subject, sigma, each, plan, kind) for kind in kinds for each in denoisers(options.denoisers)]
         facts = {
             "n": len(subject.images),
-            "data": f"{plan.facts['data'].partition(':')[0]}: {len(subject.images)} images, right or wrong",
+            "data": f"{plan.facts['data'].rpartition(': ')[0]}: {len(subject.images)} images, right or wrong",
             "sigma": sigma,
             "n0": options.n0,
             "draws counted": options.n,
             "alpha": options.alpha,
-            "looks": looks(options),
+            "looks": len(analyses_of(options.n, options.radius)),
             "shape": list(subject.images.shape[1:]),
             "undefended, without noise": clean.right,
         }
@@ -80,11 +80,6 @@ def certify(plan: Plan) -> Iterator[Result]:
         figures = [Certified(plan.file(f"{stem}.svg"), f"Certified accuracy against the L2 radius, sigma {sigma:g}.", ())]
         counted = plan.result("certify", "", "Denoiser", (), rows, stem=stem, title=title, facts=facts, figures=figures)
         yield at_alpha(counted, options.alpha)
-
-
-def looks(options: CertifyOptions) -> int:
-    """How many times counting may stop."""
-    return 1 if options.radius is None else len({max(1, round(share * options.n)) for share in INTERIM_SHARES})
 
 
 def at_alpha(result: Result, alpha: float) -> Result:

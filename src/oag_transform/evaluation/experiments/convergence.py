@@ -8,8 +8,8 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from ..attacks.adaptive import Bound, margin, unknown
-from ..attacks.diagnostics import agreement
-from ..columns import JUDGED, Adaptive
+from ..attacks.diagnostics import JUDGED, agreement
+from ..columns import Adaptive
 from ..plan import Plan, measure
 from ..provenance import in_code
 from ..result import Lines, Result, RowResult
@@ -80,9 +80,8 @@ def _margins(subject: Subject, row: Row, column: Adaptive, draws: int) -> tuple[
         with torch.no_grad():
             streams = [[unknown(i, JUDGED + draw) for i in rows] for draw in range(judges)]
             found = [margin(defender(images, index=draw).log_softmax(1), labels) for draw in streams]
-        return records(
-            margin=torch.stack(found).mean(0).cpu(), agreement=agreement(attacker, images, labels, margin, draws).cpu()
-        )
+        cosines = agreement(attacker, images, labels, margin, draws, streams=lambda i, draw: unknown(rows.start + i, draw))
+        return records(margin=torch.stack(found).mean(0).cpu(), agreement=cosines.cpu())
 
     key = {"what": "margin and agreement", "draws": [draws, judges]} | part.key(defender)
     values = part.store.rows(key, (points, part.labels), compute, f"{row.label}: margins")

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 from torch import Tensor
 
 from ...baselines.catalogue import OAG_KEY, Defense
+from ...images import to_uint8
 from ...stopping import smallest_flat_step
 from ...transform import DivergenceError
 from ..attacks.gray_box import igsm
@@ -268,4 +269,4 @@ def _oag_settings(plan: Plan, family: Defense, columns: Sequence[Images]) -> lis
 
 
 def _pixels(image: Tensor) -> Pixels:
-    return (255 * image).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return to_uint8(image).permute(1, 2, 0).numpy()

@@ -35,7 +35,7 @@ def transfer(plan: Plan) -> Result:
         count=count,
         facts={
             "attacks": "another tool's",
-            "data": f"{plan.facts['data'].partition(':')[0]}: {count} images that the target classifies correctly and "
+            "data": f"{plan.facts['data'].rpartition(': ')[0]}: {count} images that the target classifies correctly and "
             f"every folder has, of {plan.transfer.subject.looked_at} looked at",
             **plan.transfer.facts,
         },

@@ -17,7 +17,7 @@ from ..options import EXPERIMENTS
 from ..result import Cell, Result, seconds
 from .tables import diagnostics, headings, most_images, note_headings
 
-_FIRST = ("table1", "tradeoff", "cost")  # what a reader looks for, then the order of the experiments
+_FIRST = ("table1", "tradeoff")  # what a reader looks for, then the order of the experiments
 _SUMMARY = {"target": "Target", "data": "Images", "n": "Number of images", "hardware": "Hardware"}
 
 
@@ -49,7 +49,7 @@ def find_results(folder: Path) -> list[Result]:
     return sorted(found, key=lambda result: (_place(result.key), result.key))
 
 
-def write_report(folder: Path, *, title: str = "Online Alternate Generator: what was measured") -> Path:
+def write_report(folder: Path) -> Path:
     """Write ``report.html`` into ``folder``, over every result that is there.
 
     Figures and images are embedded; one whose file is missing is named in its place. Text is shown as it is, never as
@@ -57,7 +57,6 @@ def write_report(folder: Path, *, title: str = "Online Alternate Generator: what
 
     Args:
         folder: holds ``key.json`` files, and the figures that they name.
-        title: heading of the report.
 
     Raises:
         ValueError: see :func:`find_results`.
@@ -71,7 +70,6 @@ def write_report(folder: Path, *, title: str = "Online Alternate Generator: what
     page.filters |= {"seconds": seconds, "embedded": embedded}
     path = folder / "report.html"
     html = page.from_string(_packaged("report.html.jinja")).render(
-        title=title,
         style=Markup(_packaged("report.css")),
         script=Markup(_packaged("report.js")),
         summary=_summary(found),
