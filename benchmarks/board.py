@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from oag_transform.baselines.catalogue import NONE, VIEWS
 from oag_transform.evaluation import result as results
+from oag_transform.evaluation.experiments.adaptive import ATTACKS
 from oag_transform.evaluation.render import tables
 from oag_transform.evaluation.result import Cell, Result, RowResult
 
-ATTACKS = "attacks (gradients an image)"  # heading of the notes of an adaptive result
 WITHOUT_VIEWS = {"none": NONE, "none-4-views": f"{NONE}, {VIEWS}"}  # rows without a defense have no key
 
 

@@ -211,7 +211,7 @@ _ADAPTED_JPEG = dataclasses.replace(
     make=_made("filters", "NoisyJPEG", "quality", std=8, follow_noise=True),
 )
 _NOISE = Defense("noise", "Gaussian noise", "grey levels", _made("filters", "GaussianNoise", "std"), 12, (6, 12, 18, 24))
-_OAG = Defense("oag", OAG, "T_N", _oag, 9, (48, 36, 24, 18, 12, 9, 6))
+_OAG = Defense(OAG_KEY, OAG, "T_N", _oag, 9, (48, 36, 24, 18, 12, 9, 6))
 _OAG_FULL = dataclasses.replace(
     _OAG,
     key="oag-full",

@@ -12,6 +12,7 @@ from ..result import Cell, Lines, Result, RowResult, seconds
 from ..statistics import worst
 from ..subject import Row
 
+ATTACKS = "attacks (gradients an image)"  # heading of a note of each row
 XLABELS = {"linf": "L-infinity bound in grey levels (of 255)", "l2": "L2 bound, on the [0, 1] scale"}
 
 
@@ -72,7 +73,7 @@ def _cost(row: RowResult) -> dict[str, str]:
     if cell is None or not cell.attacks:
         return {}
     took = [each.name if each.gradients is None else f"{each.name} {each.gradients}" for each in cell.attacks]
-    notes = {"attacks (gradients an image)": " + ".join(took), "attack, s": seconds(sum(each.seconds for each in cell.attacks))}
+    notes = {ATTACKS: " + ".join(took), "attack, s": seconds(sum(each.seconds for each in cell.attacks))}
     losses = cell.attacks[0].losses
     if len(cell.attacks) == 1 and losses:
         notes["loss, first and last"] = f"{losses[0]:.2f}, {losses[-1]:.2f}"
