@@ -1,6 +1,7 @@
 """The catalogue of defenses: it imports no torch, and each entry makes the defense of its label."""
 
 import dataclasses
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,19 @@ def no_defense() -> int:
 
 def negative() -> Any:
     return lambda images: 1 - images
+
+
+def too_bright() -> Any:
+    return lambda images: 255 * images
+
+
+made_before = functools.partial(negative)
+
+
+def test_a_defense_of_ones_own_that_leaves_the_range_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"too_bright must return images in \[0, 1\], got values from"):
+        by_key(f"{__name__}:too_bright").make(0, 4, NEEDS)(image())
+    assert torch.equal(by_key(f"{__name__}:made_before").make(0, 4, NEEDS)(image()), 1 - image())
 
 
 def test_a_defense_of_ones_own() -> None:

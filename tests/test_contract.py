@@ -381,6 +381,18 @@ def test_gabor_functions_need_two_pixels() -> None:
     assert OnlineAlternateGenerator(kernel_size=1, stride=1, init="uniform", seed=0)(rand(3, 4, 4)).shape == (3, 4, 4)
 
 
+def test_an_index_without_dimensions_is_an_integer() -> None:
+    image, purify = rand(3, 12, 12), small(seed=0)
+    for index in (torch.tensor(3), np.array(3), np.int64(3)):
+        assert torch.equal(purify(image, index=index), purify(image, index=3))
+
+
+def test_a_pil_image_keeps_its_info() -> None:
+    image = PIL.Image.new("RGB", (12, 12))
+    image.info = {"dpi": (72, 72), "exif": b"Exif"}
+    assert small()(image).info == image.info
+
+
 def test_bad_index_and_every() -> None:
     with pytest.raises(ValueError, match="index must be an integer >= 0, got -1"):
         small()(rand(3, 12, 12), index=-1)

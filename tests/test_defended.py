@@ -412,6 +412,14 @@ class NotFinite(nn.Module):
         return logits
 
 
+def test_a_defense_that_returns_nan_is_named() -> None:
+    model = DefendedModel(NotFinite(0.0), lambda images: images / (images < 1), shift=0)
+    images = torch.full((3, 3, 20, 20), 0.5)
+    images[1] = 1.0
+    with pytest.raises(ValueError, match=r"finite images from the defense, got NaN or infinity for image\(s\) \[1\]"):
+        model(images)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize(("samples", "shift"), [(1, 0), (2, 0), (1, 3), (3, 3)])
 def test_logits_that_are_not_finite_are_an_error_that_names_the_image(value: float, samples: int, shift: int) -> None:

@@ -94,6 +94,13 @@ def test_json_keeps_everything(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["table9.json"]
 
 
+def test_a_name_that_is_not_utf8_does_not_lose_the_result(tmp_path: Path) -> None:
+    result = replace(RESULT, facts={"command": "--data caf\udce9"})
+    write(result, tmp_path)
+    assert read(tmp_path / f"{result.key}.json").facts["command"] == "--data caf\ufffd"
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def test_images_lie_beside_the_json_and_not_in_it(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), np.uint8)
     write(replace(RESULT, images={"a.png": pixels}), tmp_path)

@@ -270,3 +270,26 @@ def test_a_model_that_works_in_place_and_keeps_its_outputs_memory() -> None:
         found, expected = (SmoothedModel(model, 0.2, seed=0, samples=5)(given) for model in (Same(0.0), Halfspace(0.0)))
     torch.testing.assert_close(found, expected)
     assert torch.equal(given, images)
+
+
+def test_one_object_of_counts_for_several_images_is_refused() -> None:
+    model = SmoothedModel(Halfspace(0.0), sigma=0.25)
+    images = torch.rand(2, 3, SIDE, SIDE)
+    with pytest.raises(ValueError, match="of its own for each image"):
+        model.certify(images, 4, 4, counts=[ClassCounts()] * 2)
+    seen = ClassCounts(selection=torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match="expected counts of 3 classes, as before, got 2"):
+        model.certify(images[:1], 10, 4, counts=[seen])
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_batch_normalization_with_statistics_of_the_batch_is_refused(tracked: bool) -> None:
+    network = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=tracked), Halfspace(0.0))
+    images = torch.rand(2, 3, SIDE, SIDE)
+    model = SmoothedModel(network, sigma=0.25)
+    for ask in (model.predict, model.certify):
+        with pytest.raises(ValueError, match=r"independent draws, but the batch normalization '0'"):
+            ask(images, 4)
+    model.eval()
+    if tracked:
+        assert len(model.predict(images, 4)) == len(model.certify(images, 4, 4)) == 2

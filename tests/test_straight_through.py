@@ -70,6 +70,20 @@ def test_a_defense_of_another_size_has_the_gradient_of_a_resize() -> None:
     torch.testing.assert_close(tangent, nn.functional.interpolate(plain.detach(), (24, 24), mode="bilinear"))
 
 
+def test_a_change_of_channels_has_no_straight_through_gradient() -> None:
+    def grey(images: Tensor) -> Tensor:
+        return images.mean(1, keepdim=True)
+
+    images = rand(2, 3, 16, 16).requires_grad_()
+    assert straight_through(images.detach(), grey).shape == (2, 1, 16, 16)
+    for differentiate in (
+        lambda: straight_through(images, grey).sum().backward(),
+        lambda: torch.func.jvp(lambda x: straight_through(x, grey), (images.detach(),), (images.detach(),)),
+    ):
+        with pytest.raises(ValueError, match="keeps the number of channels, got 1 for 3"):
+            differentiate()
+
+
 def test_own_is_what_the_defense_gives() -> None:
     images = rand(1, 3, 16, 16).requires_grad_()
     square = DefendedModel(target(), lambda x: x.square(), shift=0, gradient="own")

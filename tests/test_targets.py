@@ -1,5 +1,6 @@
 """Targets: torchvision's models and callables, and error messages."""
 
+import importlib
 import sys
 import types
 from pathlib import Path
@@ -186,6 +187,33 @@ def test_fingerprints_tell_other_code_with_the_same_weights_apart() -> None:
     one, other = (load_target(f"tests.test_targets:{name}", classes=names(10)) for name in ("tiny", "upside_down"))
     assert one.fingerprint == load_target("tests.test_targets:tiny", classes=names(10)).fingerprint
     assert one.fingerprint != other.fingerprint
+
+
+def test_fingerprints_tell_versions_of_a_source_file_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # or the second version would be the first
+    found = []
+    for scale in (1, 1000):  # the order of the classes is the same
+        lines = [
+            "from torch import nn",
+            "from tests.test_targets import tiny",
+            "class Scaled(nn.Module):",
+            "    def __init__(self):",
+            "        super().__init__()",
+            "        self.model = tiny()",
+            "    def forward(self, images):",
+            f"        return {scale} * self.model(images)",
+        ]
+        (tmp_path / "scaled_target.py").write_text("\n".join(lines))
+        monkeypatch.delitem(sys.modules, "scaled_target", raising=False)
+        importlib.invalidate_caches()
+        found.append(load_target("scaled_target:Scaled", classes=names(10)).fingerprint)
+    assert found[0] != found[1]
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs at least two classes, but the data has 1"):
+        load_target("tests.test_targets:tiny", classes=names(1))
 
 
 def test_timm_by_name_with_a_checkpoint(tmp_path: Path) -> None:

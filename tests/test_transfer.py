@@ -173,6 +173,9 @@ def test_the_data_of_transferattack(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("name,label\nx.png,1\n")
     with pytest.raises(ValueError, match="must have the columns filename and label"):
         open_images(f"transferattack:{tmp_path}")
+    (tmp_path / "labels.csv").write_text("label,filename\n3\n")
+    with pytest.raises(ValueError, match=r"labels\.csv, line 2: expected a filename, got none"):
+        open_images(f"transferattack:{tmp_path}")
     (tmp_path / "labels.csv").write_text("filename,label\ny.png,1\n")
     with pytest.raises(ValueError, match=r"y\.png is missing"):
         open_images(f"transferattack:{tmp_path}")

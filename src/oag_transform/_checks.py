@@ -137,6 +137,8 @@ def indices(index: Any, count: int) -> list[int]:
         first = integer("index", index)
         return list(range(first, first + count))
     plain = index.tolist() if hasattr(index, "tolist") else index
+    if _is_integer(plain):  # a tensor or an array without dimensions
+        return indices(plain, count)
     if not isinstance(plain, Sequence) or isinstance(plain, (str, bytes)):
         raise ValueError(f"index must be an integer >= 0, or one for each image, got {index!r}")
     if len(plain) != count:
@@ -221,13 +223,16 @@ def purified(result: Any, count: int) -> Tensor:
 
     Raises:
         TypeError: not a floating-point tensor.
-        ValueError: not of shape (``count``, C, H, W).
+        ValueError: not of shape (``count``, C, H, W), or NaN or infinity.
     """
     if not isinstance(result, Tensor) or not result.is_floating_point():
         got = result.dtype if isinstance(result, Tensor) else type(result).__name__
         raise TypeError(f"expected the defense to return a floating-point tensor, got {got}")
     if result.ndim != 4 or len(result) != count:
         raise ValueError(f"expected the defense to return {count} images (N, C, H, W), got shape {tuple(result.shape)}")
+    broken = (~result.detach().isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
+    if broken:
+        raise ValueError(f"expected finite images from the defense, got NaN or infinity for image(s) {broken} of its batch")
     return result
 
 

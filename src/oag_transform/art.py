@@ -52,6 +52,8 @@ class DefensePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]  # ART has
         device_type: str = "gpu",
     ) -> None:
         super().__init__(device_type=device_type, is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict)
+        if defense is not None and (not callable(defense) or isinstance(defense, type)):
+            raise TypeError(f"defense must be a batch transform or None, got {defense!r}")
         self.defense = OnlineAlternateGenerator() if defense is None else defense
         self.clip = _checks.flag("clip", clip)
 

@@ -65,7 +65,9 @@ def work_type(images: PIL.Image.Image | Tensor) -> tuple[torch.device, torch.dty
 def like(batch: Tensor, original: ImageLike) -> ImageLike:
     """(N, C, H, W) in [0, 1] -> the kind, shape and dtype of ``original``; uint8 and PIL are rounded to 1/255."""
     if isinstance(original, PIL.Image.Image):
-        return F.to_pil_image(to_uint8(batch[0]))
+        image = F.to_pil_image(to_uint8(batch[0]))
+        image.info = dict(original.info)
+        return image
     converted = to_uint8(batch) if original.dtype == torch.uint8 else batch.to(original.dtype)
     converted = converted.reshape(original.shape)
     return tv_tensors.wrap(converted, like=original) if isinstance(original, tv_tensors.TVTensor) else converted

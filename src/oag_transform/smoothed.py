@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import _checks, streams
 from .defended import applied
@@ -44,7 +45,14 @@ class ClassCounts:
         return 0 if seen is None else int(seen.sum())
 
     def add(self, purpose: int, classes: Tensor) -> None:
-        """Add the counts (classes,) int64 of more draws."""
+        """Add the counts (classes,) int64 of more draws.
+
+        Raises:
+            ValueError: another number of classes than before.
+        """
+        for seen in (self.selection, self.counted):
+            if seen is not None and seen.shape != classes.shape:
+                raise ValueError(f"expected counts of {len(seen)} classes, as before, got {len(classes)}")
         if purpose == SELECTION:
             self.selection = classes if self.selection is None else self.selection + classes
         else:
@@ -156,12 +164,13 @@ class SmoothedModel(nn.Module):
             index: see :meth:`forward`.
 
         Raises:
-            TypeError, ValueError: bad images or arguments, or logits that are not finite.
+            TypeError, ValueError: bad images or arguments, batch normalization in training mode, or logits that are not finite.
             ModuleNotFoundError: SciPy is missing (extra ``certify``).
         """
         binomtest = _binomtest()
         _checks.batch(images)
         n, alpha = _checks.integer("n", n, at_least=1), _checks.number("alpha", alpha, above=0, below=1)
+        self._check_independence()
         counts = [ClassCounts() for _ in images]
         self._count(images, counts, SELECTION, [n] * len(images), _checks.indices(index, len(images)))
         labels = []
@@ -197,11 +206,12 @@ class SmoothedModel(nn.Module):
                 from them and updates them in place. ``index`` must be the same; ``seed`` may be the same or another one.
 
         Raises:
-            TypeError, ValueError: bad images or arguments, or logits that are not finite.
+            TypeError, ValueError: bad images or arguments, batch normalization in training mode, or logits that are not finite.
             ModuleNotFoundError: SciPy is missing (extra ``certify``).
         """
         _binomtest()
         _checks.batch(images)
+        self._check_independence()
         n0, n = _checks.integer("n0", n0, at_least=1), _checks.integer("n", n, at_least=1)
         alpha = _checks.number("alpha", alpha, above=0, below=1)
         if radius is not None:
@@ -210,6 +220,8 @@ class SmoothedModel(nn.Module):
         counts = [ClassCounts() for _ in images] if counts is None else counts
         if len(counts) != len(images):
             raise ValueError(f"expected class counts for each of {len(images)} images, got {len(counts)}")
+        if len({id(each) for each in counts}) < len(counts):
+            raise ValueError("expected an object of class counts of its own for each image, got one object for several images")
         self._count(images, counts, SELECTION, [n0] * len(images), indices)
         analyses = analyses_of(n, radius)
         for total in analyses:
@@ -223,6 +235,15 @@ class SmoothedModel(nn.Module):
             wanted = [each.draws(COUNTING) if stop else total for each, stop in zip(counts, finished, strict=True)]
             self._count(images, counts, COUNTING, wanted, indices)
         return [certificate(each, self.sigma, alpha, len(analyses)) for each in counts]
+
+    def _check_independence(self) -> None:
+        """Raise where the draws of a batch would influence each other: nothing could be proven."""
+        for name, module in self.model.named_modules():
+            if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None):
+                raise ValueError(
+                    f"predict and certify need independent draws, but the batch normalization {name!r} normalizes with the "
+                    "statistics of the batch; call model.eval()"
+                )
 
     def _undecided(self, counts: ClassCounts, radius: float, alpha: float, analyses: int) -> bool:
         """Whether a radius is neither proven nor out of reach. Stopping for futility claims nothing and costs no alpha."""

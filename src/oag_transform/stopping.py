@@ -62,7 +62,7 @@ def choose_network_steps(
         raise ValueError(f"labels must be an integer tensor of shape ({len(images)},), got {got}")
     noise_std = _checks.number("noise_std", noise_std, at_least=0)
     tolerance = _checks.number("tolerance", tolerance, at_least=0)
-    every = _checks.integer("every", every, at_least=1)
+    every, seed = _checks.integer("every", every, at_least=1), _checks.integer("seed", seed)
     # clipping the noised images must not hide a wrong range
     _checks.images(images, minimum_size=defense.settings.minimum_size)
 

@@ -16,6 +16,7 @@ def straight_through(images: Tensor, defense: Callable[[Tensor], Tensor]) -> Ten
     If the defense returns images (N, C, H', W') of another size, the derivative is that of a bilinear resize to this size.
 
     Raises:
+        ValueError: a derivative is asked for of a defense that changes the number of channels.
         RuntimeError: under ``torch.vmap``: a defense works on whole batches.
     """
     return _StraightThrough.apply(images, defense)
@@ -45,6 +46,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (gradient,) = gradients
+        _check_channels(ctx)
         if ctx.source != ctx.target:
             gradient = torch.ops.aten.upsample_bilinear2d_backward(gradient, ctx.target[-2:], ctx.source, False)
         return gradient, None
@@ -52,6 +54,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         tangent = tangents[0]
+        _check_channels(ctx)
         if ctx.source != ctx.target:
             tangent = F.interpolate(tangent, ctx.target[-2:], mode="bilinear", align_corners=False)
         return tangent.to(ctx.dtype, copy=True)
@@ -59,3 +62,11 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         raise RuntimeError(_checks.NOT_VMAPPED)
+
+
+def _check_channels(ctx: Any) -> None:
+    if ctx.source[1] != ctx.target[1]:
+        raise ValueError(
+            f"the straight-through gradient needs a defense that keeps the number of channels, got {ctx.target[1]} "
+            f"for {ctx.source[1]}; use gradient='own', or change the channels in the target"
+        )

@@ -239,7 +239,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         subject = subjects[0] if subjects else transfer.subject if transfer else unfiltered
         assert subject is not None  # noqa: S101 - there is an experiment
         if len(subject.images) < self.count:
-            logger.info("only %d images that %s classifies correctly", len(subject.images), subject.target.name)
+            which = "" if subject is unfiltered else f" that {subject.target.name} classifies correctly"
+            logger.info("only %d images%s", len(subject.images), which)
         plan = Plan(
             subject=subject,
             families=families,

@@ -132,6 +132,8 @@ class PurifyFiles:
         if shards := [file.path for file in found.files if file.path.suffix.lower() in sources.SHARDS]:
             raise ValueError(f"{files.one_line(str(shards[0]))}: parquet files and WebDataset shards need --engine ray")
         jobs, there = self._missing(found, plan)
+        if jobs:
+            self.out.mkdir(parents=True, exist_ok=True)  # before any work
         outcomes = processes.run(plan, jobs, 1 if self.jobs is None else self.jobs)
         summary = PurifySummary(self.progress, len(jobs), there)
         with summary, contextlib.closing(outcomes):  # ends the processes, also after Ctrl-C

@@ -3,12 +3,34 @@
 import hashlib
 import importlib
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from .. import _checks, files
 from ..defended import applied
+
+
+def imported(name: str) -> tuple[Callable[..., Any], str]:
+    """What ``"module:function"`` names, and a hash of its source file, which tells its versions apart.
+
+    Raises:
+        ValueError: it can't be imported.
+    """
+    module, _, function = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+        make = getattr(found, function)
+    except Exception as error:  # somebody's own code
+        told = error if isinstance(error, (ImportError, AttributeError)) else files.reason(error)
+        raise ValueError(f"{name} can't be imported: {told}") from error
+    try:
+        source = inspect.getfile(make)
+    except TypeError:  # an object, such as functools.partial
+        source = found.__file__ or ""
+    return make, hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
 
 
 class OwnDefense(nn.Module):
@@ -27,21 +49,20 @@ class OwnDefense(nn.Module):
 
     def __init__(self, name: str, seed: int = 0, *, std: float | None = None) -> None:
         super().__init__()
-        module, _, function = name.partition(":")
-        try:
-            make = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError) as error:  # ValueError: an empty name
-            raise ValueError(f"{name} can't be imported: {error}") from error
+        make, self.source = imported(name)
         self.name, self.seed, self.std = name, seed, std
         known = {"seed": seed} | ({} if std is None else {"std": std})
         self.defense = make(**{key: known[key] for key in inspect.signature(make).parameters if key in known})
         if not callable(self.defense):
             raise ValueError(f"{name}() must return a callable on images, got {type(self.defense).__name__}")
-        self.source = hashlib.sha256(Path(inspect.getfile(make)).read_bytes()).hexdigest()[:16]
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """What the defense makes of images (N, C, H, W) in [0, 1]; ``index`` goes to one that takes it."""
-        return applied(self.defense, images, index)
+        result = _checks.purified(applied(self.defense, images, index), len(images))
+        low, high = result.aminmax() if result.numel() else (0, 1)
+        if low < -_checks.RANGE_TOLERANCE or high > 1 + _checks.RANGE_TOLERANCE:
+            raise ValueError(f"{self.name} must return images in [0, 1], got values from {low:.4g} to {high:.4g}")
+        return result
 
     def extra_repr(self) -> str:
         """The name, and a hash of the file that has the function."""

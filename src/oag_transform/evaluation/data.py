@@ -242,6 +242,8 @@ def transferattack(root: Path) -> Listing:
         raise ValueError(f"{file} must have the columns filename and label, and a row")
     classes = torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"]
     for number, row in enumerate(rows, 2):
+        if not row["filename"]:
+            raise ValueError(f"{file}, line {number}: expected a filename, got none")
         if not (row["label"] or "").strip().isdecimal() or int(row["label"]) >= len(classes):
             raise ValueError(f"{file}, line {number}: expected a label from 0 to {len(classes) - 1}, got {row['label']!r}")
     paths = [root / "images" / row["filename"] for row in rows]

@@ -90,7 +90,9 @@ class AdaptiveOptions:
             _checks.integer(f"--adaptive.{name.replace('_', '-')}", getattr(self, name), at_least=1)
         for name in ("linf", "l2"):
             for bound in getattr(self, name):
-                _checks.number(f"--adaptive.{name}", bound, above=0)
+                _checks.number(f"--adaptive.{name}", bound, above=0, at_most=255 if name == "linf" else None)
+        if not (self.linf or self.l2):
+            raise ValueError("--adaptive.linf and --adaptive.l2 are both empty; give a bound")
         for attack in self.attacks:
             _checks.choice("--adaptive.attacks", attack, ADAPTIVE_ATTACKS)
 

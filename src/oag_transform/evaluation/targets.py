@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from .. import files
+from ..baselines.own import imported
 from .backbones import IMAGENET, build, build_lite, build_timm, build_torchvision, check_builder
 from .data import Preprocessing
 from .store import fingerprint
@@ -67,7 +68,7 @@ def load_target(
         ValueError: no such model, weights or file, other classes, a crop larger than what is resized, a model of unknown size
             for images smaller than 224 pixels, or one that fails on an image of its size.
     """
-    path = Path(model)
+    path, source_hash = Path(model), ""
     source, _, own_name = model.partition(":")
     if weights is not None and source != "timm" and (path.suffix or ":" in model or model.startswith("efficientnet-lite")):
         raise ValueError(f"weights go with a torchvision or timm model; {model} has its own, got weights {weights!r}")
@@ -79,7 +80,8 @@ def load_target(
     elif source == "robustbench":
         network, preprocessing = _load_robustbench(own_name), native
     elif ":" in model:
-        network, preprocessing = _call(model), native
+        network, source_hash = _call(model)
+        preprocessing = native
     elif model.startswith("efficientnet-lite"):
         network, preprocessing = build_lite(model)
     else:
@@ -97,7 +99,7 @@ def load_target(
         )
     network = network.eval().requires_grad_(False).to(device)
     likeliest = _probe(model, network, preprocessing.crop, len(classes), device)
-    return Target(name, network, preprocessing, f"{fingerprint(network)}-{likeliest}")
+    return Target(name, network, preprocessing, f"{fingerprint(network)}-{likeliest}{source_hash}")
 
 
 def save_target(
@@ -124,6 +126,8 @@ def save_target(
 
 def _probe(name: str, model: nn.Module, side: int, classes: int, device: torch.device | str) -> list[int]:
     """The likeliest classes of a random image: code may differ where names and weights don't."""
+    if classes < 2:
+        raise ValueError(f"{name} needs at least two classes, but the data has {classes}")
     shape = (1, 3, side, side)
     try:
         with torch.no_grad():
@@ -174,20 +178,16 @@ def _load_file(path: Path) -> Any:
         raise ValueError(f"{path} can't be read as weights: {why}") from error
 
 
-def _call(name: str) -> nn.Module:
-    module, _, function = name.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except Exception as error:  # somebody's own code
-        told = error if isinstance(error, (ImportError, AttributeError)) else files.reason(error)
-        raise ValueError(f"{name} can't be imported: {told}") from error
+def _call(name: str) -> tuple[nn.Module, str]:
+    """The classifier that a function makes, and a hash of the function's source file."""
+    make, source = imported(name)
     try:
         made = make()
     except Exception as error:  # somebody's own code
         raise ValueError(f"{name}() failed: {files.reason(error)}") from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"{name}() must return a torch.nn.Module, got {type(made).__name__}")
-    return made
+    return made, source
 
 
 def _load_robustbench(name: str) -> nn.Module:

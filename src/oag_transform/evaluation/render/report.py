@@ -2,6 +2,7 @@
 
 import base64
 import json
+import logging
 import mimetypes
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from .. import result as results
 from ..options import EXPERIMENTS
 from ..result import Cell, Result, seconds
 from .tables import diagnostics, headings, most_images, note_headings
+
+logger = logging.getLogger(__name__)
 
 _FIRST = ("table1", "tradeoff")  # what a reader looks for, then the order of the experiments
 _SUMMARY = {"target": "Target", "data": "Images", "n": "Number of images", "hardware": "Hardware"}
@@ -38,12 +41,18 @@ class _Section(NamedTuple):
 def find_results(folder: Path) -> list[Result]:
     """Every result that :func:`oag_transform.evaluation.result.write` left in a folder, in the order of the report.
 
-    JSON files that hold no result are passed over.
+    JSON files that hold no result are passed over. A broken one is left out, with a warning in the log.
 
     Raises:
-        ValueError: no result in the folder, or a JSON file that is broken or has rows and columns but isn't a result.
+        ValueError: no result in the folder.
     """
-    found = [results.read(path) for path in sorted(folder.glob("*.json")) if _claims_to_be_a_result(path)]
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            if _claims_to_be_a_result(path):
+                found.append(results.read(path))
+        except ValueError as error:  # the report shows the others
+            logger.warning("left out of the report: %s", error)
     if not found:
         raise ValueError(f"expected results of oag-transform evaluate (such as table1.json) in {folder}, found none")
     return sorted(found, key=lambda result: (_place(result.key), result.key))
