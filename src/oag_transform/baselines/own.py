@@ -29,8 +29,8 @@ def imported(name: str) -> tuple[Callable[..., Any], str]:
     try:
         source = inspect.getfile(make)
     except TypeError:  # an object, such as functools.partial
-        source = found.__file__ or ""
-    return make, hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16]
+        source = getattr(found, "__file__", None) or ""  # none: a module that is compiled into Python
+    return make, hashlib.sha256(Path(source).read_bytes() if source else b"").hexdigest()[:16]
 
 
 class OwnDefense(nn.Module):
