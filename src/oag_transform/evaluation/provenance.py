@@ -57,9 +57,7 @@ def in_code(model: DefendedModel) -> str:
 def model_key(model: DefendedModel, target: str, device: torch.device) -> dict[str, Any]:
     """What decides what a defended model makes of images, and its seconds: part of a key of :class:`.store.Store`."""
     return {
-        "versions": versions(
-            "torch", "torchvision", "numpy", "scipy", "scikit-image", "PyWavelets", "pillow", "kornia", "bm3d"
-        ),
+        "versions": versions(*LIBRARIES),
         "hardware": hardware(device),
         "defense": repr(model.defense),
         "weights": [fingerprint(part) for part in model.children() if part is not model.target],
