@@ -234,7 +234,7 @@ def test_fit_pixelcnn_and_defend_with_it(folder: Path, tmp_path: Path, monkeypat
         (["--device", "meta"], "--device meta can't be used"),
         (["--split", "test"], "--split is for flower17, cifar10, cifar100, got 'test' for "),
         (["--devkit", "here"], "--devkit is for ilsvrc2012, got it for "),
-        (["--defenses", ".relative:make"], "--defenses .relative:make: TypeError"),
+        (["--defenses", ".relative:make"], "--defenses .relative:make: .relative:make can't be imported: TypeError"),
         (["--seed", "-1"], "--seed must be an integer >= 0"),
         (["--crop", "-3"], "--crop must be an integer >= 1, got -3"),
         (["--pixelcnn", "nowhere.pt"], "--pixelcnn must be a file: nowhere.pt is missing"),
