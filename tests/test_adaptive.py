@@ -457,7 +457,7 @@ def test_gradients_of_two_sets_of_draws_agree_where_draws_say_something() -> Non
 
     noisy = DefendedModel(Linear(), Signs(), shift=0, gradient="own")
     few = diagnostics.agreement(noisy, images, labels, adaptive.margin, 1)
-    assert float(few.mean()) < 0.5
+    assert float(few.mean()) < 0.1
     alone = [
         diagnostics.agreement(noisy, images[i : i + 1], labels[i : i + 1], adaptive.margin, 1, streams=of(i)) for i in range(3)
     ]

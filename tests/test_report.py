@@ -222,14 +222,19 @@ def test_order_and_skipped_images(tmp_path: Path) -> None:
     assert [attributes["id"] for attributes in page.all("section")] == [f"result-{key}" for key in ordered]
 
 
-@pytest.mark.parametrize("text", ['{"rows": [], "columns": []}', '{"rows": 1, "columns": 2}', '{"rows": ['])
-def test_a_broken_result_is_left_out_of_the_report(text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [('{"rows": [], "columns": []}', "a result"), ('{"rows": 1, "columns": 2}', "a result"), ('{"rows": [', "JSON")],
+)
+def test_a_broken_result_is_left_out_of_the_report(
+    text: str, why: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "table2.json").write_text(text)
     with pytest.raises(ValueError, match="found none"):
         write_report(tmp_path)
     page = report(tmp_path, RESULT)
     assert [attributes["href"] for attributes in page.all("a")] == [f"#result-{RESULT.key}"]
-    assert "table2.json is not" in caplog.text
+    assert f"table2.json is not {why}" in caplog.text
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .. import _checks, files
+from .. import _checks
 from ..baselines.catalogue import NONE
 from ..defended import DefendedModel
 from .data import Listing, read_images, shuffled
 from .provenance import model_key
 from .store import Store
-from .targets import Target
+from .targets import Target, failures_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,8 +129,10 @@ def choose_subject(
         batch, positions = read_images(listing, order[start : start + store.chunk], target.preprocessing)
         right = list(range(len(positions)))
         if right_only and positions:
-            with torch.no_grad(), _checks.rows_are(range(looked_at, looked_at + len(batch))):
-                guesses = _checks.finite(_logits(target, batch.to(device).float() / 255)).argmax(1).tolist()
+            with torch.no_grad(), failures_named(target.name, batch.shape):
+                logits = _checks.logits(target.model(batch.to(device).float() / 255), len(batch))
+            with _checks.rows_are(range(looked_at, looked_at + len(batch))):
+                guesses = _checks.finite(logits).argmax(1).tolist()
             right = [i for i, position in enumerate(positions) if guesses[i] == listing.labels[position]]
         right = right[: count - len(found)]
         images.append(batch[right])
@@ -145,10 +147,3 @@ def choose_subject(
     labels = torch.tensor([listing.labels[position] for position in found])
     names = tuple(listing.names[position] for position in found)
     return Subject(target, torch.cat(images), labels, listing.classes, names, looked_at, store, seed, device)
-
-
-def _logits(target: Target, images: Tensor) -> Tensor:
-    try:
-        return _checks.logits(target.model(images), len(images))
-    except Exception as error:  # somebody's own code
-        raise ValueError(f"{target.name} fails on a batch of shape {tuple(images.shape)}: {files.reason(error)}") from error

@@ -1,8 +1,9 @@
 """Classifiers to defend, as a command line names them, and the files of those that were fitted here."""
 
+import contextlib
 import importlib
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,11 +130,8 @@ def _probe(name: str, model: nn.Module, side: int, classes: int, device: torch.d
     if classes < 2:
         raise ValueError(f"{name} needs at least two classes, but the data has {classes}")
     shape = (1, 3, side, side)
-    try:
-        with torch.no_grad():
-            logits = model(torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device))
-    except Exception as error:  # somebody's own code
-        raise ValueError(f"{name} fails on an image of shape {shape}: {files.reason(error)}") from error
+    with torch.no_grad(), failures_named(name, shape):
+        logits = model(torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device))
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = f"a tensor of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"{name} must return logits, a floating-point tensor (N, classes), got {got}")
@@ -143,6 +141,16 @@ def _probe(name: str, model: nn.Module, side: int, classes: int, device: torch.d
             "it needs a folder for each class of the model, which may be empty, and --labels a line"
         )
     return logits[0].topk(min(8, classes)).indices.tolist()
+
+
+@contextlib.contextmanager
+def failures_named(name: str, shape: Sequence[int]) -> Iterator[None]:
+    """A context in which whatever a classifier raises, which may be somebody's own code, is a ValueError that names it."""
+    try:
+        yield
+    except Exception as error:
+        kind = "an image" if shape[0] == 1 else "a batch"
+        raise ValueError(f"{name} fails on {kind} of shape {tuple(shape)}: {files.reason(error)}") from error
 
 
 def _load_fitted(path: Path, classes: Sequence[str]) -> tuple[str, nn.Module, Preprocessing]:
