@@ -197,7 +197,7 @@ def _below(table: Result | None, adaptive: Sequence[Result], certified: Result |
             f"Clean and gray-box: {table.facts['target']}; {table.facts['data']}; attacks: {', '.join(table.columns[1:-1])}. "
             "Milliseconds are those of the defense alone."
         )
-    lines += [f"Adaptive: {each.facts['target']}; {each.facts['data']}." for each in adaptive]
+    lines += dict.fromkeys(f"Adaptive: {each.facts['target']}; {each.facts['data']}." for each in adaptive)
     if certified is not None:
         lines.append(
             f"Certified: n = {certified.facts['n']} images, right or wrong; {certified.facts['draws counted']} draws. The row "

@@ -186,7 +186,10 @@ def _claims(of: str) -> str:
             means = [100 * sum(cell.right[:n].count("1") for cell in cells) / (n * len(cells)) for cells in (one, two)]
             where = f"{column} against {entry['at']}" if "at" in entry else column
             numbers = [str(n), *(f"{mean:.1f}" for mean in means), f"{more}, {fewer}, {p:.2g}"]
-            lines.append([entry["about"], entry["row"], other, f"[{Path(file).parent.name}]({file}): {where}", *numbers])
+            data = f"[{Path(file).parent.name}]({file})"
+            if "beside" in entry:
+                data += f", [{Path(entry['beside']).stem}]({entry['beside']})"
+            lines.append([entry["about"], entry["row"], other, f"{data}: {where}", *numbers])
     return "\n".join(tables.table(("About", "One", "Other", "Data", "n", "One, %", "Other, %", "better, worse, p"), lines))
 
 

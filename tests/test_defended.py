@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import pickle
 import warnings
 from collections.abc import Callable
@@ -438,6 +439,13 @@ def test_another_defense_after_construction_gets_the_streams_too() -> None:
     assert torch.equal(model.purify(images, index=[7, 3]), defense()(images, index=[7, 3]))
     model.defense = nn.Identity()
     assert torch.equal(model.purify(images, index=[7, 3]), images)
+
+
+@pytest.mark.parametrize("wrap", [functools.partial, functools.partial(torch.compile, backend="eager")])
+def test_a_wrapped_defense_gets_the_streams_too(wrap: Callable[[nn.Module], Callable[..., Tensor]]) -> None:
+    images = rand(2, 3, 20, 20)
+    model = DefendedModel(make_target(), wrap(defense()), shift=0)
+    assert torch.equal(model.purify(images, index=[7, 3]), defense()(images, index=[7, 3]))
 
 
 @pytest.mark.parametrize("gradient", ["straight_through", "own"])

@@ -1,5 +1,6 @@
 """A target classifier behind a defense."""
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -312,7 +313,10 @@ def applied(function: Callable[..., Tensor], images: Tensor, index: Any) -> Tens
     return function(images, index=index) if _takes_index(function) else function(images)
 
 
-def _takes_index(function: Callable[..., Tensor]) -> bool:
+def _takes_index(function: Any) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = getattr(function, "_orig_mod", function)  # of torch.compile, whose own signature is (*args, **kwargs)
     call = function.forward if isinstance(function, nn.Module) else function
     try:
         return "index" in inspect.signature(call).parameters

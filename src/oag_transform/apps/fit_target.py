@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from ..evaluation.options import CHECKPOINTS
 from . import process
 from .options import DeviceOptions, ImageOptions, check_output, default
 
@@ -57,7 +58,7 @@ class FitTarget(DeviceOptions, ImageOptions):
 
         ImageOptions.__post_init__(self)
         DeviceOptions.__post_init__(self)
-        if self.out.suffix not in (".pt", ".pth"):
+        if self.out.suffix not in CHECKPOINTS:
             raise ValueError(f"--out must end in .pt, as --model knows such a file by it, got {self.out}")
         _checks.integer("--epochs", self.epochs)
         _checks.number("--lr", self.lr, above=0)

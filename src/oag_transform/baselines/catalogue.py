@@ -183,9 +183,9 @@ def _oag(steps: float, seed: int, needs: Needs, **settings: Any) -> "nn.Module":
 
 
 def _oag_as_published(steps: float, seed: int, needs: Needs) -> "nn.Module":
-    make = class_named("..transform", "OnlineAlternateGenerator").paper
-    # exact Langevin steps give the same images within 0.3 dB, in ten times the time
-    return make(network_steps=steps, langevin="closed_form", seed=seed, compute_dtype=needs.compute_dtype)
+    paper = class_named("..generator.settings", "PAPER_CLOSED_FORM")
+    own = ("network_steps", "compute_dtype")
+    return _oag(steps, seed, needs, **{name: value for name, value in paper.items() if name not in own})
 
 
 def _in_views(defense: Defense, **changes: Any) -> Defense:

@@ -52,6 +52,9 @@ ADAPTIVE_ATTACKS: dict[str, str] = {
 }
 BLACK_BOX = ("square", "hopskipjump")
 
+CHECKPOINTS = (".pt", ".pth")
+"""Endings of files of torch.save, by which they are told from names of models and weights."""
+
 
 @dataclass(frozen=True)
 class AdaptiveOptions:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from torch import nn
 
 from ..baselines.catalogue import NONE, OAG_KEY, VIEWS, Defense, Needs, by_key
-from ..generator.settings import PAPER
+from ..generator.settings import PAPER_CLOSED_FORM
 from ..transform import OnlineAlternateGenerator
 from .adversarial import Transfer
 from .attacks.gray_box import Attack, make
@@ -77,8 +77,7 @@ class Plan:
     @property
     def setting(self) -> dict[str, Any]:
         """OAG's arguments that differ from its default, T_N and what it computes in aside."""
-        # exact Langevin steps take ten times as long, for the same images within 0.3 dB
-        return PAPER | {"langevin": "closed_form"} if self.paper else {}
+        return PAPER_CLOSED_FORM if self.paper else {}
 
     @property
     def setting_name(self) -> str:

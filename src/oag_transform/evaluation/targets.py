@@ -15,6 +15,7 @@ from .. import files
 from ..baselines.own import imported
 from .backbones import IMAGENET, build, build_lite, build_timm, build_torchvision, check_builder
 from .data import Preprocessing
+from .options import CHECKPOINTS
 from .store import fingerprint
 
 FITTED = {"backbone", "classes", "preprocessing", "state_dict"}  # entries of a file of save_target
@@ -74,7 +75,7 @@ def load_target(
     if weights is not None and source != "timm" and (path.suffix or ":" in model or model.startswith("efficientnet-lite")):
         raise ValueError(f"weights go with a torchvision or timm model; {model} has its own, got weights {weights!r}")
     name, native = model, IMAGENET if side is None else Preprocessing(side, side)
-    if path.suffix in (".pt", ".pth"):
+    if path.suffix in CHECKPOINTS:
         name, network, preprocessing = _load_fitted(path, classes)
     elif source == "timm":
         network, preprocessing = build_timm(own_name, weights, len(classes))
@@ -222,7 +223,7 @@ def _load_torchvision(name: str, weights: str | None, classes: int) -> tuple[str
     path = Path(weights) if weights is not None else None
     if path is None:
         raise ValueError(f"{name} needs weights: 'DEFAULT', the name of torchvision weights, or a file with a state dict")
-    if path.suffix not in (".pt", ".pth"):
+    if path.suffix not in CHECKPOINTS:
         return name, *build_torchvision(name, weights)
     if not path.is_file():
         raise ValueError(f"{path} is missing")

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from ... import streams
 from ...defended import DefendedModel
 from ...evaluation.data import prepared
+from ...evaluation.options import CHECKPOINTS
 from ...evaluation.targets import Target
 from ...images import to_uint8
 from ...transform import OnlineAlternateGenerator
@@ -184,11 +185,11 @@ def class_names(model: str, weights: str | None, labels: Path | None) -> tuple[s
     """
     if labels is not None:
         return _lines(labels)
-    if Path(model).suffix in (".pt", ".pth"):
+    if Path(model).suffix in CHECKPOINTS:
         return _fitted(Path(model))
     if model.startswith("efficientnet-lite"):  # ImageNet's, too
         return tuple(torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"])
-    if ":" in model or (weights is not None and Path(weights).suffix in (".pt", ".pth")):
+    if ":" in model or (weights is not None and Path(weights).suffix in CHECKPOINTS):
         raise ValueError(
             f"no names of classes come with {model}: give --labels FILE, a name in each line, in the model's order"
         )
