@@ -186,7 +186,7 @@ def _percent(cell: Cell | None) -> str:
 
 
 def _count(table: Result, attacked: Result | None, _: str) -> str:
-    return f"n = {table.facts['n']}" + ("" if attacked is None else f", under adaptive attack {attacked.facts['n']}")
+    return f"n = {table.facts['n']}" + ("" if attacked is None else f", under adaptive attack {attacked.facts['n']}, by vote")
 
 
 def _below(table: Result | None, adaptive: Sequence[Result], certified: Result | None) -> list[str]:
