@@ -22,7 +22,7 @@ from oag_transform.evaluation.attacks.adaptive import APGD, PGD, AttackResult, B
 from oag_transform.evaluation.attacks.unrolled import Unrolled, has_gradient, unrolled
 from oag_transform.evaluation.columns import Adaptive, adaptive_columns
 from oag_transform.evaluation.data import Preprocessing
-from oag_transform.evaluation.options import ADAPTIVE_ATTACKS, AdaptiveOptions
+from oag_transform.evaluation.options import ADAPTIVE_ATTACKS, LEAST_BOUND, AdaptiveOptions
 from oag_transform.evaluation.result import Cell
 from oag_transform.evaluation.store import Store
 from oag_transform.evaluation.subject import Row, Subject
@@ -345,8 +345,8 @@ def test_four_calls_of_one_view_are_the_four_views() -> None:
 
 
 bounds = st.one_of(
-    st.builds(Bound, st.just("linf"), st.floats(adaptive.LEAST_BOUND, 1)),
-    st.builds(Bound, st.just("l2"), st.floats(adaptive.LEAST_BOUND, 100)),
+    st.builds(Bound, st.just("linf"), st.floats(LEAST_BOUND, 1)),
+    st.builds(Bound, st.just("l2"), st.floats(LEAST_BOUND, 100)),
 )
 
 
@@ -570,3 +570,33 @@ def test_a_second_attack_goes_on_from_the_first() -> None:
     first = PGD(LINF, 2, 1, loss=adaptive.margin)(undefended(), images, labels)
     second = PGD(LINF, 2, 1, loss=adaptive.margin)(undefended(), images, labels, start=first.images)
     assert (second.losses[0] > first.losses[0]).all()
+
+
+@pytest.mark.parametrize("name", ["transfer", "noise"])
+def test_attacks_that_leave_the_defense_out_keep_the_normalization(name: str) -> None:
+    normalize = v2.Normalize([0.5, 0.4, 0.3], [0.1, 0.2, 0.3])
+    squashed = nn.Sequential(nn.Tanh(), Linear())  # its gradient depends on the point
+    models = [undefended(nn.Sequential(normalize, squashed)), undefended(squashed)]
+    models[1].normalize = normalize
+    attack = make_attack(name, LINF, AdaptiveOptions(steps=3), randomised=False, views=False)
+    images, _ = examples()
+    labels = models[0](images).argmax(1)
+    found = [attack(model, images, labels, images, adaptive.unknown).images for model in models]
+    assert not found[0].equal(images)
+    assert torch.equal(*found)
+
+
+def test_a_random_start_is_that_of_the_image_wherever_it_is_in_its_batch() -> None:
+    images, labels = examples()
+    attack = PGD(LINF, 1, 1, random_start=5)
+    whole = attack(undefended(), images, labels).images
+    later = dataclasses.replace(attack, streams=lambda image, draw: adaptive.unknown(image + 1, draw))
+    assert torch.equal(later(undefended(), images[1:], labels[1:]).images, whole[1:])
+
+
+def test_unrolled_is_independent_of_autocast() -> None:
+    images, _ = examples(1)
+    model = Unrolled(OnlineAlternateGenerator(network_steps=2, filters=4, seed=0))
+    expected = model(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(images), expected)

@@ -193,3 +193,12 @@ def test_labels_must_be_classes(target: Counting, images: Tensor) -> None:
 
 def test_foolbox_gives_the_methods() -> None:
     assert all(isinstance(attack.method, foolbox.Attack) for attack in paper_attacks())
+
+
+def test_gradients_of_the_parameters_are_kept(images: Tensor) -> None:
+    layer = nn.Linear(3 * 6 * 7, CLASSES, dtype=torch.float64)
+    target, weight = nn.Sequential(nn.Flatten(), layer), layer.weight
+    weight.grad = torch.ones_like(weight)
+    fgsm(2)(target, images, right(target, images), classes=CLASSES)
+    assert torch.equal(weight.grad, torch.ones_like(weight))
+    assert layer.bias.grad is None

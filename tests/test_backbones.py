@@ -27,3 +27,10 @@ def test_the_last_layer_is_replaced(backbone: str) -> None:
 def test_a_backbone_without_a_linear_layer_is_named() -> None:
     with torch.random.fork_rng(devices=[]), pytest.raises(ValueError, match="squeezenet1_0 has no linear layer"):
         build("squeezenet1_0", None, 3)
+
+
+def test_weights_of_another_model_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"resnet18 has the weights \['IMAGENET1K_V1'\], got 'ResNet50_Weights.IMAGENET1K_V1'"):
+        build("resnet18", "ResNet50_Weights.IMAGENET1K_V1", 3)
+    with pytest.raises(ValueError, match="efficientnet-lite0 has its own, got weights 'DEFAULT'"):
+        build("efficientnet-lite0", "DEFAULT", 3)

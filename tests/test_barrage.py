@@ -177,3 +177,18 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_numbers_of_transforms_are_errors(k: Any) -> None:
     with pytest.raises(ValueError, match="k must be "):
         BaRT(k)
+
+
+def test_nearly_uniform_channels_can_be_equalized() -> None:
+    for change in (0, 1e-7, 1e-5, 1e-3):
+        image = torch.ones(1, 3, 32, 32)
+        image[..., 0, 0] -= change
+        for seed in range(12):
+            assert barrage._contrast(image, draw(seed)).isfinite().all()
+
+
+def test_the_callers_autocast_changes_nothing() -> None:
+    images = rand(6, 3, 16, 16).float()
+    expected = BaRT(10, seed=0)(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(BaRT(10, seed=0)(images), expected)

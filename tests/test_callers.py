@@ -11,7 +11,11 @@ from torchvision.transforms.v2 import Normalize
 from torchvision.transforms.v2.functional import to_pil_image
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator, SmoothedModel
+from oag_transform.baselines.barrage import BaRT
+from oag_transform.baselines.denoisers import PixelDeflection
+from oag_transform.baselines.filters import GaussianNoise
 from oag_transform.defended import shifted
+from oag_transform.evaluation.attacks.gray_box import fgsm
 from oag_transform.evaluation.attacks.unrolled import unrolled
 
 
@@ -128,6 +132,29 @@ def test_a_classifier_of_hugging_face() -> None:
     with torch.no_grad():
         views = [target(normalize(view)).logits.softmax(-1) for view in shifted(defense()(batch), 5)]
         torch.testing.assert_close(model(batch).softmax(-1), torch.stack(views).mean(0))
+
+
+@pytest.mark.parametrize("make", [lambda: BaRT(10, seed=0), lambda: PixelDeflection(seed=0), lambda: GaussianNoise(12, seed=0)])
+def test_the_default_device_is_no_matter_to_baselines(make: Callable[[], nn.Module]) -> None:
+    batch = images()
+    expected = make()(batch)
+    try:
+        torch.set_default_device("meta")
+        found = make()(batch)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(found, expected)
+
+
+def test_the_default_device_is_no_matter_to_gray_box_attacks() -> None:
+    target, batch, labels = make_target(), images(), torch.tensor([0, 1])
+    expected = fgsm()(target, batch, labels, classes=5)
+    try:
+        torch.set_default_device("meta")
+        found = fgsm()(target, batch, labels, classes=5)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("make", [unrolled, lambda x: x, lambda x: SmoothedModel(x, 0.1, seed=0, samples=2)])

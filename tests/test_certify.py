@@ -294,9 +294,10 @@ def test_a_denoiser_that_fails_is_told_and_the_others_go_on(
 
 
 def test_batch_normalization_is_adapted_to_each_denoiser(folder: Path, tmp_path: Path) -> None:
-    every = ("--model", "tests.tiny:normalized", "--certify.batch-norm", str(folder), "--certify.denoisers", "none", "tv")
-    assert main(arguments(folder, tmp_path, *every)) == 0
-    rows = read(tmp_path / KEY).rows
+    apart = tiny.write_images(tmp_path / "apart")
+    every = ("--model", "tests.tiny:normalized", "--certify.batch-norm", str(apart), "--certify.denoisers", "none", "tv")
+    assert main(arguments(folder, tmp_path / "out", *every)) == 0
+    rows = read(tmp_path / "out" / KEY).rows
     assert [row.defense for row in rows] == ["none", "tv", "none+bn", "tv+bn"]
     assert all(len(row.certificates) == 6 and not row.error for row in rows)
     plain, adapted = ([each.counted for each in row.certificates] for row in (rows[0], rows[2]))
@@ -323,8 +324,18 @@ def test_adapted_statistics_are_those_of_noisy_images(folder: Path) -> None:
 def test_a_target_without_batch_normalization_is_named(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(folder, tmp_path / "out", "--certify.batch-norm", str(folder))) == 2
-    assert "batch normalization" in capsys.readouterr().err
+    apart = tiny.write_images(tmp_path / "apart")
+    assert main(arguments(folder, tmp_path / "out", "--certify.batch-norm", str(apart))) == 2
+    assert "expected a target with batch normalization" in capsys.readouterr().err
+
+
+def test_batch_normalization_is_not_adapted_on_the_certified_images(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--model", "tests.tiny:normalized", "--certify.batch-norm", str(folder / "."))
+    assert main(arguments(folder, tmp_path / "out", *options)) == 2
+    assert "needs other images than those that are certified" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

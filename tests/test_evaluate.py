@@ -180,10 +180,72 @@ def test_tuned_settings_are_used(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert names == ["Undefended", "Undefended, 4 views", "JPEG, quality 75", "JPEG, quality 15"]
     (tmp_path / "tune.json").write_text(json.dumps(plain | {"facts": {"chosen": {"JPEG": 15}}}))
     assert main(arguments(folder, tmp_path, "table1", *more)) == 2
-    assert "has a setting of 'JPEG', and there is no such defense" in capsys.readouterr().err
+    assert "tune.json: no defense 'JPEG'" in capsys.readouterr().err
     (tmp_path / "tune.json").write_text(json.dumps(plain | {"facts": {"chosen": {"oag": None}}}))
     assert main(arguments(folder, tmp_path, "table1", *more)) == 2
     assert "tune.json is not the tune.json of an evaluation" in capsys.readouterr().err
+
+
+def test_settings_tuned_in_views_and_of_a_given_setting_are_used(folder: Path, tmp_path: Path) -> None:
+    keys = ["jpeg:50", "tv-4-views"]
+    assert main(arguments(folder, tmp_path, "tune", "--defenses", *keys)) == 0
+    chosen = read(tmp_path / "tune.json").facts["chosen"]
+    assert list(chosen) == keys
+    assert main(arguments(folder, tmp_path, "table1", "--defenses", *keys, "--tuned", str(tmp_path / "tune.json"))) == 0
+    settings = [(row.defense, row.setting) for row in read(tmp_path / "table1.json").rows[2:]]
+    assert ("tv-4-views", chosen["tv-4-views"]) in settings
+    assert ("jpeg:50", 50) in settings
+
+
+def test_a_defense_that_is_named_twice_has_one_row(folder: Path, tmp_path: Path) -> None:
+    assert main(arguments(folder, tmp_path, "table1", "--defenses", "mean:3", "mean:3")) == 0
+    assert [row.defense for row in read(tmp_path / "table1.json").rows] == ["", "", "mean:3"]
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "mifgsm"])
+def test_bounds_and_goals_hold_for_attacks_that_table1_leaves_out(folder: Path, tmp_path: Path, attack: str) -> None:
+    options = ("--attacks", attack, "--eps", "1", "--goal", "untargeted")
+    assert main(arguments(folder, tmp_path, "table4", *options)) == 0
+    assert read(tmp_path / "table4.json").facts["attacks"] == "IGSM 1/255 (untargeted)"
+
+
+@pytest.mark.parametrize(
+    ("option", "experiment"),
+    [("--attacks", "table1"), ("--adaptive.attacks", "adaptive"), ("--certify.sigma", "certify"),
+     ("--convergence.steps", "convergence"), ("--convergence.draws", "convergence")],
+)  # fmt: skip
+def test_an_empty_list_is_an_error(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, experiment: str
+) -> None:
+    assert main(arguments(folder, tmp_path / "out", experiment, option)) == 2
+    assert f"{option} is empty" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("certify", "--setting", "paper"), "--setting paper doesn't go with certify"),
+        (("table1", "--setting", "paper", "--defenses", "oag-4-views:2"), "got --defenses oag-4-views:2"),
+        (("adaptive", "--adaptive.attacks", "dlr"), "dlr needs 3 classes or more, got 2"),
+        (("adaptive", "--adaptive.linf", "0.0001"), "--adaptive.linf must be"),
+        (("convergence", "--convergence.linf", "300"), "--convergence.linf must be"),
+    ],
+)
+def test_what_cannot_be_measured_is_an_error(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], told: str
+) -> None:
+    assert main(arguments(folder, tmp_path / "out", *options)) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_are_named_without_what_a_file_name_may_not_hold(folder: Path, tmp_path: Path) -> None:
+    options = ("--convergence.steps", "1", "--convergence.draws", "1", "--convergence.eot-steps", "1")
+    assert main(arguments(folder, tmp_path, "convergence", "--defenses", "mean:3", *options)) == 0
+    for curve in ("steps", "draws"):
+        assert (tmp_path / f"convergence-{curve}-mean-3.svg").exists()
+        assert read(tmp_path / f"convergence-{curve}-mean-3.json").figures[0].file == f"convergence-{curve}-mean-3.svg"
 
 
 def test_fit_target_and_evaluate_it(folder: Path, tmp_path: Path) -> None:
@@ -194,13 +256,18 @@ def test_fit_target_and_evaluate_it(folder: Path, tmp_path: Path) -> None:
     assert "efficientnet-lite0" in read(tmp_path / "table1.json").facts["target"]
 
 
-def test_fit_pixelcnn_and_defend_with_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_pixelcnn_and_defend_with_it(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from oag_transform.baselines import pixeldefend
 
     fit = pixeldefend.fit_pixelcnn
     monkeypatch.setattr(pixeldefend, "fit_pixelcnn", lambda images, **more: fit(images, steps=2, **more))
     file = tmp_path / "cnn.pt"
-    assert main(["fit-pixelcnn", "--data", str(folder), "--out", str(file), "--resize", "40", "--crop", "40"]) == 0
+    command = ["fit-pixelcnn", "--data", str(folder), "--out", str(file)]
+    assert main(command) == 2
+    assert "the first image has 40 x 40 pixels: give --resize and --crop, such as 40" in capsys.readouterr().err
+    assert main([*command, "--resize", "40", "--crop", "40"]) == 0
     run = arguments(folder, tmp_path, "table1", "--attacks", "fgsm", "--defenses", "pixeldefend", "--pixelcnn", str(file))
     assert main(run) == 0
     assert [line.error for line in read(tmp_path / "table1.json").rows if line.defense == "pixeldefend"] == [""]

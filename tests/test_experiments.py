@@ -14,7 +14,7 @@ from oag_transform.baselines.catalogue import Defense, Needs, chosen
 from oag_transform.evaluation.attacks.gray_box import Attack, fgsm, igsm, mifgsm
 from oag_transform.evaluation.data import image_folder
 from oag_transform.evaluation.experiments import adaptive, certify, convergence, figures, tables, transfer
-from oag_transform.evaluation.options import EXPERIMENTS, AdaptiveOptions, ConvergenceOptions, experiment
+from oag_transform.evaluation.options import EXPERIMENTS, GRAY_BOX, AdaptiveOptions, ConvergenceOptions, experiment
 from oag_transform.evaluation.plan import Plan, against_peers, as_published
 from oag_transform.evaluation.result import Cell, Cost, Iterations, Lines, Residuals, RowResult, Tradeoff
 from oag_transform.evaluation.subject import choose_subject
@@ -32,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_plan(folder: Path, cache: Path, *, attacks: tuple[Attack, ...] = (fgsm(3),), families: Any = ()) -> Plan:
     subject, other = (make_subject(folder, cache, model=name) for name in ("brightness", "left_half"))
-    return Plan(subject, tuple(families), attacks, {"seed": 0, "data": "d"}, (other,), slow_count=2, network_steps=STEPS)
+    by_key = {entry.key: attack for attack in attacks for entry in GRAY_BOX if entry.label == attack.name}
+    facts = {"seed": 0, "data": "d"}
+    return Plan(subject, tuple(families), attacks, facts, (other,), gray_box=by_key, slow_count=2, network_steps=STEPS)
 
 
 def bits(right: Tensor) -> str:

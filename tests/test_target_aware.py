@@ -1,5 +1,6 @@
 """Defenses that use the gradient of the target: explicit steps, bounds, and the unchanged target."""
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -140,3 +141,9 @@ def test_bad_arguments_are_errors(make: Any) -> None:
 def test_zeropur_needs_a_linear_layer() -> None:
     with pytest.raises(ValueError, match="target must have a linear layer"):
         ZeroPur(nn.Conv2d(3, 3, 3))
+
+
+@both
+def test_a_copy_gives_the_same(make: Any) -> None:
+    defense, images = make(classifier()), rand(2, 3, 11, 12)
+    assert torch.equal(pickle.loads(pickle.dumps(defense))(images), defense(images))

@@ -6,8 +6,10 @@ predictions under noise. It needs three things: each draw has its own noise and 
 other draws than those that are counted, and the purification depends on the noisy image alone.
 """
 
+import copy
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
@@ -259,8 +261,10 @@ class SmoothedModel(nn.Module):
     def _count(self, images: Tensor, counts: list[ClassCounts], purpose: int, wanted: list[int], indices: list[int]) -> None:
         """Draw until each image has the wanted number of draws. Batches mix images so that they stay full."""
         seed = streams.fresh_seed() if self.seed is None else self.seed
-        missing = [(draw, row) for row, total in enumerate(wanted) for draw in range(counts[row].draws(purpose), total)]
-        for part in _parts(sorted(missing), self.batch_size):
+        done = [each.draws(purpose) for each in counts]
+        every = itertools.product(range(max(wanted, default=0)), range(len(counts)))
+        missing = ((draw, row) for draw, row in every if done[row] <= draw < wanted[row])
+        while part := list(itertools.islice(missing, self.batch_size)):
             rows, draws = [row for _, row in part], [draw for draw, _ in part]
             with torch.no_grad(), _checks.rows_are(rows):
                 logits = self._logits(images[rows], [indices[row] for row in rows], draws, purpose, seed)
@@ -294,7 +298,7 @@ def certificate(counts: ClassCounts, sigma: float, alpha: float, analyses: int =
     label, counted = int(_drawn(counts.selection).argmax()), _drawn(counts.counted)
     count, n = int(counted[label]), int(counted.sum())
     radius = certified_radius(count, n, sigma, alpha / analyses)
-    return Certificate(label if radius > 0 else ABSTAIN, radius, count, n, alpha, sigma, analyses, counts)
+    return Certificate(label if radius > 0 else ABSTAIN, radius, count, n, alpha, sigma, analyses, copy.copy(counts))
 
 
 def analyses_of(n: int, radius: float | None) -> list[int]:
@@ -317,11 +321,6 @@ def _drawn(counts: Tensor | None) -> Tensor:
     if counts is None:
         raise ValueError("expected class counts with draws for selection and draws for counting, got none of one kind")
     return counts
-
-
-def _parts(pairs: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
-    for start in range(0, len(pairs), size):
-        yield pairs[start : start + size]
 
 
 def _binomtest() -> Any:

@@ -33,7 +33,10 @@ def generators(seed: int, indices: Iterable[int], device: torch.device) -> list[
 
 
 def noise_generators(seed: int, indices: Iterable[int], device: torch.device) -> list[Generator]:
-    """Generators for noise that is added to images. They are independent of those of a defense with the same seed."""
+    """Generators for noise that is added to images. They are independent of those of a defense with the same seed.
+
+    The noise of index i has the numbers of a defense's index i + 2^32.
+    """
     return [_generator(seed, (i, 1), device) for i in indices]
 
 

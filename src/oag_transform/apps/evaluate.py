@@ -13,29 +13,34 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from .. import files
-from ..baselines.catalogue import DEFENSES, IN_VIEWS, OAG_KEY, Defense, Needs, chosen
+from ..baselines.catalogue import DEFENSES, IN_VIEWS, OAG_KEY, Defense, Needs, chosen, has_oag
 from ..baselines.smoothing import DENOISERS
 from ..evaluation.options import (
     ADAPTIVE_ATTACKS,
     EXPERIMENTS,
     GRAY_BOX,
+    NEEDS_CLASSES,
     AdaptiveOptions,
     CertifyOptions,
     ConvergenceOptions,
     Experiment,
     experiment,
+    gray_box_attack,
+    not_empty,
 )
 from . import process
 from .options import ClassifierOptions, DeviceOptions, ImageOptions, check_input, default
 
 if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are parsed
     from ..evaluation.attacks.gray_box import Attack
+    from ..evaluation.data import Listing
     from ..evaluation.plan import Plan
     from ..evaluation.result import Result
     from ..evaluation.store import Store
 
 EXTRA = "eval"
 REPORT, ALL, TRANSFER = "report", "all", "transfer"
+PAPER_KEYS = (OAG_KEY, "oag-paper")  # what OAG is with --setting paper
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +128,13 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
                 raise ValueError(f"{one.key} needs a second target: --other MODEL[=WEIGHTS]")
         if any(one.key == TRANSFER for one in self.asked) != bool(self.adversarial):
             raise ValueError("transfer and --adversarial FOLDER need each other")
-        chosen(self.defenses or ())
+        not_empty("--attacks", self.attacks)
+        families = chosen(self.defenses or ())
+        if self.setting == "paper":
+            if any(one.key == "certify" for one in self.asked):
+                raise ValueError("--setting paper doesn't go with certify, whose OAG has settings for the noise")
+            if others := [family.key for family in families if has_oag(family.key) and family.key not in PAPER_KEYS]:
+                raise ValueError(f"--setting paper has OAG as {' or '.join(PAPER_KEYS)}, got --defenses {others[0]}")
         for option, path in (("--tuned", self.tuned), ("--pixelcnn", self.pixelcnn)):
             check_input(option, path)
         for options in (self.adaptive, self.convergence, self.certify):
@@ -192,7 +203,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         import torch
 
         from ..evaluation.adversarial import choose_transfer, common, match
-        from ..evaluation.data import first_size, kind_of, open_images
+        from ..evaluation.data import first_size, kind_of
         from ..evaluation.experiments import certify
         from ..evaluation.plan import Plan, as_published, common_facts
         from ..evaluation.subject import choose_subject
@@ -204,13 +215,17 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         matches = [match(folder, listing) for folder in self.adversarial]
         if matches:
             common(matches, listing)
-        batch_norm = self.certify.batch_norm
-        apart = None if batch_norm is None else open_images(batch_norm, split=self.split, devkit=self.devkit)
+        apart = self._apart(listing)
+        for attack in self.adaptive.attacks if any(one.key == "adaptive" for one in self.asked) else ():
+            if len(listing.classes) < NEEDS_CLASSES.get(attack, 2):
+                raise ValueError(f"{attack} needs {NEEDS_CLASSES[attack]} classes or more, got {len(listing.classes)}")
         attacks = self._attacks()
         dtype = None if self.compute_dtype is None else getattr(torch, self.compute_dtype)
         needs = Needs(pixelcnn=self._pixelcnn(), compute_dtype=dtype)
         paper = self.setting == "paper"
-        every = tuple(as_published(family) if paper else family for family in self._tuned())
+        every = self._tuned()
+        if paper:
+            every = tuple(as_published(each) for each in every if each.key in PAPER_KEYS or not has_oag(each.key))
         first = first_size(listing)
         targets = [self.load(listing.classes, device, listing.side, first)]
         for name in self.other:
@@ -244,7 +259,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         plan = Plan(
             subject=subject,
             families=families,
-            attacks=attacks,
+            attacks=tuple(attacks[key] for key in dict.fromkeys(self.attacks)),
+            gray_box=attacks,
             facts=common_facts(subject, Path(kind_of(self.data)[1]).resolve().name)
             | {"compute_dtype": str(operands(Settings(compute_dtype=dtype), device, torch.float32))}
             | ({} if self.shift is None else {"shift of the views": self.shift}),
@@ -285,12 +301,27 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
 
         return cluster.connected(self.address, worker.processors())
 
-    def _attacks(self) -> "tuple[Attack, ...]":
+    def _attacks(self) -> "dict[str, Attack]":
+        """Every gray-box attack, as the options say; an unknown name in --attacks is an error."""
         from ..evaluation.attacks import gray_box  # with torch
 
         targeted = None if self.goal == "paper" else self.goal == "targeted"
         budgets = {"fgsm": self.eps, "igsm": self.eps, "mifgsm": self.mifgsm_eps}
-        return tuple(gray_box.make(key, budgets.get(key), targeted) for key in dict.fromkeys(self.attacks))
+        keys = [entry.key for entry in (*map(gray_box_attack, self.attacks), *GRAY_BOX)]
+        return {key: gray_box.make(key, budgets.get(key), targeted) for key in dict.fromkeys(keys)}
+
+    def _apart(self, listing: "Listing") -> "Listing | None":
+        """The images that batch normalization is adapted on: other ones than those that are certified."""
+        from ..evaluation.data import kind_of, open_images
+
+        spec = self.certify.batch_norm
+        if spec is None:
+            return None
+        apart = open_images(spec, devkit=self.devkit, training=True)
+        roots = [Path(kind_of(each)[1]).resolve() for each in (spec, self.data)]
+        if roots[0] == roots[1] and apart.names == listing.names:
+            raise ValueError(f"--certify.batch-norm needs other images than those that are certified, got {spec} for both")
+        return apart
 
     def _pixelcnn(self) -> object:
         from ..baselines.pixeldefend import load_pixelcnn  # with torch
@@ -309,9 +340,11 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         found = results.read(self.tuned).facts.get("chosen")
         if not isinstance(found, dict) or not all(isinstance(setting, (int, float)) for setting in found.values()):
             raise ValueError(f"{self.tuned} is not the tune.json of an evaluation")
-        if unknown := sorted(set(found) - {family.key for family in DEFENSES}):
-            raise ValueError(f"{self.tuned} has a setting of {unknown[0]!r}, and there is no such defense: run tune again")
-        return tuple(dataclasses.replace(family, tuned=found.get(family.key, family.tuned)) for family in DEFENSES)
+        try:
+            every = {family.key: family for family in (*DEFENSES, *chosen(found))}
+        except ValueError as error:
+            raise ValueError(f"{self.tuned}: {error}; run tune again") from error
+        return tuple(dataclasses.replace(family, tuned=found.get(key, family.tuned)) for key, family in every.items())
 
     def _families(self, every: tuple[Defense, ...], needs: Needs) -> tuple[Defense, ...]:
         """The defenses that are asked for; where none is, those that can be made here."""

@@ -3,10 +3,13 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from . import process
 from .options import ImageOptions, check_output, check_sides, default
+
+if TYPE_CHECKING:  # torch comes when a command runs
+    from ..evaluation.data import Listing, Preprocessing
 
 EXTRA = "eval"
 
@@ -21,16 +24,16 @@ class FitPixelcnn(ImageOptions):
     TRAINING: ClassVar[bool] = True
     count: int = 1000
     """Largest number of images; every twentieth is held out."""
-    resize: int = 256
+    resize: Annotated[int | None, default("256; the side of CIFAR's images")] = None
     """Short side in pixels."""
-    crop: int = 224
+    crop: Annotated[int | None, default("224; the side of CIFAR's images")] = None
     """Centre crop in pixels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_sides(self.resize, self.crop)
         if self.count < 2:
             raise ValueError(f"--count must be at least 2, one image to train on and one to hold out, got {self.count}")
-        check_sides(self.resize, self.crop)
 
     def run(self) -> int:
         """Train a PixelCNN and write it; returns 0.
@@ -45,8 +48,9 @@ class FitPixelcnn(ImageOptions):
 
         check_output(self.out)
         listing = self.listing()
+        preprocessing = self._preprocessing(listing)
         order = data.shuffled(listing, self.seed)[: self.count]
-        images, _ = data.read_images(listing, order, data.Preprocessing(self.resize, self.crop))
+        images, _ = data.read_images(listing, order, preprocessing)
         if len(images) < 2:
             raise ValueError(f"--data must have at least two images, one to train on and one to hold out, got {len(images)}")
         held_out = max(1, len(images) // 20)
@@ -55,6 +59,20 @@ class FitPixelcnn(ImageOptions):
         bits = bits_per_dim(model, images[:held_out])
         print(f"wrote {self.out}: {bits:.2f} bits per dimension on {held_out} held-out images")
         return 0
+
+    def _preprocessing(self, listing: "Listing") -> "Preprocessing":
+        from ..evaluation.backbones import IMAGENET  # with torch
+        from ..evaluation.data import Preprocessing, first_size
+
+        first = first_size(listing)
+        if listing.side is None and self.resize is None and first and max(first) < IMAGENET.crop:
+            raise ValueError(
+                f"the first image has {first[0]} x {first[1]} pixels: give --resize and --crop, such as {min(first)}; "
+                f"otherwise it is enlarged to {IMAGENET.resize} and cropped to {IMAGENET.crop}"
+            )
+        resize, crop = self.resize or listing.side or IMAGENET.resize, self.crop or listing.side or IMAGENET.crop
+        check_sides(resize, crop)
+        return Preprocessing(resize, crop)
 
 
 COMMAND = FitPixelcnn

@@ -60,7 +60,7 @@ class BaRT(Baseline):
 
     def _transformed(self, image: Tensor, draw: Generator) -> Tensor:
         groups = _GROUPS if image.shape[1] == 3 else [group for group in _GROUPS if group not in (_color_space, _grey_mix)]
-        for chosen in torch.randperm(len(groups), generator=draw)[: self.k].tolist():
+        for chosen in torch.randperm(len(groups), generator=draw, device=CPU)[: self.k].tolist():
             image = groups[chosen](image, draw).clamp(0, 1)
         return image
 
@@ -84,25 +84,25 @@ def _noise(image: Tensor, draw: Generator) -> Tensor:
     """The noises of scikit-image's ``random_noise`` at its defaults, drawn on the CPU like all random numbers here."""
     kind = integer(0, 6, draw)
     if kind in (0, 1):  # Gaussian, and speckle
-        noise = 0.1 * torch.randn(image.shape, generator=draw, dtype=image.dtype).to(image.device)
+        noise = 0.1 * torch.randn(image.shape, generator=draw, dtype=image.dtype, device=CPU).to(image.device)
         return image + noise * (image if kind else 1)
     if kind == 2:  # Poisson: the number of photons is that of distinct values, rounded up to a power of two
         values = 2 ** math.ceil(math.log2(max(len(image.unique()), 2)))
         return straight_through(image, lambda x: torch.poisson((values * x).to(CPU), generator=draw).to(x) / values)
-    changed = torch.rand(image.shape, generator=draw).to(image.device) < 0.05
-    white = torch.rand(image.shape, generator=draw).to(image.device) < {3: 1.0, 4: 0.0, 5: 0.5}[kind]  # salt, pepper, both
-    return torch.where(changed, white.to(image), image)
+    changed = torch.rand(image.shape, generator=draw, device=CPU).to(image.device) < 0.05
+    white = torch.rand(image.shape, generator=draw, device=CPU).to(image.device) < {3: 1.0, 4: 0.0, 5: 0.5}[kind]
+    return torch.where(changed, white.to(image), image)  # salt, pepper, or both
 
 
 def _fourier(image: Tensor, draw: Generator) -> Tensor:
     spectrum = torch.fft.fft2(image)
     keep = [uniform(0, 0.95, draw) for _ in range(image.shape[1])]
-    mask = torch.ones(image.shape, dtype=image.dtype)
+    mask = torch.ones(image.shape, dtype=image.dtype, device=CPU)
     for channel, share in enumerate(keep):  # a share above one half keeps everything
         for axis, side in enumerate(image.shape[-2:]):
             start, end = int(side * share), int(side * (1 - share))
             mask[0, channel].narrow(axis, start, max(end - start, 0)).zero_()
-    factor = 0.98 + 0.04 * torch.rand(image.shape[-2:], generator=draw, dtype=image.dtype)
+    factor = 0.98 + 0.04 * torch.rand(image.shape[-2:], generator=draw, dtype=image.dtype, device=CPU)
     return torch.fft.ifft2(spectrum * (mask * factor).to(image.device)).real
 
 
@@ -135,7 +135,10 @@ def _contrast(image: Tensor, draw: Generator) -> Tensor:
     kind = integer(0, 3, draw)
     if kind == 0:
         bins = integer(40, 257, draw)
-        return straight_through(image, lambda x: in_numpy(x, lambda y, _: _by_channel(lambda z: equalize_hist(z, bins), y)))
+        # in float64: a nearly uniform channel has fewer float32 values than bins
+        return straight_through(
+            image, lambda x: in_numpy(x, lambda y, _: _by_channel(lambda z: equalize_hist(z.astype(float), bins), y))
+        )
     if kind == 1:
         side = min(image.shape[-2:])
         kernel = [max(round(uniform(side / 10, side / 6, draw)), 1) for _ in range(2)]
@@ -152,16 +155,16 @@ def _contrast(image: Tensor, draw: Generator) -> Tensor:
 
 def _grey_mix(image: Tensor, draw: Generator) -> Tensor:
     """Replace all channels by grey, mix all partly, replace two, or mix one partly."""
-    kind, own = integer(0, 4, draw), torch.eye(3, dtype=torch.float64)
+    kind, own = integer(0, 4, draw), torch.eye(3, dtype=torch.float64, device=CPU)
     odd = integer(0, 3, draw)
-    ratios = torch.tensor([uniform(0, 1, draw) + 1e-9 for _ in range(3)], dtype=torch.float64)
+    ratios = torch.tensor([uniform(0, 1, draw) + 1e-9 for _ in range(3)], dtype=torch.float64, device=CPU)
     if kind > 1:
         ratios[odd] = 0
     grey = (ratios / ratios.sum()).expand(3, 3)
     if kind == 0:
-        kept = torch.zeros(3, dtype=torch.float64)
+        kept = torch.zeros(3, dtype=torch.float64, device=CPU)
     elif kind == 1:
-        kept = torch.tensor([max(uniform(0, 1, draw), 0.2) for _ in range(3)], dtype=torch.float64)
+        kept = torch.tensor([max(uniform(0, 1, draw), 0.2) for _ in range(3)], dtype=torch.float64, device=CPU)
     elif kind == 2:
         kept = own[odd]
     else:
@@ -175,7 +178,7 @@ def _denoise(image: Tensor, draw: Generator) -> Tensor:
     if kind == 0:
         sigma = uniform(0.1, 2, draw)
         size = 2 * math.ceil(4 * sigma) + 1
-        return filters.gaussian_blur2d(image, (size, size), (sigma, sigma), border_type="replicate")
+        return filters.gaussian_blur2d(image, (size, size), image.new_full((1, 2), sigma), border_type="replicate")
     if kind in (1, 2):
         return (MedianFilter, MeanFilter)[kind - 1](2 * integer(2, 4, draw) + 1)(image)
     if kind == 3:

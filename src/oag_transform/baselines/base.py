@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Generator, Tensor, nn
 
-from ._batches import checked, generators, one_by_one, with_gradients
+from ._batches import checked, generators, one_by_one, with_gradients, without_autocast
 
 
 class Baseline(nn.Module):
@@ -18,7 +18,8 @@ class Baseline(nn.Module):
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """Defended images; see :mod:`.filters` for shapes and errors. ``index`` has no effect where there is no ``seed``."""
         batch, indices = checked(images, index)
-        return self._defended(batch, indices).to(images.dtype)
+        with without_autocast(batch.device):
+            return self._defended(batch, indices).to(images.dtype)
 
     def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         """The result for checked images in float32 or float64, and the stream of each."""

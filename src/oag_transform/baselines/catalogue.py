@@ -16,6 +16,7 @@ import functools
 import importlib
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -130,6 +131,11 @@ def _together(key: str) -> Defense:
     return Defense(key, label, "", make, len(families), (len(families),), in_views=True)
 
 
+def has_oag(key: str) -> bool:
+    """Whether a key is that of OAG, at whatever setting, alone or with other defenses in one model."""
+    return any(re.split("[-:]", part)[0] == OAG_KEY for part in key.split("+"))
+
+
 def is_own(key: str) -> bool:
     """Whether a key has the form ``module:function`` of a defense of one's own."""
     return key.partition(":")[2].isidentifier()
@@ -142,8 +148,8 @@ def own_defense(key: str, seed: int, *, std: float | None = None) -> "nn.Module"
 
 
 def chosen(keys: Iterable[str]) -> tuple[Defense, ...]:
-    """The defenses with these keys, in the order of the keys; see :func:`by_key`."""
-    return tuple(by_key(key) for key in keys)
+    """The defenses with these keys, each once, in the order of the keys; see :func:`by_key`."""
+    return tuple(by_key(key) for key in dict.fromkeys(keys))
 
 
 def class_named(module: str, name: str) -> Any:

@@ -279,7 +279,7 @@ def deflect(image: NDArray[Any], deflections: int, window: int, generator: Gener
         window: > 0.
         generator: on the CPU.
     """
-    uniform = torch.rand(4, deflections, generator=generator, dtype=torch.float64).numpy()
+    uniform = torch.rand(4, deflections, generator=generator, dtype=torch.float64, device=generator.device).numpy()
     channel = np.arange(deflections) % len(image)
     target, source = [channel], [channel]
     for size, where, offset in zip(image.shape[1:], uniform[:2], uniform[2:], strict=True):

@@ -2,7 +2,7 @@
 
 The anti-adversary layer is a known negative example. The contract is that of :mod:`oag_transform.baselines.filters`. Nothing is
 random, and a result depends on its batch by rounding only. Both defenses take steps along the sign of a gradient. The sign has
-derivative zero, so their own gradient is the identity, and zero where values are clipped.
+derivative zero, so their own gradient is the identity, also where values are clipped.
 """
 
 from collections.abc import Sequence
@@ -99,7 +99,7 @@ class ZeroPur(Baseline):
         self.shift_steps = _checks.integer("shift_steps", shift_steps, at_least=1)
         self.projection_steps = _checks.integer("projection_steps", projection_steps)
         self.projection = _checks.number("projection", projection, at_least=0)
-        self._filters = kornia("filters", "ZeroPur")
+        kornia("filters", "ZeroPur")  # errors come before any work
 
     def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         return straight_through(batch, self._purified) if len(batch) else batch
@@ -141,7 +141,8 @@ class ZeroPur(Baseline):
 
     def _blurred(self, images: Tensor) -> Tensor:
         size = 2 * int(4 * self.sigma + 0.5) + 1
-        return self._filters.gaussian_blur2d(images, (size, size), (self.sigma, self.sigma), border_type="replicate")
+        filters = kornia("filters", "ZeroPur")
+        return filters.gaussian_blur2d(images, (size, size), images.new_full((1, 2), self.sigma), border_type="replicate")
 
     def _features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The input of the last linear layer, and the features at the last two resolutions."""

@@ -51,6 +51,8 @@ def build(backbone: str, weights: str | None, classes: int) -> tuple[nn.Sequenti
         ValueError: no such backbone or weights.
     """
     if backbone.startswith("efficientnet-lite"):
+        if weights is not None:
+            raise ValueError(f"weights go with a torchvision model; {backbone} has its own, got weights {weights!r}")
         model, preprocessing = build_lite(backbone)
     else:
         model, preprocessing = build_torchvision(backbone, weights)
@@ -93,11 +95,11 @@ def build_torchvision(name: str, weights: str | None, classes: int | None = None
     if weights is None:
         network, preset = torchvision.models.get_model(name, weights=None, **arguments), None
     else:
-        try:
-            chosen = torchvision.models.get_model_weights(name)[weights.rpartition(".")[2]]
-        except KeyError as error:
-            names = [member.name for member in torchvision.models.get_model_weights(name)]
-            raise ValueError(f"{name} has the weights {names}, got {weights!r}") from error
+        known = torchvision.models.get_model_weights(name)
+        kind, _, member = weights.rpartition(".")
+        if kind not in ("", known.__name__) or member not in known.__members__:
+            raise ValueError(f"{name} has the weights {[each.name for each in known]}, got {weights!r}")
+        chosen = known[member]
         network, preset = torchvision.models.get_model(name, weights=chosen), chosen.transforms()
     if preset is None:
         return nn.Sequential(v2.Normalize(mean=list(MEAN), std=list(STD)), network), IMAGENET

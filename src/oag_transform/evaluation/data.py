@@ -253,9 +253,9 @@ def transferattack(root: Path) -> Listing:
 
 def shuffled(listing: Listing, seed: int) -> list[int]:
     """Positions of the listing in a random order that takes one image of each class in turn, while there are any."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(listing.labels), generator=generator).tolist()
-    rank = torch.randperm(len(listing.classes), generator=generator).tolist()
+    generator = torch.Generator("cpu").manual_seed(seed)
+    order = torch.randperm(len(listing.labels), generator=generator, device="cpu").tolist()
+    rank = torch.randperm(len(listing.classes), generator=generator, device="cpu").tolist()
     seen = [0] * len(listing.classes)
     turns = []
     for position in order:

@@ -3,6 +3,7 @@
 Light to import: a command line is parsed with these lists, before anybody waits for torch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,12 @@ ADAPTIVE_ATTACKS: dict[str, str] = {
     "hopskipjump": "HopSkipJump of foolbox on one fixed draw: decisions only",
 }
 BLACK_BOX = ("square", "hopskipjump")
+NEEDS_CLASSES = {"dlr": 3, "apgd-dlr": 3, "apgd-targeted": 4}
+"""Least number of classes of attacks whose losses compare more logits than two."""
+
+LEAST_BOUND = 1e-6
+"""Smallest bound, on the [0, 1] scale: a smaller one is lost in the rounding of float32 pixels, which lie up to 6e-8 apart."""
+LEAST_LINF = 255 * LEAST_BOUND  # in grey levels
 
 CHECKPOINTS = (".pt", ".pth")
 """Endings of files of torch.save, by which they are told from names of models and weights."""
@@ -91,11 +98,13 @@ class AdaptiveOptions:
 
         for name in ("steps", "draws", "exact_steps", "expected_steps", "apgd_steps", "queries", "judge"):
             _checks.integer(f"--adaptive.{name.replace('_', '-')}", getattr(self, name), at_least=1)
-        for name in ("linf", "l2"):
-            for bound in getattr(self, name):
-                _checks.number(f"--adaptive.{name}", bound, above=0, at_most=255 if name == "linf" else None)
+        for bound in self.linf:
+            _checks.number("--adaptive.linf", bound, at_least=LEAST_LINF, at_most=255)
+        for bound in self.l2:
+            _checks.number("--adaptive.l2", bound, at_least=LEAST_BOUND)
         if not (self.linf or self.l2):
             raise ValueError("--adaptive.linf and --adaptive.l2 are both empty; give a bound")
+        not_empty("--adaptive.attacks", self.attacks)
         for attack in self.attacks:
             _checks.choice("--adaptive.attacks", attack, ADAPTIVE_ATTACKS)
 
@@ -117,8 +126,9 @@ class ConvergenceOptions:
         """Raise ValueError for what is out of its range."""
         from .. import _checks  # with torch
 
-        _checks.number("--convergence.linf", self.linf, above=0)
+        _checks.number("--convergence.linf", self.linf, at_least=LEAST_LINF, at_most=255)
         for name in ("steps", "draws"):
+            not_empty(f"--convergence.{name}", getattr(self, name))
             for value in getattr(self, name):
                 _checks.integer(f"--convergence.{name}", value, at_least=1)
         _checks.integer("--convergence.eot-steps", self.eot_steps, at_least=1)
@@ -141,7 +151,7 @@ class CertifyOptions:
     denoisers: tuple[str, ...] | None = None
     """Only these denoisers of the list above; None: all but the slow ones."""
     batch_norm: str | None = None
-    """A second row for each denoiser: batch normalization adapted to it on these images, named like --data."""
+    """A second row for each denoiser: batch normalization adapted to it on other images, named like --data (training split)."""
 
     def check(self) -> None:
         """Raise ValueError for what is out of its range."""
@@ -150,6 +160,7 @@ class CertifyOptions:
 
         for name in ("n0", "n"):
             _checks.integer(f"--certify.{name}", getattr(self, name), at_least=1)
+        not_empty("--certify.sigma", self.sigma)
         for sigma in self.sigma:
             _checks.number("--certify.sigma", sigma, above=0)
         _checks.number("--certify.alpha", self.alpha, above=0, below=1)
@@ -196,6 +207,12 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("transfer", "Accuracy on images attacked by another tool", "transfer", in_all=False),
     Experiment("tune", "Settings, tuned on clean and Gaussian-noised images", "figures", in_all=False),
 )
+
+
+def not_empty(option: str, values: Sequence[Any]) -> None:
+    """Raise ValueError for an empty list of an option, which a shell makes of an unset variable."""
+    if not values:
+        raise ValueError(f"{option} is empty; give at least one value, or leave the option out")
 
 
 def gray_box_attack(key: str) -> GrayBoxAttack:

@@ -4,21 +4,20 @@ import dataclasses
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 from msgspec.structs import replace
 from torch import nn
 
-from ..baselines.catalogue import NONE, OAG_KEY, VIEWS, Defense, Needs, by_key
+from ..baselines.catalogue import NONE, OAG_KEY, VIEWS, Defense, Needs, by_key, has_oag
 from ..generator.settings import PAPER_CLOSED_FORM
 from ..transform import OnlineAlternateGenerator
 from .adversarial import Transfer
 from .attacks.gray_box import Attack, make
 from .columns import CLEAN, Column, Images, gray_box
 from .data import Listing
-from .options import AdaptiveOptions, CertifyOptions, ConvergenceOptions, experiment, gray_box_attack
+from .options import AdaptiveOptions, CertifyOptions, ConvergenceOptions, experiment
 from .provenance import in_code, provenance
 from .result import Figure, Pair, Result, RowResult
 from .statistics import paired, pooled
@@ -39,6 +38,7 @@ class Plan:
         attacks: those of Table I.
         facts: that go with every result.
         others: further targets and their images, for Tables II and III.
+        gray_box: gray-box attacks by their keys, for the other tables and figures; the paper's where it has none.
         transfer: images attacked by another tool, for ``transfer``.
         unfiltered: the target and images that are right or wrong, for ``certify``.
         apart: images apart from these, for ``certify`` with batch normalization adapted.
@@ -57,6 +57,7 @@ class Plan:
     attacks: tuple[Attack, ...]
     facts: dict[str, Any]
     others: tuple[Subject, ...] = ()
+    gray_box: Mapping[str, Attack] = dataclasses.field(default_factory=dict)
     transfer: Transfer | None = None
     unfiltered: Subject | None = None
     apart: Listing | None = None
@@ -90,9 +91,12 @@ class Plan:
         return dataclasses.replace(self, families=tuple(family for family in self.families if not family.slow))
 
     def file(self, name: str) -> str:
-        """Name of a file or key of a result, such as ``"fig3.svg"``: one of its own for the paper's setting."""
-        path = PurePath(name)
-        return f"{path.stem}-paper{path.suffix}" if self.paper else name
+        """Name of a file or key of a result, such as ``"fig3.svg"``: one of its own for the paper's setting.
+
+        A key may hold what no file name may: the setting of a defense, after a colon, or a module's name.
+        """
+        stem, dot, suffix = name.rpartition(".") if name.endswith((".svg", ".png", ".jpg")) else (name, "", "")
+        return f"{re.sub(r'[^A-Za-z0-9_.+-]', '-', stem)}{'-paper' * self.paper}{dot}{suffix}"
 
     def oag(self, label: str, **settings: Any) -> Row:
         """OAG, tuned and in one view, with some settings of its own."""
@@ -130,9 +134,8 @@ class Plan:
         return [CLEAN, *map(gray_box, attacks)]
 
     def attack(self, key: str) -> Attack:
-        """An attack as it is in Table I, or as the paper makes it where Table I has none."""
-        label = gray_box_attack(key).label
-        return next((attack for attack in self.attacks if attack.name == label), None) or make(key)
+        """A gray-box attack."""
+        return self.gray_box[key] if key in self.gray_box else make(key)
 
     def result(
         self,
@@ -228,7 +231,7 @@ def with_mean(row: RowResult, of: int = 0) -> RowResult:
 
 def is_oag(row: RowResult) -> bool:
     """Whether it is a row of OAG, at whatever setting, alone or with other defenses in one model."""
-    return any(re.split("[-:]", part)[0] == OAG_KEY for part in row.defense.split("+"))
+    return has_oag(row.defense)
 
 
 def against_peers(rows: Sequence[RowResult]) -> list[str]:

@@ -24,7 +24,7 @@ from ... import _checks, streams
 from ...baselines import surrogate
 from ...baselines.compose import Compose
 from ...defended import DefendedModel
-from ..options import AdaptiveOptions
+from ..options import LEAST_BOUND, AdaptiveOptions
 from .unrolled import has_gradient, settings_of, unrolled
 
 Norm = Literal["linf", "l2"]
@@ -36,9 +36,6 @@ Streams = Callable[[int, int], int]
 
 Basis = Literal["pixels", "gray", "smooth"]
 """Perturbations that are free, the same in all channels, or interpolated bilinearly from a grid of :data:`CELL` pixels."""
-
-LEAST_BOUND = 1e-6
-"""Smallest bound, on the [0, 1] scale: a smaller one is lost in the rounding of float32 pixels, which lie up to 6e-8 apart."""
 
 CELL = 8
 STREAMS_OF_AN_ATTACK = 100_000  # draws that one attack of several may take: no two attacks see the same ones
@@ -246,7 +243,8 @@ class PGD:
         """
         parameters = self._zeros(images)
         if self.random_start is not None:
-            streams.fill_normal(parameters, streams.generators(self.random_start, range(len(images)), images.device))
+            own = [self.streams(i, 0) for i in range(len(images))]  # of the image, wherever it is in its batch
+            streams.fill_normal(parameters, streams.generators(self.random_start, own, images.device))
             parameters = self.bound.step(parameters, self.bound.eps)
         if start is not None:
             if self.basis != "pixels":
@@ -460,10 +458,10 @@ class AdaptiveAttack:
     def differentiated(self, model: DefendedModel, images: Tensor) -> DefendedModel:
         """The model that is differentiated in place of the defended one."""
         if self.gradient == "target":
-            return DefendedModel(model.target, nn.Identity(), shift=0)
+            return DefendedModel(model.target, nn.Identity(), normalize=model.normalize, shift=0)
         if self.gradient == "noise":
             first = model.defense.defenses[0] if isinstance(model.defense, Compose) else model.defense
-            return DefendedModel(model.target, first, shift=0, gradient="own")
+            return DefendedModel(model.target, first, normalize=model.normalize, shift=0, gradient="own")
         if self.gradient in ("exact", "expected"):
             own = unrolled(model, expected=self.gradient == "expected")
             return own if has_gradient(own.defense, images[:1]) else model

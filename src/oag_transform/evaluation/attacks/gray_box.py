@@ -3,8 +3,10 @@
 Budgets are in grey levels, 0 to 255, as in the paper: ``fgsm(6)`` moves no pixel by more than 6/255.
 """
 
+import contextlib
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +66,22 @@ class Attack:
             else foolbox.criteria.Misclassification(labels)
         )
         eps = None if self.eps is None else self.eps / 255
-        attacked = self.method(model, images, criterion, epsilons=eps)[1].detach()
+        with _gradients_kept(target):
+            attacked = self.method(model, images, criterion, epsilons=eps)[1].detach()
         return (255 * attacked).round() / 255
+
+
+@contextlib.contextmanager
+def _gradients_kept(target: nn.Module) -> Iterator[None]:
+    """The parameters' ``.grad`` as it was before: foolbox differentiates by ``backward()``, which adds to it."""
+    before = [(parameter, parameter.grad) for parameter in target.parameters()]
+    for parameter, _ in before:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, grad in before:
+            parameter.grad = grad
 
 
 def iterations(eps: int) -> int:
@@ -76,7 +92,8 @@ def iterations(eps: int) -> int:
 def wrong_classes(labels: Tensor, classes: int, seed: int, index: int = 0) -> Tensor:
     """A class other than its label for each image, uniform over the others, from the image's own random stream."""
     rows = range(index, index + len(labels))
-    drawn = [int(torch.randint(1, classes, (1,), generator=g)) for g in streams.generators(seed, rows, torch.device("cpu"))]
+    cpu = torch.device("cpu")
+    drawn = [int(torch.randint(1, classes, (1,), generator=g, device=cpu)) for g in streams.generators(seed, rows, cpu)]
     return (labels + torch.tensor(drawn, device=labels.device, dtype=labels.dtype)) % classes
 
 

@@ -38,7 +38,8 @@ class Unrolled(nn.Module):
         seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
         step_function = _Expected.apply if self.expected else reference.heaviside
         settings, indices = self.settings.at(*images.shape[-2:]), _checks.indices(index, len(images))
-        return with_gradient.purify(images, settings, seed=seed, indices=indices, step_function=step_function)
+        with torch.autocast(images.device.type, enabled=False):
+            return with_gradient.purify(images, settings, seed=seed, indices=indices, step_function=step_function)
 
     def extra_repr(self) -> str:
         """Every hyper-parameter."""
