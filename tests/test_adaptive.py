@@ -1,6 +1,7 @@
 """Adaptive attacks: bounds, gradients, results, and warnings about unreliable attacks."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -600,3 +601,64 @@ def test_unrolled_is_independent_of_autocast() -> None:
     expected = model(images)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(model(images), expected)
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
+    "partial": functools.partial,
+    "compile": functools.partial(torch.compile, backend="eager"),
+    "Sequential": nn.Sequential,
+    "Compose": Compose,
+    "v2.Compose": lambda defense: v2.Compose([defense]),
+    "list": lambda defense: [nn.Sequential(defense)],
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapped_oag_is_unrolled(wrap: Callable[[nn.Module], Any]) -> None:
+    images, labels = examples(1)
+
+    def slope(defense: Any) -> Tensor:
+        model = unrolled(DefendedModel(Linear(), defense, shift=0))
+        return adaptive.gradient(model, images, labels, adaptive.margin, [[0]])[1]
+
+    oag = OnlineAlternateGenerator(network_steps=2, filters=4, seed=0, compute_dtype=torch.float32)
+    assert torch.equal(slope(wrap(oag)), slope(oag))
+
+
+def test_an_oag_that_is_out_of_reach_is_a_warning() -> None:
+    class Mine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = OnlineAlternateGenerator(network_steps=2, filters=4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            purified: Tensor = self.inner(images)
+            return purified
+
+    with pytest.warns(UserWarning, match="the OnlineAlternateGenerator in Mine keeps its straight-through gradient"):
+        unrolled(DefendedModel(Linear(), Mine()))
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: PGD(LINF, 0), "steps must be an integer >= 1"),
+        (lambda: PGD(LINF, draws=0), "draws must be an integer >= 1"),
+        (lambda: PGD(LINF, basis="Smooth"), "basis must be one of"),  # type: ignore[arg-type]
+        (lambda: adaptive.AdaptiveAttack(PGD(LINF), "Exact"), "gradient must be one of"),  # type: ignore[arg-type]
+    ],
+)
+def test_bad_attacks_are_errors(make: Callable[[], Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        make()
+
+
+def test_no_images_are_unrolled_to_none() -> None:
+    model = Unrolled(OnlineAlternateGenerator(network_steps=2, filters=4))
+    assert model(torch.zeros(0, 3, 16, 16)).shape == (0, 3, 16, 16)
+
+
+def test_composed_noises_of_one_seed_are_independent() -> None:
+    grey = torch.full((1, 3, 64, 64), 0.5)
+    once, twice = ((Compose(*[GaussianNoise(5, seed=0)] * count)(grey) - grey).std().item() for count in (1, 2))
+    assert twice / once == pytest.approx(math.sqrt(2), rel=0.03)

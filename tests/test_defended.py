@@ -573,3 +573,27 @@ def test_logits_of_several_defenses_that_are_not_finite_name_the_image() -> None
     images[2] = 1.0
     with pytest.raises(ValueError, match=r"for image\(s\) \[2\]"):
         DefendedModel(NotFinite(float("nan")), [nn.Identity(), nn.Identity()], samples=2, shift=0)(images)
+
+
+def test_a_checkpoint_of_the_undefended_target_loads_beside_a_defense_and_a_normalization_with_weights() -> None:
+    class Shift(nn.Module):
+        def __init__(self, mean: float) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.full((3, 1, 1), mean))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images - self.get_buffer("mean")
+
+    trained = make_target()
+    model = DefendedModel(make_target(), nn.Conv2d(3, 3, 1), normalize=Shift(0.25))
+    before = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("target.")}
+    assert len(before) == 3
+    for parameter in trained.parameters():
+        nn.init.constant_(parameter, 0.5)
+    model.load_state_dict(trained.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(model.target.parameters(), trained.parameters(), strict=True))
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    part = model.state_dict()
+    del part["normalize.mean"]  # of a defended model: nothing may be missing
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict(part)

@@ -311,7 +311,7 @@ def test_the_command_trains_adversarially_and_reports(
     monkeypatch.setattr(fitting, "fit_target", fit)
     run = ["fit-target", "--data", str(folder), "--out", str(tmp_path / "t.pt"), "--backbone", "resnet18", "--size", "40"]
     more = ["--epochs", "2", "--adversarial", "3", "--adversarial-steps", "2", "--compute-dtype", "bfloat16"]
-    assert main([*run, *more, "--report", str(folder)]) == 0
+    assert main([*run, *more, "--report", str(write_images(tmp_path / "others"))]) == 0
     assert asked["adversarial"] == AdversarialExamples(3, 2)
     assert (asked["size"], asked["epochs"], asked["compute_dtype"]) == (40, 2, torch.bfloat16)
     lines = capsys.readouterr().out.splitlines()
@@ -333,6 +333,7 @@ def test_the_command_trains_adversarially_and_reports(
         (["--adversarial-steps", "3"], "--adversarial-steps needs --adversarial"),
         (["--adversarial", "4"], "epochs must be at least 1"),
         (["--report", "nowhere"], "nowhere is not a folder"),
+        (["--report", "data/."], "--report needs other images than those that are trained on"),
         (["--report", "others"], r"--report has the classes ['a', 'b'], but --data has ['a_dark', 'b_bright']"),
     ],
 )

@@ -313,10 +313,15 @@ def applied(function: Callable[..., Tensor], images: Tensor, index: Any) -> Tens
     return function(images, index=index) if _takes_index(function) else function(images)
 
 
-def _takes_index(function: Any) -> bool:
+def unwrapped(function: Any) -> Any:
+    """What functools.partial and torch.compile wrap; their own signature is ``(*args, **kwargs)``."""
     while isinstance(function, functools.partial):
         function = function.func
-    function = getattr(function, "_orig_mod", function)  # of torch.compile, whose own signature is (*args, **kwargs)
+    return getattr(function, "_orig_mod", function)
+
+
+def _takes_index(function: Any) -> bool:
+    function = unwrapped(function)
     call = function.forward if isinstance(function, nn.Module) else function
     try:
         return "index" in inspect.signature(call).parameters
@@ -331,6 +336,8 @@ def _from_undefended_target(module: nn.Module, state_dict: dict[str, Any], prefi
         for name, old in undefended.items():
             if old in state_dict:
                 state_dict[name] = state_dict.pop(old)
+        others = {prefix + name: value for name, value in module.state_dict().items()}
+        state_dict.update({name: value for name, value in others.items() if name not in undefended and name not in state_dict})
 
 
 def _classifier(model: str | WeightsEnum) -> tuple[Any, str]:

@@ -312,14 +312,13 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
 
     def _apart(self, listing: "Listing") -> "Listing | None":
         """The images that batch normalization is adapted on: other ones than those that are certified."""
-        from ..evaluation.data import kind_of, open_images
+        from ..evaluation.data import open_images, same_images
 
         spec = self.certify.batch_norm
         if spec is None:
             return None
         apart = open_images(spec, devkit=self.devkit, training=True)
-        roots = [Path(kind_of(each)[1]).resolve() for each in (spec, self.data)]
-        if roots[0] == roots[1] and apart.names == listing.names:
+        if same_images(spec, apart, self.data, listing):
             raise ValueError(f"--certify.batch-norm needs other images than those that are certified, got {spec} for both")
         return apart
 

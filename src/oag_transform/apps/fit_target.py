@@ -86,7 +86,7 @@ class FitTarget(DeviceOptions, ImageOptions):
 
         check_output(self.out)
         listing = self.listing()
-        others = None if self.report is None else self._held_out(self.report)
+        others = None if self.report is None else self._held_out(self.report, listing)
         if others is not None and others.classes != listing.classes:
             raise ValueError(f"--report has the classes {list(others.classes)}, but --data has {list(listing.classes)}")
         model, preprocessing = fit_target(
@@ -121,12 +121,16 @@ class FitTarget(DeviceOptions, ImageOptions):
             _report(model, others, preprocessing, self.adversarial)
         return 0
 
-    def _held_out(self, report: str) -> "Listing":
-        """The images of ``--report``: of the same kind."""
-        from ..evaluation.data import IN_SPLITS, kind_of  # with torch
+    def _held_out(self, report: str, listing: "Listing") -> "Listing":
+        """The images of ``--report``: of the same kind, and other ones than those that are trained on."""
+        from ..evaluation.data import IN_SPLITS, kind_of, same_images  # with torch
 
         changed: dict[str, Any] = {"split": report} if kind_of(self.data)[0] in IN_SPLITS else {"data": report}
-        return dataclasses.replace(self, **changed).listing()
+        own = dataclasses.replace(self, **changed)
+        found = own.listing()
+        if same_images(own.data, found, self.data, listing):
+            raise ValueError(f"--report needs other images than those that are trained on, got {report} for both")
+        return found
 
 
 COMMAND = FitTarget

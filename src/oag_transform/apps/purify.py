@@ -30,16 +30,16 @@ THERE = tyro.conf.create_mutex_group(required=False, title="existing results")
 class PurifyFiles:
     """Purify image files, and folders of them.
 
-    Unreadable files are reported, the others are purified, and the exit status is 1. Results keep the folder structure and the
-    files' names, formats, EXIF, XMP, colour profiles, resolutions, comments and texts of PNG. Each file is written completely
-    or not at all. After an interruption, --skip-existing continues.
+    Unreadable files are reported, the others are purified, and the exit status is 1. Results keep the structure of a given
+    folder, and the files' names, formats, EXIF, XMP, colour profiles, resolutions, comments and texts of PNG. Each file is
+    written completely or not at all. After an interruption, --skip-existing continues.
 
     --engine ray (extra 'ray') uses a cluster, or this machine. It also takes parquet files and WebDataset shards, and folders
     of them, as IMAGE. Killed workers are restarted. The table OUT/_failures.csv lists all failures.
     """
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]", help_behavior_hint="")]
-    """Files, folders (including subfolders) and globs such as 'a/**/*.png'."""
+    """Files, folders (including subfolders) and globs such as 'a/*.png'. A file named or matched keeps only its name."""
     out: Path
     """Folder for the purified images."""
     format: Literal["keep", "png", "jpeg", "webp", "tiff", "bmp", "parquet"] = "keep"
@@ -60,6 +60,8 @@ class PurifyFiles:
     """Strength of the purification, above 0 and at most 1."""
     seed: Annotated[int | None, default("fresh randomness")] = None
     """Random seed, for reproducible results. Random streams follow the file's path within the given folder."""
+    compute_dtype: Annotated[Literal["float32", "bfloat16"] | None, default("the faster one on each machine")] = None
+    """Operands of convolutions. float32 gives equal results on different processors, up to rounding."""
     device: Annotated[str | None, default("cpu; --engine ray: cuda if the cluster has GPUs")] = None
     """cpu, cuda, cuda:1, ..."""
     batch_size: int = 1
@@ -106,11 +108,15 @@ class PurifyFiles:
             OSError: results can't be written.
             KeyboardInterrupt: Ctrl-C; all files are complete.
         """
-        from . import worker  # imports torch
+        import torch
 
-        chosen = ("network_steps", "threshold", "strength", "seed")
+        from . import worker
+
+        chosen = {name: getattr(self, name) for name in ("network_steps", "threshold", "strength", "seed", "compute_dtype")}
+        if self.compute_dtype is not None:
+            chosen["compute_dtype"] = getattr(torch, self.compute_dtype)
         plan = worker.PurifyPlan(
-            arguments=tuple((name, getattr(self, name)) for name in chosen if getattr(self, name) is not None),
+            arguments=tuple((name, value) for name, value in chosen.items() if value is not None),
             paper=self.paper,
             device="cpu" if self.device is None or self.engine == "ray" else self.device,  # the cluster's GPUs need not be here
             resize=self.resize,

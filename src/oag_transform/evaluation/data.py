@@ -105,6 +105,12 @@ def kind_of(spec: str) -> tuple[str, str]:
     return ("imagefolder", spec) if not colon or (kind not in KINDS and Path(spec).exists()) else (kind, rest)
 
 
+def same_images(spec: str, listing: Listing, other_spec: str, other: Listing) -> bool:
+    """Whether two specs (see :func:`open_images`) name the same images: those of one split of one root."""
+    roots = [Path(kind_of(each)[1]).resolve() for each in (spec, other_spec)]
+    return roots[0] == roots[1] and listing.names == other.names
+
+
 def image_folder(root: Path) -> Listing:
     """A folder for each class, named so that sorting gives the classifier's order; a class without images is an empty folder.
 

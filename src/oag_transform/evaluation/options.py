@@ -147,9 +147,9 @@ class CertifyOptions:
     alpha: float = 0.001
     """Probability that a certificate is wrong."""
     radius: float | None = None
-    """Stop counting as soon as this L2 radius is proven or out of reach; None: count all."""
+    """Stop counting as soon as this L2 radius is proven or out of reach. Without it all draws are counted."""
     denoisers: tuple[str, ...] | None = None
-    """Only these denoisers of the list above; None: all but the slow ones."""
+    """Only these denoisers of the list above. Without it all but the slow ones."""
     batch_norm: str | None = None
     """A second row for each denoiser: batch normalization adapted to it on other images, named like --data (training split)."""
 

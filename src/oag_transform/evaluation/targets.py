@@ -223,7 +223,7 @@ def _load_torchvision(name: str, weights: str | None, classes: int) -> tuple[str
     path = Path(weights) if weights is not None else None
     if path is None:
         raise ValueError(f"{name} needs weights: 'DEFAULT', the name of torchvision weights, or a file with a state dict")
-    if path.suffix not in CHECKPOINTS:
+    if path.suffix not in CHECKPOINTS and not path.is_file():
         return name, *build_torchvision(name, weights)
     if not path.is_file():
         raise ValueError(f"{path} is missing")

@@ -260,6 +260,10 @@ class BySize(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.noise_std is not None and None not in (self.threshold, self.scale, self.strength):
+            raise ValueError(
+                "noise_std sets threshold, scale and strength, and all three are given, as paper() does; leave it out"
+            )
         sides = (LARGE, LARGE), (SMALL, SMALL)  # with the largest default of kernel_size, and the smallest of stride
         self._check_fit(*sides)
         self.at(*max(sides, key=self._fits))  # raises what Settings raises

@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 Streams = Callable[[int, int], int]
 """(image, number of the draw) -> the random stream of the defense in that draw."""
+
+Gradient = Literal["bpda", "exact", "expected", "surrogate", "noise", "target"]
+"""See :class:`AdaptiveAttack`."""
 
 Basis = Literal["pixels", "gray", "smooth"]
 """Perturbations that are free, the same in all channels, or interpolated bilinearly from a grid of :data:`CELL` pixels."""
@@ -228,6 +231,11 @@ class PGD:
     step_size: float = 0.3
     halvings: tuple[float, ...] = (0.4, 0.75)
     basis: Basis = "pixels"
+
+    def __post_init__(self) -> None:
+        _checks.integer("steps", self.steps, at_least=1)
+        _checks.integer("draws", self.draws, at_least=1)
+        _checks.choice("basis", self.basis, get_args(Basis))
 
     def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor, *, start: Tensor | None = None) -> AttackResult:
         """Attacked images within the bound.
@@ -441,9 +449,12 @@ class AdaptiveAttack:
     """
 
     algorithm: "PGD | APGD | Square | HopSkipJump"
-    gradient: Literal["bpda", "exact", "expected", "surrogate", "noise", "target"] = "bpda"
+    gradient: Gradient = "bpda"
     one_view: bool = False
     continues: bool = False
+
+    def __post_init__(self) -> None:
+        _checks.choice("gradient", self.gradient, get_args(Gradient))
 
     def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor, start: Tensor, streams: Streams) -> AttackResult:
         """Attacked images; ``start``: where the attack before this one ended; ``streams``: of the attacker's draws."""

@@ -1,17 +1,20 @@
 """OAG with a gradient of its own, through every network step, for attackers."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from ... import _checks, streams
 from ...baselines import surrogate
 from ...baselines.compose import Compose
-from ...defended import DefendedModel, applied
+from ...baselines.own import OwnDefense
+from ...defended import DefendedModel, applied, unwrapped
 from ...generator import reference, with_gradient
 from ...straight_through import straight_through
 from ...transform import OnlineAlternateGenerator
@@ -20,8 +23,8 @@ from ...transform import OnlineAlternateGenerator
 class Unrolled(nn.Module):
     """OAG by :func:`oag_transform.generator.with_gradient.purify`.
 
-    It works in the image's own precision: ``compute_dtype`` and the second try at smaller rates are left out. Memory is about
-    0.5 GB for each image of a batch at 224 x 224.
+    It works in the image's own precision and on the whole image: ``compute_dtype``, tiles and the second try at smaller rates
+    are left out. Memory is about 0.5 GB for each image of a batch at 224 x 224.
 
     Args:
         transform: what is unrolled.
@@ -35,6 +38,8 @@ class Unrolled(nn.Module):
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """Purified images (N, C, H, W) in [0, 1], differentiably; ``index``: random stream of the first, or one for each."""
+        if not len(images):
+            return images
         seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
         step_function = _Expected.apply if self.expected else reference.heaviside
         settings, indices = self.settings.at(*images.shape[-2:]), _checks.indices(index, len(images))
@@ -115,6 +120,21 @@ class _OwnOrIdentity(nn.Module):
 
 
 def _unrolled(defense: Any, expected: bool) -> Any:
-    if isinstance(defense, OnlineAlternateGenerator):
-        return Unrolled(defense, expected=expected)
-    return Compose(*(_unrolled(each, expected) for each in defense.defenses)) if isinstance(defense, Compose) else defense
+    inner = unwrapped(defense)
+    if isinstance(inner, OnlineAlternateGenerator):
+        return Unrolled(inner, expected=expected)
+    if isinstance(inner, OwnDefense):
+        return _unrolled(inner.defense, expected)
+    if isinstance(inner, Compose):
+        return Compose(*(_unrolled(each, expected) for each in inner.defenses))
+    if isinstance(inner, nn.Sequential):
+        return nn.Sequential(*(_unrolled(each, expected) for each in inner))
+    if isinstance(inner, v2.Compose):
+        return v2.Compose([_unrolled(each, expected) for each in inner.transforms])
+    if isinstance(inner, nn.Module) and any(isinstance(each, OnlineAlternateGenerator) for each in inner.modules()):
+        warnings.warn(
+            f"the OnlineAlternateGenerator in {type(inner).__name__} keeps its straight-through gradient: unrolled() sees into "
+            "nn.Sequential, Compose, v2.Compose, functools.partial and torch.compile only",
+            stacklevel=3,
+        )
+    return defense
