@@ -15,15 +15,13 @@ from ..defended import DefendedModel
 from ..images import to_uint8
 from ..transform import OnlineAlternateGenerator
 from .attacks.adaptive import PGD, STREAMS_OF_AN_ATTACK, AttackResult, Bound, Streams, known, make_attack, randomised, unknown
-from .attacks.diagnostics import JUDGED, diagnose, judge
+from .attacks.diagnostics import JUDGED, diagnose, judge_with_margin
 from .attacks.gray_box import Attack
 from .options import AdaptiveOptions
 from .provenance import versions
 from .result import AttackRecord, Cell, bits
 from .store import Array, records
 from .subject import UNDEFENDED, Row, Subject
-
-QUICK = 2  # draws that tell which images the next attack still has to be run on
 
 
 class Column(Protocol):
@@ -77,8 +75,9 @@ def noise(std: float) -> Images:
 class Adaptive:
     """Each row under several adaptive attacks, one after another, judged by the majority vote of fresh draws.
 
-    An attack is run on the images that are still right, and starts where the attack before it ended unless ``QUICK`` draws all
-    misclassify that point. The point that the fewest of these draws have right is kept for each image; other draws judge it.
+    An attack is run on the images that are still right by vote, and starts from the best point so far. The best point is that
+    which the fewest draws have right, and of equal ones that with the highest mean margin. Fresh draws judge it in the end.
+    Images that were lost at a smaller bound are judged at their point too, for the accuracy of a single draw.
 
     Attributes:
         bound: None for clean images, which no attack is run on.
@@ -119,7 +118,7 @@ class Adaptive:
                     name,
                     tuple(at.tolist()),
                     tuple(mine["counts"][:, number].tolist()),
-                    min(QUICK, self.draws(model)),
+                    self.draws(model),
                     bits(mine["votes"][:, number]),
                     round(float(mine["seconds"][:, number].mean()), 2),
                     self._gradients(name, row, model),
@@ -169,7 +168,6 @@ class Adaptive:
         """The records of some rows, from the points of the smaller bound and who is still right."""
         images, labels = part.batch(part.images, rows), part.labels[rows.start : rows.stop].to(part.device)
         points, count = points.to(part.device), len(rows)
-        least = torch.full((count,), QUICK + 1)
         shape = (count, len(self.attacks))
         longest = max(self.options.steps, self.options.exact_steps, self.options.expected_steps)
         found: dict[str, Any] = {
@@ -180,8 +178,12 @@ class Adaptive:
             "gradients": np.full(shape, np.nan, np.float32),
             "losses": np.full((*shape, longest), np.nan, np.float32),
         }
+        at = still.nonzero().flatten().tolist() if self.bound is not None else []
+        least, closest, alive = torch.zeros(count, dtype=torch.int64), torch.zeros(count), still.clone()
+        if at:
+            least[at], closest[at], _ = self._judged(defender, points[at], labels[at], rows, at, JUDGED // 2)
         for number, name in enumerate(self.attacks):
-            at = [i for i in range(count) if still[i] and least[i] > 0]
+            at = [i for i in at if alive[i]]
             if not at or self.bound is None:
                 continue
             attack = make_attack(
@@ -192,33 +194,32 @@ class Adaptive:
                 attacker, images[at], labels[at], points[at], self._streams(rows, at, number * STREAMS_OF_AN_ATTACK)
             )
             seconds = (time.process_time() - start) / len(at)
-            quick = self._judged(defender, result.images, labels[at], rows, at, QUICK, JUDGED // 2 + 1000 * number)
-            right = torch.tensor(quick.counts or [int(bit) for bit in quick.right])
-            better = [i for i, (place, each) in enumerate(zip(at, right.tolist(), strict=True)) if each <= least[place]]
-            for i in better:
-                least[at[i]], points[at[i]] = right[i], result.images[i]
+            first = JUDGED // 2 + 1000 * (number + 1)
+            right, margins, votes = self._judged(defender, result.images, labels[at], rows, at, first)
+            for i, place in enumerate(at):
+                if (right[i], -margins[i]) < (least[place], -closest[place]):
+                    least[place], closest[place], points[place] = right[i], margins[i], result.images[i]
+                    alive[place] = votes[i]
             found["attacked"][at, number], found["seconds"][at, number] = True, seconds
-            found["counts"][at, number] = right.numpy()
-            found["votes"][at, number] = [bit == "1" for bit in quick.right]
+            found["counts"][at, number], found["votes"][at, number] = right.numpy(), votes.numpy()
             if len(result.gradients):
                 found["gradients"][at, number] = result.gradients.cpu().numpy()
             if len(result.losses):
                 found["losses"][at, number, : len(result.losses)] = result.losses.T.cpu().numpy()
         # the least of several noisy counts is too low: fresh draws for what was chosen
-        at = still.nonzero().flatten().tolist()
-        counts, right, start = torch.zeros(count, dtype=torch.int32), still.clone(), time.process_time()
-        if at:
-            judged = self._judged(defender, points[at], labels[at], rows, at, self.draws(defender), JUDGED)
-            counts[at] = torch.tensor(judged.counts or [int(bit) for bit in judged.right], dtype=torch.int32)
-            right[at] = torch.tensor([bit == "1" for bit in judged.right])
-        took = (time.process_time() - start) / max(1, len(at)) / self.draws(defender)
-        return records(point=points.cpu(), right=right, count=counts, time=np.full(count, took), **found)
+        start = time.process_time()
+        counts, _, votes = self._judged(defender, points, labels, rows, range(count), JUDGED)
+        took = (time.process_time() - start) / count / self.draws(defender)
+        return records(point=points.cpu(), right=votes & still, count=counts.int(), time=np.full(count, took), **found)
 
     def _judged(
-        self, defender: DefendedModel, points: Tensor, labels: Tensor, rows: range, at: Sequence[int], draws: int, first: int
-    ) -> Cell:
-        draws = min(draws, self.draws(defender))
-        return judge(defender, points, labels, draws, first=first, streams=self._streams(rows, at, 0))
+        self, defender: DefendedModel, points: Tensor, labels: Tensor, rows: range, at: Sequence[int], first: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """How many draws have the points in some places of the rows right, their mean margin, and who is right by vote."""
+        streams = self._streams(rows, at, 0)
+        cell, margins = judge_with_margin(defender, points, labels, self.draws(defender), first=first, streams=streams)
+        votes = torch.tensor([bit == "1" for bit in cell.right])
+        return torch.tensor(cell.counts) if cell.counts else votes.long(), margins.cpu(), votes
 
     def _streams(self, rows: range, at: Sequence[int], first: int) -> Streams:
         """Streams of the images in some places of the rows, whichever chunk they are in."""

@@ -162,8 +162,8 @@ def gradient(
 ) -> tuple[Tensor, Tensor]:
     """The loss (N,) and its gradient (N, C, H, W) over several draws (EOT), which are in memory one at a time.
 
-    The loss is ``-log(mean(exp(-loss)))`` over draws. Of the cross entropy that is -log of the mean probability (Salman et al.
-    2019), and of any loss one in which draws count that still get the image right.
+    Over draws the cross entropy is -log of the mean probability (Salman et al. 2019). Any other loss is the mean of the draws:
+    a margin of logits differs so much between them that in the former few draws would have all the weight.
 
     Args:
         model: what is attacked.
@@ -178,7 +178,7 @@ def gradient(
         point = images.detach().requires_grad_()
         with torch.enable_grad():
             purified = model.purify(point, index=list(indices[0]))
-            mean_loss = _soft_minimum([loss(model.classify(purified), labels) for _ in indices])
+            mean_loss = _over_draws(torch.stack([loss(model.classify(purified), labels) for _ in indices]), loss)
             (slope,) = torch.autograd.grad(mean_loss.sum(), point)
         return mean_loss.detach(), slope
     losses, gradients = [], []
@@ -189,22 +189,25 @@ def gradient(
             (slope,) = torch.autograd.grad(each.sum(), point)
         losses.append(each.detach())
         gradients.append(slope)
-    weights = (-torch.stack(losses)).softmax(0)
+    stacked = torch.stack(losses).requires_grad_()
+    with torch.enable_grad():
+        mean_loss = _over_draws(stacked, loss)
+        (weights,) = torch.autograd.grad(mean_loss.sum(), stacked)
     mean = torch.stack([_per_image(weight, slope) * slope for weight, slope in zip(weights, gradients, strict=True)]).sum(0)
-    return _soft_minimum(losses), mean
+    return mean_loss.detach(), mean
 
 
-def _soft_minimum(losses: Sequence[Tensor]) -> Tensor:
-    """``-log(mean(exp(-loss)))`` (N,) over the losses (N,) of several draws."""
-    return math.log(len(losses)) - (-torch.stack(list(losses))).logsumexp(0)
+def _over_draws(losses: Tensor, loss: Loss) -> Tensor:
+    """The loss (N,) of several draws (k, N), see :func:`gradient`."""
+    return math.log(len(losses)) - (-losses).logsumexp(0) if loss is cross_entropy else losses.mean(0)
 
 
 @dataclass(frozen=True)
 class PGD:
     """Projected gradient descent with momentum (Madry et al. 2018, Dong et al. 2018) in expectation over draws (EOT).
 
-    Its result is the last point. With the default step it starts at 0.3 of the bound and is halved after 40% and 75% of the
-    steps.
+    With the default step it starts at 0.3 of the bound and is halved after 40% and 75% of the steps. Its result is the last
+    point; of a deterministic defense, whose loss has no noise, the point of the highest loss.
 
     Attributes:
         bound: see :class:`Bound`.
@@ -258,19 +261,25 @@ class PGD:
             if self.basis != "pixels":
                 raise ValueError(f"start needs the basis of pixels, got {self.basis!r}")
             parameters = parameters + (start - images)
-        momentum, losses, lengths = torch.zeros_like(parameters), [], torch.zeros(0)
+        momentum, losses, lengths = torch.zeros_like(parameters), list[Tensor](), torch.zeros(0)
+        best, highest = images, images.new_full((len(images),), -math.inf)
         for step in range(self.steps):
             point = self.bound.apply(images, self._perturbation(parameters, images))
             indices = [[self.streams(i, step * self.draws + draw) for i in range(len(images))] for draw in range(self.draws)]
             loss, slope = gradient(model, point, labels, self.loss, indices, deterministic=self.deterministic)
             if step == 0:
                 lengths = _length(slope)
+            if self.deterministic:
+                best, highest = _higher(best, highest, point, loss)
             slope = self._pulled_back(slope, parameters, images)
             momentum = self.decay * momentum + slope / _per_image(slope.abs().flatten(1).mean(1), slope).clamp(min=1e-30)
             size = self.step_size / 2 ** sum(step >= share * self.steps for share in self.halvings)
             parameters = self._within(parameters + self.bound.step(momentum, self.bound.eps * size), images)
             losses.append(loss)
         found = self.bound.apply(images, self._perturbation(parameters, images))
+        if self.deterministic:
+            loss, _ = gradient(model, found, labels, self.loss, indices, deterministic=True)
+            found, _ = _higher(best, highest, found, loss)
         return AttackResult(found, torch.stack(losses), lengths)
 
     def _zeros(self, images: Tensor) -> Tensor:
@@ -553,6 +562,12 @@ class _FixedDraw(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         with torch.no_grad():
             return torch.cat([self.model(image, index=self.stream) for image in images.split(1)])
+
+
+def _higher(points: Tensor, losses: Tensor, others: Tensor, other_losses: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two points (N, C, H, W) of each image that with the higher loss (N,), and that loss."""
+    better = other_losses > losses
+    return torch.where(_per_image(better, points), others, points), torch.where(better, other_losses, losses)
 
 
 def _wrong(logits: Tensor, labels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...defended import DefendedModel
 from ..result import Cell, bits
-from .adaptive import AttackResult, Loss, Streams, gradient, unknown
+from .adaptive import AttackResult, Loss, Streams, gradient, margin, unknown
 
 # first draws of a judge and of gradients that are compared: an attacker counts from 0, a quick judgement from JUDGED / 2
 JUDGED, COMPARED = 1 << 31, 1 << 29
@@ -33,15 +33,22 @@ def judge(
         first: number of the first draw; attackers count from 0, so that these are none of theirs.
         streams: random stream of (image, draw).
     """
-    votes = torch.zeros(0)
+    return judge_with_margin(model, images, labels, draws, first=first, streams=streams)[0]
+
+
+def judge_with_margin(
+    model: DefendedModel, images: Tensor, labels: Tensor, draws: int, *, first: int, streams: Streams
+) -> tuple[Cell, Tensor]:
+    """:func:`judge`, and the mean over the draws of :func:`.adaptive.margin` (N,), of logarithms of probabilities."""
+    votes, margins = torch.zeros(0), torch.zeros(0)
     for draw in range(first, first + draws):
         with torch.no_grad():
-            logits = model(images, index=[streams(i, draw) for i in range(len(images))])
-        chosen = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
-        votes = chosen if draw == first else votes + chosen
+            logits = model(images, index=[streams(i, draw) for i in range(len(images))]).log_softmax(1)
+        chosen, above = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]), margin(logits, labels)
+        votes, margins = (chosen, above) if draw == first else (votes + chosen, margins + above)
     counts = votes.gather(1, labels[:, None])[:, 0]
     right = counts > votes.scatter(1, labels[:, None], -1).amax(1)
-    return Cell(bits(right), draws=draws, counts=tuple(counts.tolist()) if draws > 1 else ())
+    return Cell(bits(right), draws=draws, counts=tuple(counts.tolist()) if draws > 1 else ()), margins / draws
 
 
 def agreement(

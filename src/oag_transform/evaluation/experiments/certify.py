@@ -171,6 +171,7 @@ class _Counts:
         key = {
             "what": "counts",
             "sigma": self.sigma,
+            "seed": subject.seed,  # of the noise
             "batch": chunk,
             # what was counted under one plan is no part of another's proof
             "plan": [options.n0, options.n, options.radius, None if options.radius is None else options.alpha],

@@ -7,7 +7,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from ..attacks.adaptive import Bound, margin, unknown
+from ..attacks.adaptive import Bound, OneView, margin, unknown
 from ..attacks.diagnostics import JUDGED, agreement
 from ..columns import Adaptive
 from ..plan import Plan, measure
@@ -70,7 +70,7 @@ def _point(plan: Plan, row: Row, bound: Bound, steps: int, draws: int) -> RowRes
 def _margins(subject: Subject, row: Row, column: Adaptive, draws: int) -> tuple[float, float]:
     """Mean margin of fresh draws at the points that an attack found, and mean agreement of gradients there."""
     part = subject.first(row.count)
-    defender, attacker = row.model(part), row.model(part, seed=part.seed + 1)
+    defender, attacker = row.model(part), OneView.of(row.model(part, seed=part.seed + 1))  # as the attack sees it
     points = torch.from_numpy(column.states(subject, row)["point"].copy())
     judges = column.draws(defender)
 
