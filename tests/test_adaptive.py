@@ -662,3 +662,84 @@ def test_composed_noises_of_one_seed_are_independent() -> None:
     grey = torch.full((1, 3, 64, 64), 0.5)
     once, twice = ((Compose(*[GaussianNoise(5, seed=0)] * count)(grey) - grey).std().item() for count in (1, 2))
     assert twice / once == pytest.approx(math.sqrt(2), rel=0.03)
+
+
+def test_a_margin_over_draws_is_their_mean() -> None:
+    """Against autograd of the mean: no draw has more weight than another."""
+    images, labels = examples()
+    model = DefendedModel(Linear(), GaussianNoise(60, seed=0), shift=0)
+    indices = [[adaptive.unknown(i, draw) for i in range(3)] for draw in range(4)]
+    for loss in (adaptive.margin, adaptive.dlr):
+        found, slope = adaptive.gradient(model, images, labels, loss, indices)
+        point = images.clone().requires_grad_()
+        mean = torch.stack([loss(model(point, index=each), labels) for each in indices]).mean(0)
+        torch.testing.assert_close(found, mean.detach())
+        torch.testing.assert_close(slope, torch.autograd.grad(mean.sum(), point)[0])
+
+
+def test_pgd_keeps_the_best_point_of_a_deterministic_defense() -> None:
+    class Ridge(nn.Module):
+        """The margin is highest where the mean is 0.52: steps that are too long pass it."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            away = -(images.mean((1, 2, 3)) - 0.52).abs()
+            return torch.stack([torch.zeros_like(away), away], 1)
+
+    images, labels = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
+    attack = PGD(Bound("linf", 0.1), 5, 1, loss=adaptive.margin, decay=0, step_size=0.5, halvings=())
+    last, best = (
+        dataclasses.replace(attack, deterministic=each)(undefended(Ridge()), images, labels).images for each in (False, True)
+    )
+    margins = [adaptive.margin(Ridge()(each), labels) for each in (images, last, best)]
+    assert (margins[1] < margins[0]).all()
+    assert (margins[2] >= margins[0]).all()
+
+
+class Found:
+    """Attacks that are known by heart: the brightness that each leaves."""
+
+    def __init__(self, **levels: float) -> None:
+        self.levels, self.shown = levels, dict[str, list[int]]()
+
+    def __call__(self, name: str, *_: Any, **__: Any) -> Any:
+        def attack(model: nn.Module, images: Tensor, labels: Tensor, start: Tensor, streams: Any) -> AttackResult:
+            self.shown.setdefault(name, []).append(len(images))
+            return AttackResult(torch.full_like(images, self.levels[name]), torch.empty(0, len(images)), torch.zeros(0))
+
+        return attack
+
+
+def judged_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defense: nn.Module, attacks: Found, linf: tuple[float, ...]
+) -> Any:
+    monkeypatch.setattr("oag_transform.evaluation.columns.make_attack", attacks)
+    monkeypatch.setattr(Adaptive, "_gradients", lambda *_: None)
+    subject = subject_of(torch.full((8, 3, SIDE, SIDE), 0.7), tmp_path)
+    subject = dataclasses.replace(
+        subject, target=subject.target._replace(model=Brightness()), labels=torch.ones(8, dtype=torch.long)
+    )
+    column = adaptive_columns(AdaptiveOptions(linf=linf, judge=9), "linf", tuple(attacks.levels))[-1]
+    row = Row("row", lambda seed: defense)
+    return column.states(subject, row), column.cell(subject, row, row.model(subject))[0]
+
+
+def test_a_weaker_attack_does_not_replace_the_point_of_a_stronger_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attacks = Found(bpda=0.52, margin=0.6, dlr=0.51, restart=0.8)  # all are right: the margin tells them apart
+    states, cell = judged_after(tmp_path, monkeypatch, nn.Identity(), attacks, (8,))
+    assert cell.right == "1" * 8
+    assert states["point"] == pytest.approx(0.51)
+
+
+def test_an_image_is_attacked_until_the_vote_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attacks = Found(bpda=0.6, margin=0.55)
+    states, _ = judged_after(tmp_path, monkeypatch, Coin(0.6), attacks, (8,))
+    kept = states["votes"][:, 0]
+    assert (states["counts"][kept, 0] < 9).any()  # some draws miss, and it isn't lost
+    assert states["attacked"][kept, 1].all()
+    assert not states["attacked"][:, 1].all()
+
+
+def test_images_that_were_lost_at_a_smaller_bound_are_drawn_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, cell = judged_after(tmp_path, monkeypatch, Coin(0.4), Found(bpda=0.6), (4, 8))
+    assert cell.accuracy < 0.5
+    assert cell.single_draw == pytest.approx(0.4, abs=0.2)
