@@ -743,3 +743,11 @@ def test_images_that_were_lost_at_a_smaller_bound_are_drawn_too(tmp_path: Path, 
     _, cell = judged_after(tmp_path, monkeypatch, Coin(0.4), Found(bpda=0.6), (4, 8))
     assert cell.accuracy < 0.5
     assert cell.single_draw == pytest.approx(0.4, abs=0.2)
+
+
+def test_losses_of_different_views_choose_no_point() -> None:
+    images, labels = examples(2)
+    model = adaptive.OneView.of(DefendedModel(Linear(), nn.Identity(), shift=3))
+    attack = PGD(LINF, 5, 1, loss=adaptive.margin, deterministic=True)
+    last = dataclasses.replace(attack, deterministic=False)
+    assert torch.equal(attack(model, images, labels).images, last(adaptive.OneView.of(model), images, labels).images)

@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -137,6 +137,7 @@ class OneView(DefendedModel):
     Over four calls the mean is that of the four views. For attackers: what it answers is not what the model would.
     """
 
+    VIEWS: ClassVar[int] = 4
     calls = 0
 
     @classmethod
@@ -207,7 +208,7 @@ class PGD:
     """Projected gradient descent with momentum (Madry et al. 2018, Dong et al. 2018) in expectation over draws (EOT).
 
     With the default step it starts at 0.3 of the bound and is halved after 40% and 75% of the steps. Its result is the last
-    point; of a deterministic defense, whose loss has no noise, the point of the highest loss.
+    point; of a deterministic defense, if each gradient is of all its views, the point of the highest loss.
 
     Attributes:
         bound: see :class:`Bound`.
@@ -263,13 +264,15 @@ class PGD:
             parameters = parameters + (start - images)
         momentum, losses, lengths = torch.zeros_like(parameters), list[Tensor](), torch.zeros(0)
         best, highest = images, images.new_full((len(images),), -math.inf)
+        # losses of different views can't be compared
+        comparable = self.deterministic and not (isinstance(model, OneView) and self.draws % OneView.VIEWS)
         for step in range(self.steps):
             point = self.bound.apply(images, self._perturbation(parameters, images))
             indices = [[self.streams(i, step * self.draws + draw) for i in range(len(images))] for draw in range(self.draws)]
             loss, slope = gradient(model, point, labels, self.loss, indices, deterministic=self.deterministic)
             if step == 0:
                 lengths = _length(slope)
-            if self.deterministic:
+            if comparable:
                 best, highest = _higher(best, highest, point, loss)
             slope = self._pulled_back(slope, parameters, images)
             momentum = self.decay * momentum + slope / _per_image(slope.abs().flatten(1).mean(1), slope).clamp(min=1e-30)
@@ -277,7 +280,7 @@ class PGD:
             parameters = self._within(parameters + self.bound.step(momentum, self.bound.eps * size), images)
             losses.append(loss)
         found = self.bound.apply(images, self._perturbation(parameters, images))
-        if self.deterministic:
+        if comparable:
             loss, _ = gradient(model, found, labels, self.loss, indices, deterministic=True)
             found, _ = _higher(best, highest, found, loss)
         return AttackResult(found, torch.stack(losses), lengths)
