@@ -197,7 +197,7 @@ def test_foolbox_gives_the_methods() -> None:
 
 def test_gradients_of_the_parameters_are_kept(images: Tensor) -> None:
     layer = nn.Linear(3 * 6 * 7, CLASSES, dtype=torch.float64)
-    target, weight = nn.Sequential(nn.Flatten(), layer), layer.weight
+    target, weight = nn.Sequential(nn.Flatten(), layer).eval(), layer.weight
     weight.grad = torch.ones_like(weight)
     fgsm(2)(target, images, right(target, images), classes=CLASSES)
     assert torch.equal(weight.grad, torch.ones_like(weight))
