@@ -18,6 +18,8 @@ from .generator.settings import shift_for
 from .straight_through import clipped, straight_through
 from .transform import OnlineAlternateGenerator, uncompiled
 
+CORNERS = 4  # views of a shift
+
 Defense = Callable[..., Tensor]
 """A batch transform of [0, 1] images (N, C, H, W). It may have a keyword ``index`` for the random streams of the images."""
 
@@ -294,7 +296,7 @@ def shifted(images: Tensor, shift: int) -> Sequence[Tensor]:
     if shift >= min(images.shape[-2:]):
         raise ValueError(f"shift must be less than the sides of the purified images, {tuple(images.shape[-2:])}, got {shift}")
     padded = tvf.pad(images, [shift], padding_mode="reflect")
-    return tvf.five_crop(padded, list(images.shape[-2:]))[:4]
+    return tvf.five_crop(padded, list(images.shape[-2:]))[:CORNERS]
 
 
 def average(logits: Sequence[Tensor], samples: int) -> Tensor:

@@ -25,7 +25,6 @@ from ..evaluation.options import (
     ConvergenceOptions,
     Experiment,
     experiment,
-    gray_box_attack,
     not_empty,
 )
 from . import process
@@ -307,7 +306,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
 
         targeted = None if self.goal == "paper" else self.goal == "targeted"
         budgets = {"fgsm": self.eps, "igsm": self.eps, "mifgsm": self.mifgsm_eps}
-        keys = [entry.key for entry in (*map(gray_box_attack, self.attacks), *GRAY_BOX)]
+        keys = (*self.attacks, *(entry.key for entry in GRAY_BOX))
         return {key: gray_box.make(key, budgets.get(key), targeted) for key in dict.fromkeys(keys)}
 
     def _apart(self, listing: "Listing") -> "Listing | None":

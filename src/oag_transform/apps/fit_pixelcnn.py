@@ -62,14 +62,10 @@ class FitPixelcnn(ImageOptions):
 
     def _preprocessing(self, listing: "Listing") -> "Preprocessing":
         from ..evaluation.backbones import IMAGENET  # with torch
-        from ..evaluation.data import Preprocessing, first_size
+        from ..evaluation.data import Preprocessing, check_not_enlarged, first_size
 
-        first = first_size(listing)
-        if listing.side is None and self.resize is None and first and max(first) < IMAGENET.crop:
-            raise ValueError(
-                f"the first image has {first[0]} x {first[1]} pixels: give --resize and --crop, such as {min(first)}; "
-                f"otherwise it is enlarged to {IMAGENET.resize} and cropped to {IMAGENET.crop}"
-            )
+        if listing.side is None and self.resize is None:
+            check_not_enlarged(first_size(listing), IMAGENET)
         resize, crop = self.resize or listing.side or IMAGENET.resize, self.crop or listing.side or IMAGENET.crop
         check_sides(resize, crop)
         return Preprocessing(resize, crop)

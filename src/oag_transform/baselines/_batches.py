@@ -55,16 +55,10 @@ def in_numpy(batch: Tensor, function: Callable[[NDArray[Any], int], NDArray[Any]
 
 
 @contextlib.contextmanager
-def with_gradients(device: torch.device) -> Iterator[None]:
-    """Gradients, whatever the caller's mode is, and none of the caller's autocast."""
-    with torch.inference_mode(False), torch.enable_grad(), without_autocast(device):
+def with_gradients() -> Iterator[None]:
+    """Gradients, whatever the caller's mode is."""
+    with torch.inference_mode(False), torch.enable_grad():
         yield
-
-
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """None of the caller's autocast, on a device that has one."""
-    available = torch.amp.is_autocast_available(device.type)
-    return torch.autocast(device.type, enabled=False) if available else contextlib.nullcontext()
 
 
 def extra(module: str, needed: str) -> Any:

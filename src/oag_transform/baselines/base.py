@@ -4,9 +4,10 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Generator, Tensor, nn
 
-from ._batches import checked, generators, one_by_one, with_gradients, without_autocast
+from ._batches import checked, generators, one_by_one, with_gradients
 
 
 class Baseline(nn.Module):
@@ -18,7 +19,7 @@ class Baseline(nn.Module):
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """Defended images; see :mod:`.filters` for shapes and errors. ``index`` has no effect where there is no ``seed``."""
         batch, indices = checked(images, index)
-        with without_autocast(batch.device):
+        with torch.autocast(batch.device.type, enabled=False):  # not the caller's
             return self._defended(batch, indices).to(images.dtype)
 
     def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
@@ -41,7 +42,7 @@ class Fitted(Baseline):
     seed: int | None
 
     def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
-        with with_gradients(batch.device):
+        with with_gradients():
             copies = batch.detach().clone()  # a clone is trainable, even of an inference tensor
             return one_by_one(copies, self._fit, generators(self.seed, indices, batch.device))
 

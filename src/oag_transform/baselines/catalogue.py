@@ -185,13 +185,11 @@ def _for_target(name: str) -> Make:
 
 def _oag(steps: float, seed: int, needs: Needs, **settings: Any) -> "nn.Module":
     make = class_named("..transform", "OnlineAlternateGenerator")
-    return make(network_steps=steps, seed=seed, compute_dtype=needs.compute_dtype, **settings)
+    return make(**settings | {"network_steps": steps, "seed": seed, "compute_dtype": needs.compute_dtype})
 
 
 def _oag_as_published(steps: float, seed: int, needs: Needs) -> "nn.Module":
-    paper = class_named("..generator.settings", "PAPER_CLOSED_FORM")
-    own = ("network_steps", "compute_dtype")
-    return _oag(steps, seed, needs, **{name: value for name, value in paper.items() if name not in own})
+    return _oag(steps, seed, needs, **class_named("..generator.settings", "PAPER_CLOSED_FORM"))
 
 
 def _in_views(defense: Defense, **changes: Any) -> Defense:

@@ -303,7 +303,7 @@ class PixelDefend(Baseline):
 
     def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         levels = self.model.to_levels(batch)
-        with torch.no_grad(), torch.autocast(batch.device.type, enabled=False):
+        with torch.no_grad():
             parts = [_greedy(self.model, part, self.epsilon) for part in levels.split(_CHUNK)]
         return torch.cat(parts) / 255
 

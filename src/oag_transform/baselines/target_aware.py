@@ -45,7 +45,7 @@ class AntiAdversary(Baseline):
         return straight_through(batch, self._moved) if len(batch) else batch
 
     def _moved(self, images: Tensor) -> Tensor:
-        with with_gradients(images.device):
+        with with_gradients():
             start, moved = images.clone(), images.clone()
             labels = _checks.logits(self.target(start), len(start)).argmax(1)
             for _ in range(self.steps):
@@ -105,7 +105,7 @@ class ZeroPur(Baseline):
         return straight_through(batch, self._purified) if len(batch) else batch
 
     def _purified(self, images: Tensor) -> Tensor:
-        with with_gradients(images.device):
+        with with_gradients():
             images = images.clone()
             shifted = self._shifted(images)
             return self._projected(images, shifted) if self.projection_steps else shifted

@@ -48,7 +48,7 @@ class TensorNetworkPurification(Baseline):
         self.lr = _checks.number("lr", lr, above=0)
 
     def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
-        with with_gradients(batch.device):
+        with with_gradients():
             return one_by_one(batch.detach().clone(), self._purified, generators(0, indices, CPU))
 
     def _purified(self, image: Tensor, _: Generator) -> Tensor:

@@ -53,10 +53,9 @@ class ZeroShotNoise2Noise(Baseline):
         return one_by_one(batch, self._denoised, generators(self.seed, indices, batch.device))
 
     def _denoised(self, image: Tensor, generator: Generator) -> Tensor:
-        with with_gradients(image.device):
+        with with_gradients():
             network = self._trained(_even(image.detach().clone()), generator)
-        with torch.autocast(image.device.type, enabled=False):
-            return (image - network(image)).clamp(0, 1)
+        return (image - network(image)).clamp(0, 1)
 
     def _trained(self, image: Tensor, generator: Generator) -> nn.Module:
         with torch.device("meta"):

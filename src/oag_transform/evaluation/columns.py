@@ -15,7 +15,7 @@ from ..defended import DefendedModel
 from ..images import to_uint8
 from ..transform import OnlineAlternateGenerator
 from .attacks.adaptive import PGD, STREAMS_OF_AN_ATTACK, AttackResult, Bound, Streams, known, make_attack, randomised, unknown
-from .attacks.diagnostics import JUDGED, diagnose, judge_with_margin
+from .attacks.diagnostics import JUDGED, diagnose, verdict
 from .attacks.gray_box import Attack
 from .options import AdaptiveOptions
 from .provenance import versions
@@ -181,7 +181,7 @@ class Adaptive:
         at = still.nonzero().flatten().tolist() if self.bound is not None else []
         least, closest, alive = torch.zeros(count, dtype=torch.int64), torch.zeros(count), still.clone()
         if at:
-            least[at], closest[at], _ = self._judged(defender, points[at], labels[at], rows, at, JUDGED // 2)
+            least[at], _, closest[at] = self._judged(defender, points[at], labels[at], rows, at, JUDGED // 2)
         for number, name in enumerate(self.attacks):
             at = [i for i in at if alive[i]]
             if not at or self.bound is None:
@@ -195,7 +195,7 @@ class Adaptive:
             )
             seconds = (time.process_time() - start) / len(at)
             first = JUDGED // 2 + 1000 * (number + 1)
-            right, margins, votes = self._judged(defender, result.images, labels[at], rows, at, first)
+            right, votes, margins = self._judged(defender, result.images, labels[at], rows, at, first)
             for i, place in enumerate(at):
                 if (right[i], -margins[i]) < (least[place], -closest[place]):
                     least[place], closest[place], points[place] = right[i], margins[i], result.images[i]
@@ -208,18 +208,17 @@ class Adaptive:
                 found["losses"][at, number, : len(result.losses)] = result.losses.T.cpu().numpy()
         # the least of several noisy counts is too low: fresh draws for what was chosen
         start = time.process_time()
-        counts, _, votes = self._judged(defender, points, labels, rows, range(count), JUDGED)
+        counts, votes, _ = self._judged(defender, points, labels, rows, range(count), JUDGED)
         took = (time.process_time() - start) / count / self.draws(defender)
         return records(point=points.cpu(), right=votes & still, count=counts.int(), time=np.full(count, took), **found)
 
     def _judged(
         self, defender: DefendedModel, points: Tensor, labels: Tensor, rows: range, at: Sequence[int], first: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """How many draws have the points in some places of the rows right, their mean margin, and who is right by vote."""
+        """The :func:`.verdict` on the points in some places of the rows, on the CPU."""
         streams = self._streams(rows, at, 0)
-        cell, margins = judge_with_margin(defender, points, labels, self.draws(defender), first=first, streams=streams)
-        votes = torch.tensor([bit == "1" for bit in cell.right])
-        return torch.tensor(cell.counts) if cell.counts else votes.long(), margins.cpu(), votes
+        counts, votes, margins = verdict(defender, points, labels, self.draws(defender), first=first, streams=streams)
+        return counts.cpu(), votes.cpu(), margins.cpu()
 
     def _streams(self, rows: range, at: Sequence[int], first: int) -> Streams:
         """Streams of the images in some places of the rows, whichever chunk they are in."""

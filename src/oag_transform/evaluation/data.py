@@ -295,6 +295,24 @@ def first_size(listing: Listing) -> tuple[int, int] | None:
     return None
 
 
+def check_not_enlarged(first: tuple[int, int] | None, to: Preprocessing, why: str = "") -> None:
+    """Raise where images would be enlarged and nobody asked for it.
+
+    Args:
+        first: width and height of the first image; None: there is none.
+        to: what is done to images that come without a size.
+        why: start of the message, on why they do.
+
+    Raises:
+        ValueError: both sides of the first image are below the crop.
+    """
+    if first and max(first) < to.crop:
+        raise ValueError(
+            f"{why}the first image has {first[0]} x {first[1]} pixels: give --resize and --crop, such as {min(first)}; "
+            f"otherwise it is enlarged to {to.resize} and cropped to {to.crop}"
+        )
+
+
 def prepared(image: PIL.Image.Image, preprocessing: Preprocessing, name: str) -> Tensor:
     """An RGB image (3, crop, crop) uint8, resized and cropped.
 

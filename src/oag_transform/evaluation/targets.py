@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from .. import files
 from ..baselines.own import imported
 from .backbones import IMAGENET, build, build_lite, build_timm, build_torchvision, check_builder
-from .data import Preprocessing
+from .data import Preprocessing, check_not_enlarged
 from .options import CHECKPOINTS
 from .store import fingerprint
 
@@ -88,12 +88,8 @@ def load_target(
         network, preprocessing = build_lite(model)
     else:
         name, network, preprocessing = _load_torchvision(model, weights, len(classes))
-    if preprocessing is native and side is None and resize is None and first and max(first) < native.crop:
-        raise ValueError(
-            f"{model} doesn't say which size it takes, and the first image has {first[0]} x {first[1]} pixels: give "
-            f"--resize and --crop, such as {min(first)}; otherwise it is enlarged to {native.resize} and cropped to "
-            f"{native.crop}"
-        )
+    if preprocessing is native and side is None and resize is None:
+        check_not_enlarged(first, native, f"{model} doesn't say which size it takes, and ")
     preprocessing = preprocessing._replace(resize=resize or preprocessing.resize, crop=crop or preprocessing.crop)
     if preprocessing.resize < preprocessing.crop:
         raise ValueError(

@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ... import _checks, streams
 from ...baselines import surrogate
 from ...baselines.compose import Compose
-from ...defended import DefendedModel
+from ...defended import CORNERS, DefendedModel
 from ..options import LEAST_BOUND, AdaptiveOptions
 from .unrolled import has_gradient, settings_of, unrolled
 
@@ -137,7 +137,6 @@ class OneView(DefendedModel):
     Over four calls the mean is that of the four views. For attackers: what it answers is not what the model would.
     """
 
-    VIEWS: ClassVar[int] = 4
     calls = 0
 
     @classmethod
@@ -265,7 +264,7 @@ class PGD:
         momentum, losses, lengths = torch.zeros_like(parameters), list[Tensor](), torch.zeros(0)
         best, highest = images, images.new_full((len(images),), -math.inf)
         # losses of different views can't be compared
-        comparable = self.deterministic and not (isinstance(model, OneView) and self.draws % OneView.VIEWS)
+        comparable = self.deterministic and not (isinstance(model, OneView) and self.draws % CORNERS)
         for step in range(self.steps):
             point = self.bound.apply(images, self._perturbation(parameters, images))
             indices = [[self.streams(i, step * self.draws + draw) for i in range(len(images))] for draw in range(self.draws)]

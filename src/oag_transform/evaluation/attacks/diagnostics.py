@@ -33,13 +33,17 @@ def judge(
         first: number of the first draw; attackers count from 0, so that these are none of theirs.
         streams: random stream of (image, draw).
     """
-    return judge_with_margin(model, images, labels, draws, first=first, streams=streams)[0]
+    counts, right, _ = verdict(model, images, labels, draws, first=first, streams=streams)
+    return Cell(bits(right), draws=draws, counts=tuple(counts.tolist()) if draws > 1 else ())
 
 
-def judge_with_margin(
+def verdict(
     model: DefendedModel, images: Tensor, labels: Tensor, draws: int, *, first: int, streams: Streams
-) -> tuple[Cell, Tensor]:
-    """:func:`judge`, and the mean over the draws of :func:`.adaptive.margin` (N,), of logarithms of probabilities."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`judge` says of each image (N,): how many draws are right, whether the vote is, and the mean margin.
+
+    The margin is :func:`.adaptive.margin` of logarithms of probabilities.
+    """
     votes, margins = torch.zeros(0), torch.zeros(0)
     for draw in range(first, first + draws):
         with torch.no_grad():
@@ -47,8 +51,7 @@ def judge_with_margin(
         chosen, above = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]), margin(logits, labels)
         votes, margins = (chosen, above) if draw == first else (votes + chosen, margins + above)
     counts = votes.gather(1, labels[:, None])[:, 0]
-    right = counts > votes.scatter(1, labels[:, None], -1).amax(1)
-    return Cell(bits(right), draws=draws, counts=tuple(counts.tolist()) if draws > 1 else ()), margins / draws
+    return counts, counts > votes.scatter(1, labels[:, None], -1).amax(1), margins / draws
 
 
 def agreement(
