@@ -1,5 +1,6 @@
 """Gradients of baselines: the PyTorch filters against scikit-image's and finite differences, and the choice among them."""
 
+import pickle
 import sys
 from typing import Any
 
@@ -133,6 +134,7 @@ def test_values_are_the_defenses_and_the_gradient_is_there(defense: nn.Module, c
         assert len(images) == 0 or slope.abs().sum() > 0
         with torch.no_grad():
             assert torch.equal(made(images, index=5), result)
+            assert torch.equal(pickle.loads(pickle.dumps(made))(images, index=5), result)
 
 
 @pytest.mark.parametrize("defense", NONE, ids=lambda defense: type(defense).__name__)

@@ -250,11 +250,11 @@ DEFENSES: tuple[Defense, ...] = (
         (0.02, 0.04, 0.08, 0.12, 0.2),
     ),
     Defense(
-        "deflection-near",  # the published window of 10 pixels is that of images of 224 and more; 2 was tuned at 32 pixels
+        "deflection-near",  # the published window of 10 pixels is that of images of 224 and more; 3 was tuned at 32 pixels
         "Pixel deflection, near",
         "window",
         _made("denoisers", "PixelDeflection", "window"),
-        2,
+        3,
         (1, 2, 3, 5, 10),
     ),
     Defense(

@@ -5,6 +5,7 @@ The contract is that of :mod:`oag_transform.baselines.filters`. Only :class:`TVM
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class TotalVariation(Baseline):
 
     def differentiable(self) -> nn.Module:
         """With its exact gradient."""
-        return Surrogate(self, lambda images: chambolle(images, self.weight, self.iterations))
+        return Surrogate(self, partial(chambolle, weight=self.weight, iterations=self.iterations))
 
 
 class TVM(Baseline):
@@ -119,8 +120,8 @@ class NonLocalMeans(Baseline):
 
     def differentiable(self) -> nn.Module:
         """With the gradient of weights that are not rounded."""
-        arguments = (self.h / 255, self.patch_size, self.patch_distance, self.sigma / 255)
-        return Surrogate(self, lambda images: non_local_means(images, *arguments))
+        pixels = {"patch_size": self.patch_size, "patch_distance": self.patch_distance}
+        return Surrogate(self, partial(non_local_means, h=self.h / 255, sigma=self.sigma / 255, **pixels))
 
 
 class Wavelets(Baseline):
@@ -141,7 +142,7 @@ class Wavelets(Baseline):
 
     def differentiable(self) -> nn.Module:
         """With its exact gradient."""
-        return Surrogate(self, lambda images: _smooth_shrink(images, self.sigma / 255, rescale=True))
+        return Surrogate(self, partial(_smooth_shrink, sigma=self.sigma / 255, rescale=True))
 
 
 def _shrink(image: NDArray[Any], sigma: Any, *, rescale: bool) -> NDArray[Any]:
@@ -255,15 +256,14 @@ class PixelDeflection(Baseline):
 
     def differentiable(self) -> nn.Module:
         """With its exact gradient; without a seed, with that of other replacements."""
+        return Surrogate(self, self._smooth)
 
-        def smooth(images: Tensor, *, index: Any) -> Tensor:
-            places = generators(self.seed, _checks.indices(index, len(images)), CPU)
-            order = np.arange(images.shape[1:].numel()).reshape(images.shape[1:])
-            moved = [torch.from_numpy(deflect(order, self.deflections, self.window, place)) for place in places]
-            replaced = [image.flatten()[each] for image, each in zip(images, moved, strict=True)]
-            return _smooth_shrink(torch.stack(replaced) if replaced else images, self.sigma, rescale=False)
-
-        return Surrogate(self, smooth)
+    def _smooth(self, images: Tensor, *, index: Any) -> Tensor:
+        places = generators(self.seed, _checks.indices(index, len(images)), CPU)
+        order = np.arange(images.shape[1:].numel()).reshape(images.shape[1:])
+        moved = [torch.from_numpy(deflect(order, self.deflections, self.window, place)) for place in places]
+        replaced = [image.flatten()[each] for image, each in zip(images, moved, strict=True)]
+        return _smooth_shrink(torch.stack(replaced) if replaced else images, self.sigma, rescale=False)
 
 
 def deflect(image: NDArray[Any], deflections: int, window: int, generator: Generator) -> NDArray[Any]:

@@ -13,6 +13,7 @@ raise ValueError for bad hyper-parameters, and ValueError or TypeError for other
 import io
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ class BitDepth(Baseline):
 
     def differentiable(self) -> nn.Module:
         """With the gradient of the identity."""
-        return Surrogate(self, lambda images: images)
+        return Surrogate(self, nn.Identity())
 
 
 class JPEG(Baseline):
@@ -106,7 +107,7 @@ class JPEG(Baseline):
 
     def differentiable(self) -> nn.Module:
         """With the gradient of kornia's codec."""
-        return Surrogate(self, _smooth_jpeg(self.quality))
+        return _with_codec(self, self.quality)
 
 
 def _compressed(image: NDArray[Any], quality: int) -> NDArray[Any]:
@@ -117,16 +118,16 @@ def _compressed(image: NDArray[Any], quality: int) -> NDArray[Any]:
     return np.atleast_3d(decompressed).transpose(2, 0, 1)
 
 
-def _smooth_jpeg(quality: int) -> Callable[[Tensor], Tensor]:
+def _with_codec(defense: nn.Module, quality: int) -> nn.Module:
     codec = kornia("enhance", "the gradient of JPEG").jpeg_codec_differentiable
+    return Surrogate(defense, partial(_smooth_jpeg, codec=codec, quality=quality))
 
-    def smooth(images: Tensor) -> Tensor:
-        if len(images) == 0:
-            return images  # the codec rejects empty batches
-        result = codec(images.expand(-1, 3, -1, -1), images.new_tensor([quality]))
-        return result.mean(1, keepdim=True) if images.shape[1] == 1 else result  # grey stays grey
 
-    return smooth
+def _smooth_jpeg(images: Tensor, codec: Callable[[Tensor, Tensor], Tensor], quality: int) -> Tensor:
+    if len(images) == 0:
+        return images  # the codec rejects empty batches
+    result = codec(images.expand(-1, 3, -1, -1), images.new_tensor([quality]))
+    return result.mean(1, keepdim=True) if images.shape[1] == 1 else result  # grey stays grey
 
 
 class GaussianNoise(Baseline):
@@ -183,7 +184,7 @@ class NoisyJPEG(Baseline):
 
     def differentiable(self) -> nn.Module:
         """With the gradient of kornia's codec at ``quality``."""
-        return Surrogate(self, _smooth_jpeg(self.quality))
+        return _with_codec(self, self.quality)
 
 
 class Randomization(Baseline):
