@@ -17,8 +17,10 @@ from ..baselines.catalogue import DEFENSES, IN_VIEWS, OAG_KEY, Defense, Needs, c
 from ..baselines.smoothing import DENOISERS
 from ..evaluation.options import (
     ADAPTIVE_ATTACKS,
+    EPS,
     EXPERIMENTS,
     GRAY_BOX,
+    MIFGSM_EPS,
     NEEDS_CLASSES,
     AdaptiveOptions,
     CertifyOptions,
@@ -28,7 +30,7 @@ from ..evaluation.options import (
     not_empty,
 )
 from . import process
-from .options import ClassifierOptions, DeviceOptions, ImageOptions, check_input, default
+from .options import ClassifierOptions, DeviceOptions, ImageOptions, check_input, default, dtype_of
 
 if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are parsed
     from ..evaluation.attacks.gray_box import Attack
@@ -77,9 +79,9 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     """paper: FGSM and IGSM towards a random class, MI-FGSM and C&W away from the right one."""
     setting: Literal["default", "paper"] = "default"
     """Setting of OAG: paper has T_N 300 and closed-form Langevin steps, and writes OUT/NAME-paper.json."""
-    eps: int = 6
+    eps: int = EPS
     """Bound of FGSM and IGSM in grey levels."""
-    mifgsm_eps: int = 4
+    mifgsm_eps: int = MIFGSM_EPS
     """Bound of MI-FGSM in grey levels; the paper has 4 on Flower-17 and 2 on ImageNet."""
     defenses: Annotated[tuple[str, ...] | None, default("all that can be made here")] = None
     """Only these defenses of the list above, or your own."""
@@ -219,7 +221,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             if len(listing.classes) < NEEDS_CLASSES.get(attack, 2):
                 raise ValueError(f"{attack} needs {NEEDS_CLASSES[attack]} classes or more, got {len(listing.classes)}")
         attacks = self._attacks()
-        dtype = None if self.compute_dtype is None else getattr(torch, self.compute_dtype)
+        dtype = dtype_of(self.compute_dtype)
         needs = Needs(pixelcnn=self._pixelcnn(), compute_dtype=dtype)
         paper = self.setting == "paper"
         every = self._tuned()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from ..evaluation.options import CHECKPOINTS
 from . import process
-from .options import DeviceOptions, ImageOptions, check_output, default
+from .options import DeviceOptions, ImageOptions, check_output, default, dtype_of
 
 if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are parsed
     from torch import nn
@@ -79,8 +79,6 @@ class FitTarget(DeviceOptions, ImageOptions):
         """
         process.log_to_stderr()
         # torch, for a command that runs
-        import torch
-
         from ..evaluation.fitting import AdversarialExamples, clean_accuracy, fit_target
         from ..evaluation.targets import save_target
 
@@ -98,7 +96,7 @@ class FitTarget(DeviceOptions, ImageOptions):
             lr=self.lr,
             batch_size=self.batch_size,
             adversarial=None if self.adversarial is None else AdversarialExamples(self.adversarial, self.adversarial_steps),
-            compute_dtype=None if self.compute_dtype is None else getattr(torch, self.compute_dtype),
+            compute_dtype=dtype_of(self.compute_dtype),
             seed=self.seed,
             device=self.find_device(),
             progress=sys.stderr.isatty(),

@@ -23,6 +23,13 @@ def default(text: str) -> Any:
     return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
 
 
+def dtype_of(name: str | None) -> "torch.dtype | None":
+    """What --compute-dtype names; None for its default."""
+    import torch
+
+    return None if name is None else getattr(torch, name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
     """Labelled images on disk."""

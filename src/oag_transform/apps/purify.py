@@ -15,7 +15,7 @@ import tyro
 
 from .. import files
 from . import process, saving, sources
-from .options import default
+from .options import default, dtype_of
 
 if TYPE_CHECKING:  # torch comes when the command runs, not when its arguments are parsed
     from . import worker
@@ -108,13 +108,10 @@ class PurifyFiles:
             OSError: results can't be written.
             KeyboardInterrupt: Ctrl-C; all files are complete.
         """
-        import torch
-
         from . import worker
 
-        chosen = {name: getattr(self, name) for name in ("network_steps", "threshold", "strength", "seed", "compute_dtype")}
-        if self.compute_dtype is not None:
-            chosen["compute_dtype"] = getattr(torch, self.compute_dtype)
+        chosen = {name: getattr(self, name) for name in ("network_steps", "threshold", "strength", "seed")}
+        chosen["compute_dtype"] = dtype_of(self.compute_dtype)
         plan = worker.PurifyPlan(
             arguments=tuple((name, value) for name, value in chosen.items() if value is not None),
             paper=self.paper,

@@ -120,8 +120,8 @@ class NonLocalMeans(Baseline):
 
     def differentiable(self) -> nn.Module:
         """With the gradient of weights that are not rounded."""
-        pixels = {"patch_size": self.patch_size, "patch_distance": self.patch_distance}
-        return Surrogate(self, partial(non_local_means, h=self.h / 255, sigma=self.sigma / 255, **pixels))
+        settings: dict[str, Any] = {"patch_size": self.patch_size, "patch_distance": self.patch_distance}
+        return Surrogate(self, partial(non_local_means, h=self.h / 255, sigma=self.sigma / 255, **settings))
 
 
 class Wavelets(Baseline):

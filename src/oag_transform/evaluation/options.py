@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+EPS, MIFGSM_EPS = 6, 4  # the paper's bounds of FGSM and IGSM, and of MI-FGSM on Flower-17, in grey levels
+
 
 @dataclass(frozen=True)
 class GrayBoxAttack:
@@ -26,9 +28,9 @@ class GrayBoxAttack:
 
 
 GRAY_BOX: tuple[GrayBoxAttack, ...] = (
-    GrayBoxAttack("fgsm", "FGSM", 6, targeted=True),
-    GrayBoxAttack("igsm", "IGSM", 6, targeted=True),
-    GrayBoxAttack("mifgsm", "MI-FGSM", 4, targeted=False),
+    GrayBoxAttack("fgsm", "FGSM", EPS, targeted=True),
+    GrayBoxAttack("igsm", "IGSM", EPS, targeted=True),
+    GrayBoxAttack("mifgsm", "MI-FGSM", MIFGSM_EPS, targeted=False),
     GrayBoxAttack("cw", "C&W", None, targeted=False),
 )
 

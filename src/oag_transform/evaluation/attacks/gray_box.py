@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import _checks, streams
-from ..options import gray_box_attack
+from ..options import EPS, MIFGSM_EPS, gray_box_attack
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Please import `gaussian_filter`", DeprecationWarning)  # foolbox, on import
@@ -97,13 +97,13 @@ def wrong_classes(labels: Tensor, classes: int, seed: int, index: int = 0) -> Te
     return (labels + torch.tensor(drawn, device=labels.device, dtype=labels.dtype)) % classes
 
 
-def fgsm(eps: int = 6, *, targeted: bool = True) -> Attack:
+def fgsm(eps: int = EPS, *, targeted: bool = True) -> Attack:
     """Fast gradient sign method (Goodfellow et al. 2015): one step of length ``eps``."""
     # foolbox's own FGSM has no targeted form; one step of the whole length is the same
     return _linf("FGSM", foolbox.attacks.LinfBasicIterativeAttack, eps, targeted, once=True)
 
 
-def igsm(eps: int = 6, *, targeted: bool = True) -> Attack:
+def igsm(eps: int = EPS, *, targeted: bool = True) -> Attack:
     """Iterative gradient sign method (Kurakin et al. 2017, Eq. 1): :func:`iterations` steps of length 1, no random start."""
     return _linf("IGSM", foolbox.attacks.LinfBasicIterativeAttack, eps, targeted)
 
@@ -116,7 +116,7 @@ class MomentumIterativeMethod(foolbox.attacks.LinfMomentumIterativeFastGradientM
         return gradients / gradients.abs().mean((1, 2, 3), keepdims=True).maximum(1e-30)
 
 
-def mifgsm(eps: int = 4, *, targeted: bool = False) -> Attack:
+def mifgsm(eps: int = MIFGSM_EPS, *, targeted: bool = False) -> Attack:
     """Momentum iterative FGSM (Dong et al. 2018): :func:`iterations` steps of length 1, decay 1."""
     return _linf("MI-FGSM", MomentumIterativeMethod, eps, targeted)
 
@@ -151,9 +151,9 @@ def make(key: str, eps: int | None = None, targeted: bool | None = None) -> Atta
     return function(**bound, targeted=entry.targeted if targeted is None else targeted)
 
 
-def paper_attacks(mifgsm_eps: int = 4) -> tuple[Attack, ...]:
+def paper_attacks(mifgsm_eps: int = MIFGSM_EPS) -> tuple[Attack, ...]:
     """Those of Table I: FGSM and IGSM targeted, eps 6; MI-FGSM (eps 4 on Flower-17, 2 on ImageNet) and C&W untargeted."""
-    return fgsm(6), igsm(6), mifgsm(mifgsm_eps), cw()
+    return fgsm(), igsm(), mifgsm(mifgsm_eps), cw()
 
 
 def _linf(name: str, method: Any, eps: Any, targeted: bool, *, once: bool = False) -> Attack:
