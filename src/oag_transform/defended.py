@@ -29,8 +29,9 @@ class DefendedModel(nn.Module):
 
     The four views are test-time augmentation: they shift the purified image by a few pixels, off the grid of strides and pixels
     that a perturbation was computed for, and their class probabilities are averaged. They cost four passes of the target for
-    each image. Under gray-box IGSM and C&W, the views alone restore the class of most images; under MI-FGSM, of fewer images
-    (docs/results.md, Table I: Undefended, 4 views). docs/adversaries.md reports robust accuracy under adaptive attacks. See
+    each image. At 224 pixels under gray-box IGSM and C&W, the views alone restore the class of most images; under MI-FGSM, of
+    fewer images (docs/results.md, Table I: Undefended, 4 views). At 32 pixels they restore hardly any under IGSM
+    (docs/cifar10.md). docs/adversaries.md reports robust accuracy under adaptive attacks. See
     :func:`shifted`.
 
     Several defenses are given as a list. Each defense purifies every image, and the class probabilities are averaged over the
@@ -49,7 +50,8 @@ class DefendedModel(nn.Module):
         normalize: the target's preprocessing of a [0, 1] image, e.g. ``torchvision.transforms.Normalize(mean, std)``. ``None``
             if the target takes [0, 1] images.
         samples: the number k of independent purifications by each defense whose class probabilities are averaged. It costs k
-            times the time and gains at most one point of accuracy with the default defense. Use 1 if the defense isn't random.
+            times the time. Two hardly change accuracy with the default defense (docs/quality.md). Use 1 if the defense isn't
+            random.
         shift: pixels by which each of the four views is shifted, up or down and left or right; less than the image's sides.
             An odd number lies off the grid of every even stride. 0: the purified image itself is the only view. ``None``:
             follows the image's short side, see :func:`~oag_transform.generator.settings.shift_for`; 5 at 224 pixels.

@@ -70,7 +70,7 @@ class Certificate:
         radius: L2 radius, on the [0, 1] scale, within which the smoothed classifier's class is ``label``; 0 for ``ABSTAIN``.
         count: the number of the ``n`` counted draws that gave the selected class.
         n: the number of counted draws. It is smaller than requested where the certification stopped early.
-        alpha: the probability that the certificate is wrong.
+        alpha: upper bound on the probability that the certificate is wrong.
         sigma: standard deviation of the smoothing noise, on the [0, 1] scale.
         analyses: the number of interim analyses at which the certification could stop, the last one included; alpha is split
             equally over them.
@@ -102,9 +102,9 @@ class SmoothedModel(nn.Module):
 
     Args:
         model: any classifier of [0, 1] images, (N, C, H, W) -> logits (N, classes), normalisation included, such as
-            ``DefendedModel(target, OnlineAlternateGenerator.for_noise(sigma))``. Noisy images are clipped to [0, 1] first. The
-            clipping is part of the classifier and doesn't affect the proof. A model that takes ``index`` gets another random
-            stream for each draw.
+            ``DefendedModel(target, OnlineAlternateGenerator.for_noise(sigma), shift=0)``. Noisy images are clipped to [0, 1]
+            first. The clipping is part of the classifier and doesn't affect the proof. A model that takes ``index`` gets
+            another random stream for each draw.
         sigma: standard deviation of the noise, on the [0, 1] scale. It must be fixed before any image is seen.
         samples: the number of draws that :meth:`forward` averages over.
         batch_size: the number of noisy images in a call of ``model``; they may belong to several images.
@@ -162,7 +162,7 @@ class SmoothedModel(nn.Module):
         Args:
             images: (N, C, H, W), floating point in [0, 1].
             n: the number of draws for each image.
-            alpha: the probability that a returned class is not the smoothed classifier's.
+            alpha: upper bound on the probability that a returned class is not the smoothed classifier's.
             index: see :meth:`forward`.
 
         Raises:
@@ -200,7 +200,8 @@ class SmoothedModel(nn.Module):
             images: (N, C, H, W), floating point in [0, 1].
             n0: the number of draws that select the class.
             n: the number of draws that are counted for it.
-            alpha: the probability that a certificate is wrong. The bound on the class probability is Clopper and Pearson's.
+            alpha: upper bound on the probability that a certificate is wrong. The bound on the class probability is Clopper and
+                Pearson's.
             radius: the wanted radius. An image is finished as soon as this radius is proven or out of reach. Its certificate is
                 then based on the draws until that point. Four interim analyses decide; ``alpha`` is split equally over them.
             index: see :meth:`forward`.
@@ -289,7 +290,7 @@ def certificate(counts: ClassCounts, sigma: float, alpha: float, analyses: int =
     Args:
         counts: with draws of both kinds.
         sigma: standard deviation of the noise of the draws, on the [0, 1] scale.
-        alpha: the probability that the certificate is wrong.
+        alpha: upper bound on the probability that the certificate is wrong.
         analyses: the number of interim analyses at which counting could stop, the last one included.
 
     Raises:
