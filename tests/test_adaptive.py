@@ -17,9 +17,11 @@ from torchvision.transforms import v2
 from oag_transform import DefendedModel, OnlineAlternateGenerator, streams
 from oag_transform.baselines.compose import Compose
 from oag_transform.baselines.filters import JPEG, BitDepth, GaussianNoise
-from oag_transform.evaluation.attacks import adaptive, diagnostics
+from oag_transform.evaluation.attacks import adaptive, diagnostics, pgd
 from oag_transform.evaluation.attacks import unrolled as unrolled_module
-from oag_transform.evaluation.attacks.adaptive import APGD, PGD, AttackResult, Bound, HopSkipJump, Square, make_attack
+from oag_transform.evaluation.attacks.adaptive import make_attack
+from oag_transform.evaluation.attacks.libraries import APGD, HopSkipJump, Square
+from oag_transform.evaluation.attacks.pgd import PGD, AttackResult, Bound
 from oag_transform.evaluation.attacks.unrolled import Unrolled, has_gradient, unrolled
 from oag_transform.evaluation.columns import Adaptive, adaptive_columns
 from oag_transform.evaluation.data import Preprocessing
@@ -59,7 +61,7 @@ def examples(count: int = 3) -> tuple[Tensor, Tensor]:
 
 ATTACKS: dict[str, Callable[[Bound], Any]] = {
     "PGD": lambda bound: PGD(bound, 6, 1),
-    "PGD, random start": lambda bound: PGD(bound, 3, 2, loss=adaptive.margin, random_start=3),
+    "PGD, random start": lambda bound: PGD(bound, 3, 2, loss=pgd.margin, random_start=3),
     "PGD, gray": lambda bound: PGD(bound, 4, 1, basis="gray"),
     "PGD, smooth": lambda bound: PGD(bound, 4, 1, basis="smooth"),
     "APGD": lambda bound: APGD(bound, 5, 1),
@@ -102,19 +104,19 @@ def test_points_are_images_within_the_bound(name: str, bound: Bound) -> None:
 def test_the_loss_rises(name: str, bound: Bound) -> None:
     images, labels = examples()
     found = made(name, bound)(undefended(), images, labels)
-    assert (adaptive.margin(Linear()(found.images), labels) > adaptive.margin(Linear()(images), labels)).all()
+    assert (pgd.margin(Linear()(found.images), labels) > pgd.margin(Linear()(images), labels)).all()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_on_two_linear_classes_pgd_finds_the_best_perturbation(norm: adaptive.Norm) -> None:
+def test_on_two_linear_classes_pgd_finds_the_best_perturbation(norm: pgd.Norm) -> None:
     target = Linear()
     target.weight = target.weight[:2]
     images, bound = examples()[0], Bound(norm, 0.02 if norm == "linf" else 0.5)
     labels = target(images).argmax(1)
-    found = PGD(bound, 10, 1, loss=adaptive.margin)(undefended(target), images, labels)
+    found = PGD(bound, 10, 1, loss=pgd.margin)(undefended(target), images, labels)
     slope = (target.weight[0] - target.weight[1]).double()
     most = bound.eps * (slope.abs().sum() if norm == "linf" else slope.norm())
-    gained = adaptive.margin(target(found.images), labels) - adaptive.margin(target(images), labels)
+    gained = pgd.margin(target(found.images), labels) - pgd.margin(target(images), labels)
     torch.testing.assert_close(gained.double(), most.expand(3), rtol=1e-3, atol=1e-4)
 
 
@@ -147,11 +149,11 @@ def test_an_attacker_who_has_the_seed_is_stronger() -> None:
     images, labels = examples()
     model = DefendedModel(Linear(), Dropped(), shift=0, gradient="own")
 
-    def gained(which: adaptive.Streams) -> Tensor:
-        found = PGD(LINF, 10, 1, loss=adaptive.margin, streams=which)(model, images, labels)
-        return adaptive.margin(model(found.images), labels) - adaptive.margin(model(images), labels)
+    def gained(which: pgd.Streams) -> Tensor:
+        found = PGD(LINF, 10, 1, loss=pgd.margin, streams=which)(model, images, labels)
+        return pgd.margin(model(found.images), labels) - pgd.margin(model(images), labels)
 
-    assert (gained(adaptive.known) > 1.5 * gained(adaptive.unknown)).all()
+    assert (gained(pgd.known) > 1.5 * gained(pgd.unknown)).all()
 
 
 def _generators(images: Tensor, index: Any) -> list[torch.Generator]:
@@ -175,11 +177,11 @@ def test_the_exact_gradient_agrees_with_finite_differences(strength: float | Non
     model = unrolled(DefendedModel(Linear().double(), small(threshold=0.0, strength=strength), shift=0))
     model.target.weight = model.target.weight.double()
     image, label = 0.3 + 0.4 * synthetic_image(1, 3, SIDE, SIDE), torch.tensor([1])
-    _, slope = adaptive.gradient(model, image, label, adaptive.cross_entropy, [[3]])
+    _, slope = pgd.gradient(model, image, label, pgd.cross_entropy, [[3]])
     direction = torch.randn(image.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def loss(at: Tensor) -> Tensor:
-        return adaptive.cross_entropy(model(at, index=[3]), label)
+        return pgd.cross_entropy(model(at, index=[3]), label)
 
     step = 1e-7
     difference = (loss(image + step * direction) - loss(image - step * direction)) / (2 * step)
@@ -237,7 +239,7 @@ def test_exact_gradients_are_bpda_where_there_are_none() -> None:
     def found(defense: nn.Module) -> tuple[Tensor, Tensor]:
         model = DefendedModel(Linear(), defense, shift=0)
         attacks = [make_attack(name, LINF, options, randomised=True, views=False) for name in ("exact", "margin")]
-        exact, bpda = (attack(model, images, labels, images, adaptive.unknown).images for attack in attacks)
+        exact, bpda = (attack(model, images, labels, images, pgd.unknown).images for attack in attacks)
         return exact, bpda
 
     exact, bpda = found(JPEG(50))
@@ -253,7 +255,7 @@ def test_a_surrogate_has_the_defenses_values_and_another_gradient() -> None:
     attack = make_attack("surrogate", LINF, AdaptiveOptions(steps=4), randomised=False, views=False)
     shown = attack.differentiated(model, images)
     torch.testing.assert_close(shown(images), model(images))
-    slopes = [adaptive.gradient(each, images, labels, adaptive.margin, [[0, 1]])[1] for each in (shown, model)]
+    slopes = [pgd.gradient(each, images, labels, pgd.margin, [[0, 1]])[1] for each in (shown, model)]
     assert not torch.allclose(slopes[0], slopes[1], rtol=0.1)
     assert attack.differentiated(DefendedModel(Linear(), small(), shift=0), images).gradient == "straight_through"
 
@@ -307,7 +309,7 @@ def test_the_gradient_over_draws_is_that_of_the_mean_probability() -> None:
     model = DefendedModel(Linear(), GaussianNoise(20, seed=0), shift=0, gradient="own")
     images, labels = examples()
     indices = [[7, 8, 9], [17, 18, 19], [27, 28, 29]]
-    loss, slope = adaptive.gradient(model, images, labels, adaptive.cross_entropy, indices)
+    loss, slope = pgd.gradient(model, images, labels, pgd.cross_entropy, indices)
     point = images.clone().requires_grad_()
     mean = torch.stack([model(point, index=draw).softmax(1) for draw in indices]).mean(0)
     expected = -mean.log().gather(1, labels[:, None])[:, 0]
@@ -325,22 +327,22 @@ def test_a_deterministic_defense_runs_once_for_the_gradients_of_all_views() -> N
 
     model = DefendedModel(Linear(), Counted(), shift=3, gradient="own")
     images, labels = examples()
-    turns, indices = adaptive.OneView.of(model), [[0, 1, 2]] * 4
-    loss, slope = adaptive.gradient(turns, images, labels, adaptive.cross_entropy, indices, deterministic=True)
+    turns, indices = pgd.OneView.of(model), [[0, 1, 2]] * 4
+    loss, slope = pgd.gradient(turns, images, labels, pgd.cross_entropy, indices, deterministic=True)
     assert calls == [3]
     point = images.clone().requires_grad_()
-    expected = adaptive.cross_entropy(model(point), labels)
+    expected = pgd.cross_entropy(model(point), labels)
     torch.testing.assert_close(loss, expected.detach())
     torch.testing.assert_close(slope, torch.autograd.grad(expected.sum(), point)[0])
-    one_by_one = adaptive.gradient(turns, images, labels, adaptive.margin, indices)
-    at_once = adaptive.gradient(turns, images, labels, adaptive.margin, indices, deterministic=True)
+    one_by_one = pgd.gradient(turns, images, labels, pgd.margin, indices)
+    at_once = pgd.gradient(turns, images, labels, pgd.margin, indices, deterministic=True)
     torch.testing.assert_close(at_once, one_by_one)
 
 
 def test_four_calls_of_one_view_are_the_four_views() -> None:
     model = DefendedModel(Linear(), nn.Identity(), shift=3)
     images, _ = examples()
-    turns = adaptive.OneView.of(model)
+    turns = pgd.OneView.of(model)
     mean = torch.stack([turns(images).softmax(1) for _ in range(4)]).mean(0)
     torch.testing.assert_close(mean, model(images).softmax(1))
 
@@ -362,9 +364,9 @@ def test_projection_is_within_the_bound_and_idempotent(bound: Bound, seed: int) 
 
 def test_losses_in_closed_form() -> None:
     logits, labels = torch.tensor([[3.0, 1.0, 0.0, -1.0]]), torch.tensor([1])
-    assert adaptive.margin(logits, labels).tolist() == [2.0]
-    assert adaptive.dlr(logits, labels).tolist() == pytest.approx([2 / 3])
-    assert adaptive.cross_entropy(logits, labels).item() == pytest.approx(math.log(sum(math.exp(v) for v in (3, 1, 0, -1))) - 1)
+    assert pgd.margin(logits, labels).tolist() == [2.0]
+    assert pgd.dlr(logits, labels).tolist() == pytest.approx([2 / 3])
+    assert pgd.cross_entropy(logits, labels).item() == pytest.approx(math.log(sum(math.exp(v) for v in (3, 1, 0, -1))) - 1)
 
 
 def test_a_basis_constrains_the_perturbation() -> None:
@@ -430,7 +432,7 @@ def test_zero_gradients_are_said() -> None:
 
 def test_nothing_is_said_of_an_attack_that_works() -> None:
     images, labels = examples()
-    found = PGD(Bound("linf", 0.01), 40, 1, loss=adaptive.margin)(undefended(), images, labels)
+    found = PGD(Bound("linf", 0.01), 40, 1, loss=pgd.margin)(undefended(), images, labels)
     assert diagnostics.diagnose("PGD", found) == ()
     assert diagnostics.black_box_leads({"PGD": Cell("000"), "Square": Cell("010")}, ["Square"]) == ()
 
@@ -453,17 +455,15 @@ def test_gradients_of_two_sets_of_draws_agree_where_draws_say_something() -> Non
             drawn = [torch.randn(image.shape, generator=g) for image, g in zip(images, _generators(images, index), strict=True)]
             return images * torch.stack(drawn)
 
-    def of(first: int) -> adaptive.Streams:
-        return lambda i, draw: adaptive.unknown(first + i, draw)
+    def of(first: int) -> pgd.Streams:
+        return lambda i, draw: pgd.unknown(first + i, draw)
 
     noisy = DefendedModel(Linear(), Signs(), shift=0, gradient="own")
-    few = diagnostics.agreement(noisy, images, labels, adaptive.margin, 1)
+    few = diagnostics.agreement(noisy, images, labels, pgd.margin, 1)
     assert float(few.mean()) < 0.1
-    alone = [
-        diagnostics.agreement(noisy, images[i : i + 1], labels[i : i + 1], adaptive.margin, 1, streams=of(i)) for i in range(3)
-    ]
+    alone = [diagnostics.agreement(noisy, images[i : i + 1], labels[i : i + 1], pgd.margin, 1, streams=of(i)) for i in range(3)]
     torch.testing.assert_close(torch.cat(alone), few)
-    same = diagnostics.agreement(undefended(), images, labels, adaptive.margin, 1)
+    same = diagnostics.agreement(undefended(), images, labels, pgd.margin, 1)
     torch.testing.assert_close(same, torch.ones(3))
 
 
@@ -502,13 +502,13 @@ def test_a_column_attacks_each_row_with_its_own_defense(known: bool, tmp_path: P
     assert (points - images).abs().max() == pytest.approx(8 / 255)
     # the second chunk is what the attack finds on its image alone, in the streams of its place
     attacker = row.model(subject, seed=3 if known else 4)
-    streams_of_third = (lambda image, draw: 2) if known else (lambda image, draw: adaptive.unknown(2, draw))
-    alone = PGD(LINF, 10, 1, loss=adaptive.margin, streams=streams_of_third)(attacker, images[2:], subject.labels[2:3])
+    streams_of_third = (lambda image, draw: 2) if known else (lambda image, draw: pgd.unknown(2, draw))
+    alone = PGD(LINF, 10, 1, loss=pgd.margin, streams=streams_of_third)(attacker, images[2:], subject.labels[2:3])
     torch.testing.assert_close(points[2:], alone.images)
     cell, _ = column.cell(subject, row, row.model(subject))
     defender = row.model(subject, seed=3)
     judged = diagnostics.judge(
-        defender, points, subject.labels[:3], 1 if known else 3, streams=adaptive.known if known else adaptive.unknown
+        defender, points, subject.labels[:3], 1 if known else 3, streams=pgd.known if known else pgd.unknown
     )
     before, _ = clean.cell(subject, row, row.model(subject))
     assert cell.right == "".join(map(min, zip(judged.right, before.right, strict=True)))
@@ -526,7 +526,7 @@ def test_images_that_can_be_lost_are_lost_at_their_bound_and_after_it(attacks: t
     labels[2] = 1 - labels[2]  # the target has it wrong to begin with
     subject = dataclasses.replace(subject, target=subject.target._replace(model=target), labels=labels)
     slope = (target.weight[0] - target.weight[1]).abs().sum()
-    reach = (-adaptive.margin(target(pixels), labels) / slope).tolist()  # largest bound at which an image is right
+    reach = (-pgd.margin(target(pixels), labels) / slope).tolist()  # largest bound at which an image is right
     order = sorted(each for each in reach if each > 0)
     bounds = (0.99 * order[0], order[2] + 1e-4, 1.01 * order[-1])
     options = AdaptiveOptions(linf=tuple(255 * eps for eps in bounds), steps=10)
@@ -568,8 +568,8 @@ def test_a_start_in_another_basis_raises() -> None:
 
 def test_a_second_attack_goes_on_from_the_first() -> None:
     images, labels = examples()
-    first = PGD(LINF, 2, 1, loss=adaptive.margin)(undefended(), images, labels)
-    second = PGD(LINF, 2, 1, loss=adaptive.margin)(undefended(), images, labels, start=first.images)
+    first = PGD(LINF, 2, 1, loss=pgd.margin)(undefended(), images, labels)
+    second = PGD(LINF, 2, 1, loss=pgd.margin)(undefended(), images, labels, start=first.images)
     assert (second.losses[0] > first.losses[0]).all()
 
 
@@ -582,7 +582,7 @@ def test_attacks_that_leave_the_defense_out_keep_the_normalization(name: str) ->
     attack = make_attack(name, LINF, AdaptiveOptions(steps=3), randomised=False, views=False)
     images, _ = examples()
     labels = models[0](images).argmax(1)
-    found = [attack(model, images, labels, images, adaptive.unknown).images for model in models]
+    found = [attack(model, images, labels, images, pgd.unknown).images for model in models]
     assert not found[0].equal(images)
     assert torch.equal(*found)
 
@@ -591,7 +591,7 @@ def test_a_random_start_is_that_of_the_image_wherever_it_is_in_its_batch() -> No
     images, labels = examples()
     attack = PGD(LINF, 1, 1, random_start=5)
     whole = attack(undefended(), images, labels).images
-    later = dataclasses.replace(attack, streams=lambda image, draw: adaptive.unknown(image + 1, draw))
+    later = dataclasses.replace(attack, streams=lambda image, draw: pgd.unknown(image + 1, draw))
     assert torch.equal(later(undefended(), images[1:], labels[1:]).images, whole[1:])
 
 
@@ -619,7 +619,7 @@ def test_a_wrapped_oag_is_unrolled(wrap: Callable[[nn.Module], Any]) -> None:
 
     def slope(defense: Any) -> Tensor:
         model = unrolled(DefendedModel(Linear(), defense, shift=0))
-        return adaptive.gradient(model, images, labels, adaptive.margin, [[0]])[1]
+        return pgd.gradient(model, images, labels, pgd.margin, [[0]])[1]
 
     oag = OnlineAlternateGenerator(network_steps=2, filters=4, seed=0, compute_dtype=torch.float32)
     assert torch.equal(slope(wrap(oag)), slope(oag))
@@ -668,9 +668,9 @@ def test_a_margin_over_draws_is_their_mean() -> None:
     """Against autograd of the mean: no draw has more weight than another."""
     images, labels = examples()
     model = DefendedModel(Linear(), GaussianNoise(60, seed=0), shift=0)
-    indices = [[adaptive.unknown(i, draw) for i in range(3)] for draw in range(4)]
-    for loss in (adaptive.margin, adaptive.dlr):
-        found, slope = adaptive.gradient(model, images, labels, loss, indices)
+    indices = [[pgd.unknown(i, draw) for i in range(3)] for draw in range(4)]
+    for loss in (pgd.margin, pgd.dlr):
+        found, slope = pgd.gradient(model, images, labels, loss, indices)
         point = images.clone().requires_grad_()
         mean = torch.stack([loss(model(point, index=each), labels) for each in indices]).mean(0)
         torch.testing.assert_close(found, mean.detach())
@@ -686,11 +686,11 @@ def test_pgd_keeps_the_best_point_of_a_deterministic_defense() -> None:
             return torch.stack([torch.zeros_like(away), away], 1)
 
     images, labels = torch.full((2, 3, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)
-    attack = PGD(Bound("linf", 0.1), 5, 1, loss=adaptive.margin, decay=0, step_size=0.5, halvings=())
+    attack = PGD(Bound("linf", 0.1), 5, 1, loss=pgd.margin, decay=0, step_size=0.5, halvings=())
     last, best = (
         dataclasses.replace(attack, deterministic=each)(undefended(Ridge()), images, labels).images for each in (False, True)
     )
-    margins = [adaptive.margin(Ridge()(each), labels) for each in (images, last, best)]
+    margins = [pgd.margin(Ridge()(each), labels) for each in (images, last, best)]
     assert (margins[1] < margins[0]).all()
     assert (margins[2] >= margins[0]).all()
 
@@ -746,7 +746,7 @@ def test_images_that_were_lost_at_a_smaller_bound_are_drawn_too(tmp_path: Path, 
 
 def test_losses_of_different_views_choose_no_point() -> None:
     images, labels = examples(2)
-    model = adaptive.OneView.of(DefendedModel(Linear(), nn.Identity(), shift=3))
-    attack = PGD(LINF, 5, 1, loss=adaptive.margin, deterministic=True)
+    model = pgd.OneView.of(DefendedModel(Linear(), nn.Identity(), shift=3))
+    attack = PGD(LINF, 5, 1, loss=pgd.margin, deterministic=True)
     last = dataclasses.replace(attack, deterministic=False)
-    assert torch.equal(attack(model, images, labels).images, last(adaptive.OneView.of(model), images, labels).images)
+    assert torch.equal(attack(model, images, labels).images, last(pgd.OneView.of(model), images, labels).images)

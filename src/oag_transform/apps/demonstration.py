@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .. import streams
 from ..baselines.filters import JPEG
 from ..defended import DefendedModel
-from ..evaluation.attacks.adaptive import PGD, Bound
 from ..evaluation.attacks.gray_box import cw, paper_attacks
+from ..evaluation.attacks.pgd import PGD, Bound
 from ..evaluation.backbones import efficientnet_lite
 from ..evaluation.render.figures import residuals
 from ..transform import OnlineAlternateGenerator

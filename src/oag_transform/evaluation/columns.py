@@ -14,9 +14,10 @@ from .. import _checks, streams
 from ..defended import DefendedModel
 from ..images import to_uint8
 from ..transform import OnlineAlternateGenerator
-from .attacks.adaptive import PGD, STREAMS_OF_AN_ATTACK, AttackResult, Bound, Streams, known, make_attack, randomised, unknown
+from .attacks.adaptive import STREAMS_OF_AN_ATTACK, make_attack, randomised
 from .attacks.diagnostics import JUDGED, diagnose, verdict
 from .attacks.gray_box import Attack
+from .attacks.pgd import PGD, AttackResult, Bound, Streams, known, unknown
 from .options import AdaptiveOptions
 from .provenance import versions
 from .result import AttackRecord, Cell, bits

@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from .. import _checks
 from ..defended import DefendedModel
 from ..files import reason
-from .attacks.adaptive import APGD, PGD, Bound
+from .attacks.libraries import APGD
+from .attacks.pgd import PGD, Bound
 from .backbones import build, check_builder
 from .data import Listing, Preprocessing, batches, read_images
 from .result import Cell, bits

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...defended import DefendedModel
 from ..result import Cell, bits
-from .adaptive import AttackResult, Loss, Streams, gradient, margin, unknown
+from .pgd import AttackResult, Loss, Streams, gradient, margin, unknown
 
 # first draws of a judge and of gradients that are compared: an attacker counts from 0, a quick judgement from JUDGED / 2
 JUDGED, COMPARED = 1 << 31, 1 << 29
@@ -42,7 +42,7 @@ def verdict(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What :func:`judge` says of each image (N,): how many draws are right, whether the vote is, and the mean margin.
 
-    The margin is :func:`.adaptive.margin` of logarithms of probabilities.
+    The margin is :func:`.pgd.margin` of logarithms of probabilities.
     """
     votes, margins = torch.zeros(0), torch.zeros(0)
     for draw in range(first, first + draws):

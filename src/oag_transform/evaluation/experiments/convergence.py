@@ -7,8 +7,8 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from ..attacks.adaptive import Bound, OneView, margin, unknown
 from ..attacks.diagnostics import JUDGED, agreement
+from ..attacks.pgd import Bound, OneView, margin, unknown
 from ..columns import Adaptive
 from ..plan import Plan, measure
 from ..provenance import in_code

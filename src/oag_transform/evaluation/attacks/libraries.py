@@ -1,0 +1,170 @@
+"""Attacks of libraries on each image alone: APGD and Square of pyautoattack (extra ``adaptive``), HopSkipJump of foolbox."""
+
+import importlib
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...defended import DefendedModel
+from .pgd import AttackResult, Bound, Streams, unknown, wrong
+
+
+@dataclass(frozen=True)
+class _LibraryAttack:
+    """An attack of a library, on each image alone."""
+
+    bound: Bound
+    streams: Streams = field(default=unknown, kw_only=True)
+
+    def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor) -> AttackResult:
+        """See :class:`.pgd.PGD`."""
+        device = images.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # libraries seed PyTorch's global generators
+            rows = enumerate(zip(images.split(1), labels.split(1), strict=True))
+            found = torch.cat([self._one(model, image, label, row) for row, (image, label) in rows])
+        return AttackResult(self.bound.apply(images, found - images), torch.empty(0, len(images)), torch.zeros(0))
+
+    def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
+        """The attacked image (1, C, H, W) in this row of a batch; a library is imported here, where it is used."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class APGD(_LibraryAttack):
+    """Auto-PGD (Croce & Hein 2020) of pyautoattack, image by image, on the mean over draws.
+
+    Attributes:
+        bound: see :class:`.pgd.Bound`.
+        steps: number of gradients.
+        draws: of the defense for each gradient; they are all in memory at once.
+        loss: ``"ce"``, ``"dlr"``, or ``"dlr-targeted"`` towards each of the ``targets`` likeliest wrong classes in turn.
+        restarts: random starts, the first one among them.
+        targets: see ``loss``.
+        seed: of the random starts.
+        streams: see :data:`.pgd.Streams`.
+    """
+
+    steps: int = 100
+    draws: int = 4
+    loss: Literal["ce", "dlr", "dlr-targeted"] = "ce"
+    restarts: int = 1
+    targets: int = 3
+    seed: int = 0
+
+    def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
+        library = importlib.import_module("pyautoattack.autopgd_base")
+        mean = averaged(model, row, self.draws, self.streams)
+        norm = "Linf" if self.bound.norm == "linf" else "L2"
+        settings: dict[str, Any] = {"norm": norm, "n_iter": self.steps, "eps": self.bound.eps, "device": image.device}
+        if self.loss != "dlr-targeted":
+            attack = library.APGDAttack(mean, loss=self.loss, n_restarts=self.restarts, seed=self.seed, **settings)
+            return attack.perturb(image, label, best_loss=True)
+        attack = library.APGDAttack_targeted(mean, seed=self.seed, **settings)
+        attack.init_hyperparam(image)
+        torch.manual_seed(self.seed)
+        best, highest = image, -math.inf
+        with torch.no_grad():
+            likeliest = wrong(mean(image), label).topk(self.targets).indices[0]
+        for target, _ in itertools.product(likeliest, range(self.restarts)):
+            attack.y_target = target[None]
+            # its perturb() stops at the first misclassified draw, and a randomised defense has some
+            point, _, loss, _ = attack.attack_single_run(image, label)
+            if float(loss) > highest:
+                best, highest = point.detach(), float(loss)
+        return best
+
+
+@dataclass(frozen=True)
+class Square(_LibraryAttack):
+    """Square attack (Andriushchenko et al. 2020) of pyautoattack: black box, on the mean over draws.
+
+    Attributes:
+        bound: see :class:`.pgd.Bound`.
+        queries: each of ``draws`` draws.
+        draws: see :class:`.pgd.PGD`.
+        seed: of its squares.
+        streams: see :data:`.pgd.Streams`.
+    """
+
+    queries: int = 5000
+    draws: int = 1
+    seed: int = 0
+
+    def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
+        library = importlib.import_module("pyautoattack.square")
+        norm = "Linf" if self.bound.norm == "linf" else "L2"
+        mean = averaged(model, row, self.draws, self.streams)
+        attack = library.SquareAttack(mean, norm=norm, n_queries=self.queries, eps=self.bound.eps, seed=self.seed)
+        attack.init_hyperparam(image)
+        margin_and_loss = attack.margin_and_loss
+
+        def never_stop(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            """A margin that doesn't end the search: a randomised defense misclassifies a draw now and then."""
+            found, loss = margin_and_loss(images, labels)
+            return torch.ones_like(found), loss
+
+        attack.margin_and_loss = never_stop
+        torch.manual_seed(self.seed)
+        with torch.no_grad():  # its perturb() returns the image itself unless its one last draw is misclassified
+            return attack.attack_single_run(image, label)[1]
+
+
+@dataclass(frozen=True)
+class HopSkipJump(_LibraryAttack):
+    """HopSkipJump (Chen et al. 2020) of foolbox: it sees decisions alone, those of one fixed draw.
+
+    It expects the same answer to the same image, so it is shown the defense at one random stream an image. An image without a
+    start stays as it is.
+
+    Attributes:
+        bound: see :class:`.pgd.Bound`; the smallest perturbation that it finds is projected onto it.
+        steps: each of about 100 queries, more in later ones.
+        queries: for the first step's gradient.
+        streams: see :data:`.pgd.Streams`.
+    """
+
+    steps: int = 10
+    queries: int = 50
+
+    def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
+        foolbox = importlib.import_module("foolbox")
+        fixed = _FixedDraw(model, self.streams(row, 0)).eval()
+        if int(fixed(image).argmax(1)) != int(label):
+            return image
+        torch.manual_seed(row)
+        attack = foolbox.attacks.HopSkipJumpAttack(
+            steps=self.steps, initial_gradient_eval_steps=self.queries, constraint=self.bound.norm
+        )
+        shown = foolbox.PyTorchModel(fixed, bounds=(0, 1), device=image.device)
+        try:
+            return attack.run(shown, image, foolbox.criteria.Misclassification(label))
+        except ValueError:  # no start
+            return image
+
+
+def averaged(model: DefendedModel, row: int, draws: int, chosen: Streams) -> Callable[[Tensor], Tensor]:
+    """Image ``row``'s model as a library wants it: (n, C, H, W) -> log of the mean probabilities of fresh draws."""
+    counter: Iterator[int] = itertools.count()
+
+    def mean(images: Tensor) -> Tensor:
+        found = [model(images, index=[chosen(row, next(counter))] * len(images)).log_softmax(1) for _ in range(draws)]
+        return torch.stack(found).logsumexp(0) - math.log(draws)
+
+    return mean
+
+
+class _FixedDraw(nn.Module):
+    """The model at one random stream, whichever image it is given."""
+
+    def __init__(self, model: DefendedModel, stream: int) -> None:
+        super().__init__()
+        self.model, self.stream = model, stream
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([self.model(image, index=self.stream) for image in images.split(1)])
