@@ -13,12 +13,15 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision import tv_tensors
 from torchvision.models import ResNet18_Weights, SqueezeNet1_1_Weights, WeightsEnum
 from torchvision.transforms.v2 import Lambda, Normalize, Resize
 
-from oag_transform import DefendedModel, OnlineAlternateGenerator
+from oag_transform import DefendedModel, DivergenceError, OnlineAlternateGenerator
+from oag_transform.baselines.target_aware import AntiAdversary
 from oag_transform.defended import shifted
 from oag_transform.evaluation.attacks.unrolled import has_gradient, unrolled
+from oag_transform.images import IMAGENET_MEAN
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -597,3 +600,38 @@ def test_a_checkpoint_of_the_undefended_target_loads_beside_a_defense_and_a_norm
     del part["normalize.mean"]  # of a defended model: nothing may be missing
     with pytest.raises(RuntimeError, match="Missing key"):
         model.load_state_dict(part)
+
+
+QUIET = torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1).expand(3, 20, 20) / 255  # zero in model units: nothing is to be learned
+
+
+def unstable() -> OnlineAlternateGenerator:
+    """Its network diverges for every image but a quiet one."""
+    return defense(network_steps=4, compute_dtype=torch.float32, conv_lr=100, fc_lr=100, adaptive_lr=False)
+
+
+def test_a_diverging_image_has_its_place_in_the_batch_of_the_model() -> None:
+    images = torch.stack([QUIET, rand(3, 20, 20), QUIET, rand(3, 20, 20)])
+    with pytest.raises(DivergenceError, match=r"image\(s\) \[1, 3\]") as raised:
+        DefendedModel(make_target(), unstable(), samples=4)(images)
+    assert raised.value.indices == [1, 3]
+    copied = pickle.loads(pickle.dumps(raised.value))
+    assert (copied.indices, str(copied)) == ([1, 3], str(raised.value))
+
+
+def test_a_diverging_image_has_its_place_in_a_sample() -> None:
+    sample = {"a": tv_tensors.Image(QUIET.repeat(2, 1, 1, 1)), "b": tv_tensors.Image(rand(3, 20, 20))}
+    with pytest.raises(DivergenceError, match=r"image\(s\) \[2\]") as raised:
+        unstable()(sample)
+    assert raised.value.indices == [2]
+
+
+def test_a_checkpoint_reaches_a_defense_that_shares_the_target_by_assignment_too() -> None:
+    target = make_target()
+    other = {name: value + 1 for name, value in make_target().state_dict().items()}
+    model = DefendedModel(target, AntiAdversary(target))
+    model.load_state_dict(other, assign=True)
+    loaded = model.state_dict()
+    for name, value in other.items():
+        assert torch.equal(loaded[f"target.{name}"], value)
+        assert torch.equal(loaded[f"defense.target.{name}"], value)

@@ -440,3 +440,12 @@ def test_clipped_noise_has_no_gradient() -> None:
     assert clipped.any()
     assert images.grad is not None
     assert torch.equal(images.grad, (~clipped).double())
+
+
+def test_a_subclass_may_have_other_arguments() -> None:
+    class Mine(JPEG):
+        def __init__(self, q: int = 10, **others: Any) -> None:
+            super().__init__(quality=q, **others)
+
+    assert repr(Mine()) == "Mine()"
+    assert repr(JPEG(10)) == "JPEG(quality=10)"

@@ -142,3 +142,17 @@ def test_strength_is_the_temperature_and_the_share_of_the_threshold(langevin: st
     torch.testing.assert_close(
         transform(strength=0.5, threshold=8.0, **quiet)(image), transform(strength=1, threshold=4.0, **quiet)(image)
     )
+
+
+def test_low_precision_and_autocast_have_no_say() -> None:
+    coarse = (torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) > 0.5).half()
+    torch.testing.assert_close(estimate(coarse), estimate(coarse.float()).half())
+    image = smooth().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = estimate(image)
+    assert torch.equal(found, estimate(image))
+
+
+def test_it_can_be_compiled() -> None:
+    image = smooth()
+    assert torch.equal(torch.compile(estimate, backend="eager")(image), estimate(image))

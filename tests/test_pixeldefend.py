@@ -237,3 +237,31 @@ def test_numpys_numbers_are_numbers(tmp_path: Path) -> None:
 def test_errors(error: type[Exception], match: str, call: Any) -> None:
     with pytest.raises(error, match=match):
         call()
+
+
+@pytest.mark.parametrize("cast", [torch.nn.Module.half, torch.nn.Module.bfloat16, torch.nn.Module.float])
+def test_it_stays_in_float64_whatever_a_model_is_cast_to(cast: Any) -> None:
+    defense, batch = PixelDefend(model(), 16), images(2, 3, 6, 7) / 255
+    expected = defense(batch)
+    assert torch.equal(cast(torch.nn.Sequential(defense))[0](batch), expected)
+
+
+def test_the_density_is_that_without_the_callers_autocast() -> None:
+    net = model().float()
+    expected = net(images(1, 3, 6, 7))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(net(images(1, 3, 6, 7)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_the_default_dtype_has_no_say_in_the_training(dtype: torch.dtype) -> None:
+    def fitted() -> PixelCNN:
+        return fit_pixelcnn(images(2, 3, 8, 8), radius=1, hidden=8, layers=1, components=2, steps=2, batch=4)
+
+    expected = fitted().state_dict()
+    torch.set_default_dtype(dtype)
+    try:
+        actual = fitted().state_dict()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())

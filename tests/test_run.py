@@ -261,3 +261,20 @@ def test_default_rates_hold_on_extreme_images(name: str, compute_dtype: torch.dt
         purify(image)
     assert "diverged" not in caplog.text
     assert residuals[-1] <= 1.1 * min(residuals)
+
+
+def test_for_noise_keeps_its_contrast_at_an_explicit_scale() -> None:
+    found = OnlineAlternateGenerator.for_noise(0.25, scale=4).settings_for(224, 224)
+    assert found.scale == 4
+    assert found.threshold == pytest.approx(2.25 * 255 * 0.25 / 4)
+
+
+def test_a_trace_begun_in_inference_mode_goes_on_outside_of_it() -> None:
+    purify = OnlineAlternateGenerator(network_steps=3, filters=4, seed=0, compute_dtype=torch.float32)
+    image = sample_images()[:1, :, :24, :24]
+    with torch.inference_mode():
+        moments = purify.trace(image)
+        first = next(moments)
+    rest = [moment.images for moment in moments]
+    expected = [moment.images for moment in purify.trace(image)]
+    assert all(torch.equal(*pair) for pair in zip([first.images, *rest], expected, strict=True))

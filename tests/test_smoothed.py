@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from oag_transform import ABSTAIN, DefendedModel, OnlineAlternateGenerator, SmoothedModel
+from oag_transform import ABSTAIN, DefendedModel, DivergenceError, OnlineAlternateGenerator, SmoothedModel
 from oag_transform.smoothed import COUNTING, INTERIM_SHARES, SELECTION, ClassCounts, certificate, lower_bound
 
 SIDE = 6
@@ -296,3 +296,15 @@ def test_batch_normalization_with_statistics_of_the_batch_is_refused(tracked: bo
     model.eval()
     if tracked:
         assert len(model.predict(images, 4)) == len(model.certify(images, 4, 4)) == 2
+
+
+def test_a_diverging_image_has_its_place_in_the_batch() -> None:
+    defense = OnlineAlternateGenerator(
+        conv_lr=100, fc_lr=100, filters=4, network_steps=4, adaptive_lr=False, compute_dtype=torch.float32
+    )
+    target = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 2))
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    model = SmoothedModel(DefendedModel(target, defense), 0.1, batch_size=5)
+    with pytest.raises(DivergenceError) as raised:
+        model.certify(images, n0=5, n=5)
+    assert set(raised.value.indices) <= {0, 1}

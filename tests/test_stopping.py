@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from oag_transform import OnlineAlternateGenerator, choose_network_steps, streams
+from oag_transform import DivergenceError, OnlineAlternateGenerator, choose_network_steps, streams
+from oag_transform.images import IMAGENET_MEAN
 from oag_transform.stopping import smallest_flat_step
+
+QUIET = torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1).expand(3, 20, 20) / 255  # zero in model units: nothing is to be learned
 
 
 def defense(**overrides: Any) -> OnlineAlternateGenerator:
@@ -139,3 +142,17 @@ def test_a_target_that_works_in_place_changes_nothing() -> None:
 
 def rand_images(count: int) -> Tensor:
     return torch.rand(count, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_rise_of_exactly_the_tolerance_is_flat() -> None:
+    """Of 100 images 1 more is .01 more, whatever the rounding of their shares."""
+    assert [smallest_flat_step([(1, n / 100), (2, (n + 1) / 100)], 0.01) for n in range(100)] == [1] * 100
+    assert [smallest_flat_step([(1, n / 100), (2, (n + 2) / 100)], 0.01) for n in range(99)] == [2] * 99
+
+
+def test_a_diverging_image_has_its_place_among_all_images() -> None:
+    images = torch.stack([QUIET, QUIET, torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))])
+    unstable = defense(chunk_size=1, conv_lr=100, fc_lr=100, adaptive_lr=False, compute_dtype=torch.float32)
+    with pytest.raises(DivergenceError) as raised:
+        choose_network_steps(lambda x: x.flatten(1)[:, :2], images, torch.zeros(3).long(), 0.0, defense=unstable)
+    assert raised.value.indices == [2]

@@ -204,3 +204,35 @@ def test_what_jpeg_needs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kornia.enhance", None)
     with pytest.raises(ModuleNotFoundError, match=r"the gradient of JPEG needs the package kornia"):
         differentiable(JPEG(50))
+
+
+@pytest.mark.parametrize("key", ["wavelets", "deflection", "nlm", "tv", "jpeg"])
+def test_the_callers_autocast_and_default_device_have_no_say(key: str) -> None:
+    made = differentiable(SURROGATES[key])
+    assert made is not None
+    images = rand(2, 3, 16, 16, dtype=torch.float32).requires_grad_()
+    (expected,) = torch.autograd.grad(made(images, index=0).square().sum(), images)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = made(images, index=0)
+    (slope,) = torch.autograd.grad(result.square().sum(), images)
+    assert torch.equal(slope, expected)
+    if key == "jpeg":
+        torch.set_default_device("meta")
+        try:
+            (slope,) = torch.autograd.grad(made(images, index=0).square().sum(), images)
+        finally:
+            torch.set_default_device("cpu")
+        assert torch.equal(slope, expected)
+
+
+@pytest.mark.parametrize("key", ["wavelets", "deflection", "bit depth", "jpeg"])
+def test_forward_mode_has_the_derivative_of_reverse_mode(key: str) -> None:
+    made = differentiable(SURROGATES[key])
+    assert made is not None
+    images, direction, weights = smooth(1, 3, 16, 16), rand(1, 3, 16, 16, seed=1), rand(1, 3, 16, 16, seed=2)
+    with torch.autograd.forward_ad.dual_level():
+        dual = made(torch.autograd.forward_ad.make_dual(images, direction), index=0)
+        tangent = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    images.requires_grad_()
+    (slope,) = torch.autograd.grad((made(images, index=0) * weights).sum(), images)
+    torch.testing.assert_close((tangent * weights).sum(), (slope * direction).sum())

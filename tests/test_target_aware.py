@@ -1,6 +1,7 @@
 """Defenses that use the gradient of the target: explicit steps, bounds, and the unchanged target."""
 
 import pickle
+import threading
 from typing import Any
 
 import numpy as np
@@ -147,3 +148,48 @@ def test_zeropur_needs_a_linear_layer() -> None:
 def test_a_copy_gives_the_same(make: Any) -> None:
     defense, images = make(classifier()), rand(2, 3, 11, 12)
     assert torch.equal(pickle.loads(pickle.dumps(defense))(images), defense(images))
+
+
+@both
+def test_a_target_may_be_in_half_precision_or_work_in_place(make: Any) -> None:
+    class InPlace(nn.Module):
+        def __init__(self, target: nn.Module) -> None:
+            super().__init__()
+            self.inner = target
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.inner(images.mul_(1))
+
+    images = rand(2, 3, 12, 12)
+    kept = images.clone()
+    assert torch.equal(make(InPlace(classifier()))(images), make(classifier())(images))
+    assert torch.equal(images, kept)
+    half = make(classifier().bfloat16())(images.float())
+    assert half.dtype == torch.float32
+    assert half.isfinite().all()
+
+
+def test_zeropur_needs_features_of_more_than_one_pixel() -> None:
+    target = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)).double()
+    with pytest.raises(ValueError, match=r"features of more than one pixel"):
+        ZeroPur(target)(rand(1, 3, 8, 8))
+
+
+def test_zeropur_does_not_see_the_passes_of_another_thread() -> None:
+    target, images = classifier(), rand(2, 3, 12, 12)
+    defense, started = ZeroPur(target, shift_steps=1, projection_steps=0), threading.Event()
+    expected = defense(images)
+
+    class Meeting(nn.Module):
+        """In the first pass, another thread has a pass of another image of its own."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not started.is_set():
+                started.set()
+                other = threading.Thread(target=lambda: target(rand(5, 3, 20, 20, seed=9)))
+                other.start()
+                other.join()
+            return x
+
+    target.append(Meeting())
+    assert torch.equal(defense(images), expected)

@@ -84,3 +84,8 @@ def test_steps_lower_the_adversarial_error() -> None:
 def test_bad_hyper_parameters_are_errors(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TensorNetworkPurification(**arguments)
+
+
+def test_the_adversarial_error_counts_without_coarser_scales_too() -> None:
+    image = rand(1, 3, 8, 8)
+    assert not torch.equal(*(TensorNetworkPurification(2, eta=eta, scales=0, steps=5)(image) for eta in (0.0, 0.5)))

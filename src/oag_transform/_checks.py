@@ -17,7 +17,15 @@ DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float
 RANGE_TOLERANCE = 1e-4  # the rounding of a normalisation and its inverse; larger deviations are errors
 
 
-class NonFiniteLogitsError(ValueError):
+class OfImages(Exception):  # noqa: N818 - a base of errors
+    """An error about some images of a batch."""
+
+    def renamed(self, images: Sequence[int]) -> "OfImages":
+        """The same error about ``images[r]`` in place of image r."""
+        raise NotImplementedError
+
+
+class NonFiniteLogitsError(OfImages, ValueError):
     """A classifier returned logits that are NaN or infinite.
 
     Attributes:
@@ -34,6 +42,10 @@ class NonFiniteLogitsError(ValueError):
             f"expected finite logits, got NaN or infinity for image(s) [{first}]; a network in float16 may overflow, "
             "use float32 or bfloat16"
         )
+
+    def renamed(self, images: Sequence[int]) -> "NonFiniteLogitsError":
+        """See :class:`OfImages`."""
+        return NonFiniteLogitsError(sorted({images[row] for row in self.images}))
 
 
 def integer(name: str, value: Any, *, at_least: int = 0, at_most: int | None = None) -> int:
@@ -285,11 +297,11 @@ def finite(logits: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def rows_are(images: Sequence[int]) -> Iterator[None]:
-    """A context in which a :class:`NonFiniteLogitsError` names image ``images[r]`` for row r of a batch."""
+    """A context in which an error of class :class:`OfImages` names image ``images[r]`` for row r of a batch."""
     try:
         yield
-    except NonFiniteLogitsError as error:
-        raise NonFiniteLogitsError(sorted({images[row] for row in error.images})) from error
+    except OfImages as error:
+        raise error.renamed(images) from error
 
 
 def _size(height: int, width: int, minimum: int) -> None:

@@ -206,7 +206,8 @@ class DefendedModel(nn.Module):
         purified = []
         for d, defense in enumerate(defenses):
             indices = [(i * len(defenses) + d) * self.samples + k for i in first for k in range(self.samples)]
-            purified.append(self._purify(defense, images.repeat_interleave(self.samples, 0), indices))
+            with _checks.rows_are([row // self.samples for row in range(len(indices))]):
+                purified.append(self._purify(defense, images.repeat_interleave(self.samples, 0), indices))
         if len(purified) == 1:
             return purified[0]
         sizes = [tuple(each.shape[1:]) for each in purified]
@@ -340,8 +341,14 @@ def _from_undefended_target(module: nn.Module, state_dict: dict[str, Any], prefi
         for name, old in undefended.items():
             if old in state_dict:
                 state_dict[name] = state_dict.pop(old)
-        others = {prefix + name: value for name, value in module.state_dict().items()}
-        state_dict.update({name: value for name, value in others.items() if name not in undefended and name not in state_dict})
+        targets = {id(value): f"{prefix}target.{name}" for name, value in _values(module.get_submodule("target"))}
+        for name, value in _values(module):  # a defense may share the target's
+            if prefix + name not in undefended and prefix + name not in state_dict:
+                state_dict[prefix + name] = state_dict.get(targets.get(id(value), ""), value)
+
+
+def _values(module: nn.Module) -> list[tuple[str, Any]]:
+    return list(module.state_dict(keep_vars=True).items())
 
 
 def _classifier(model: str | WeightsEnum) -> tuple[Any, str]:

@@ -1,6 +1,6 @@
 """An estimate of the noise in an image, and the strength of the purification that matches it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,20 @@ def estimate(images: Tensor) -> Tensor:
         TypeError, ValueError: bad images.
     """
     _checks.batch(images)
+    wide = images if images.dtype == torch.float64 else images.float()
+    with torch.autocast(images.device.type, enabled=False):  # not the caller's
+        return _estimated(wide).to(images.dtype)
+
+
+def matching_strength(images: Tensor) -> Tensor:
+    """The strength (N,) of the purification, from 0.25 to 1: the :func:`estimate` of the images divided by 2.6, clipped.
+
+    Arguments and errors are those of :func:`estimate`.
+    """
+    return (estimate(images) / FULL).clamp(LEAST, 1)
+
+
+def _estimated(images: Tensor) -> Tensor:
     full, half, blocks = [], [], []
     for first, last in _bands(*images.shape[-2:]):
         top = max(first - 2, 0)  # what the masks reach into, at half resolution too
@@ -54,14 +68,6 @@ def estimate(images: Tensor) -> Tensor:
     return torch.stack(found).amax(0)
 
 
-def matching_strength(images: Tensor) -> Tensor:
-    """The strength (N,) of the purification, from 0.25 to 1: the :func:`estimate` of the images divided by 2.6, clipped.
-
-    Arguments and errors are those of :func:`estimate`.
-    """
-    return (estimate(images) / FULL).clamp(LEAST, 1)
-
-
 def _opponent(images: Tensor) -> Tensor:
     """(N, C, H, W) in [0, 1] -> brightness and, of three channels, two directions of hue, in grey levels: (N, 1 or 3, H, W)."""
     if images.shape[1] == 1:
@@ -76,11 +82,11 @@ def _without_picture(colours: Tensor) -> Tensor:
     return F.conv2d(F.pad(colours, (1, 1, 1, 1), mode="replicate"), mask.expand(count, 1, 3, 3), groups=count)
 
 
-def _bands(height: int, width: int) -> Iterator[tuple[int, int]]:
+def _bands(height: int, width: int) -> list[tuple[int, int]]:
     """Ranges of rows (first, end) that are processed together, in whole blocks."""
     rows = max(BAND // width // BLOCK, 1) * BLOCK
     firsts = [first for first in range(0, height, rows) if first == 0 or height - first >= BLOCK]
-    yield from zip(firsts, [*firsts[1:], height], strict=True)
+    return list(zip(firsts, [*firsts[1:], height], strict=True))
 
 
 def _hues(fine: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor
 from . import _checks, streams
 from .transform import OnlineAlternateGenerator
 
+ROUNDING = 1e-9  # of shares of images: .83 - .82 is more than .01
+
 
 class NetworkSteps(NamedTuple):
     """The chosen number of network steps, and the accuracy along the trajectory as (step, accuracy) pairs."""
@@ -69,14 +71,15 @@ def choose_network_steps(
     correct: dict[int, int] = {}
     for rows in defense.chunks(images):
         noised = streams.add_normal(images[rows], noise_std, streams.noise_generators(seed, rows, images.device))
-        for moment in defense.trace(noised, every=every, index=rows.start):
-            with torch.no_grad(), _checks.rows_are(rows):
-                logits = _checks.finite(_checks.logits(target(moment.images), len(rows)))
-            if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-                low, high = int(labels.min()), int(labels.max())
-                raise ValueError(f"labels must be from 0 to {logits.shape[1] - 1} for this target, got {low} to {high}")
-            right = logits.argmax(-1) == labels[rows]
-            correct[moment.step] = correct.get(moment.step, 0) + int(right.sum())
+        with _checks.rows_are(rows):
+            for moment in defense.trace(noised, every=every, index=rows.start):
+                with torch.no_grad():
+                    logits = _checks.finite(_checks.logits(target(moment.images), len(rows)))
+                if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+                    low, high = int(labels.min()), int(labels.max())
+                    raise ValueError(f"labels must be from 0 to {logits.shape[1] - 1} for this target, got {low} to {high}")
+                right = logits.argmax(-1) == labels[rows]
+                correct[moment.step] = correct.get(moment.step, 0) + int(right.sum())
     curve = [(step, count / len(images)) for step, count in correct.items()]
     return NetworkSteps(smallest_flat_step(curve, tolerance), curve)
 
@@ -87,6 +90,6 @@ def smallest_flat_step(curve: list[tuple[int, float]], tolerance: float) -> int:
     chosen = curve[-1][0]
     for step, accuracy in reversed(curve):
         best_after = max(best_after, accuracy)
-        if accuracy >= best_after - tolerance:
+        if accuracy >= best_after - tolerance - ROUNDING:
             chosen = step
     return chosen

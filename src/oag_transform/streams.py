@@ -1,4 +1,8 @@
-"""One random stream for each image, so that a result doesn't depend on the rest of the batch; and white noise."""
+"""One random stream for each image, so that a result doesn't depend on the rest of the batch; and white noise.
+
+PyTorch's generator of the CPU takes 32 bits of a seed, so two streams are equal with a probability of 2^-32: some 0.3 pairs
+among 50,000 images.
+"""
 
 import hashlib
 import secrets

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, Literal, NamedTuple, ParamSpec, TypeVar
 
@@ -64,7 +64,7 @@ class Arguments(BySize):
     progress: bool = argument(False, "show a progress bar (needs tqdm).", _checks.flag)
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(_checks.OfImages, RuntimeError):
     """The energy network of an image diverged, and diverged again at a quarter of the learning rates.
 
     Attributes:
@@ -77,6 +77,11 @@ class DivergenceError(RuntimeError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+    def renamed(self, images: Sequence[int]) -> "DivergenceError":
+        """The same error about ``images[r]`` in place of image r."""
+        names = sorted({images[row] for row in self.indices})
+        return DivergenceError(str(self).replace(f"image(s) {self.indices}", f"image(s) {names}"), names)
 
 
 class TraceStep(NamedTuple):
@@ -232,8 +237,9 @@ class OnlineAlternateGenerator(nn.Module):
         ends = list(itertools.accumulate(_count(leaves[place]) for place in at))
         chosen = _checks.indices(index, ends[-1])
         parts = [chosen[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-        for place, part, own in zip(at, parts, settings, strict=True):
-            leaves[place] = self._image(leaves[place], part, own)
+        for place, part, own, end in zip(at, parts, settings, ends, strict=True):
+            with _checks.rows_are(range(end - len(part), end)):
+                leaves[place] = self._image(leaves[place], part, own)
         return pytree.tree_unflatten(leaves, structure)
 
     def settings_for(self, height: int, width: int) -> Settings:
@@ -395,8 +401,8 @@ def _images_among(leaves: list[Any]) -> list[int]:
 
 @contextlib.contextmanager
 def _plain_mode(device: torch.device) -> Iterator[None]:
-    """Without gradients and without the caller's autocast, because the loop chooses its own precision."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    """Without gradients, the caller's autocast and inference mode: the loop chooses its own precision and works in place."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
 
 

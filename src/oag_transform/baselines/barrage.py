@@ -29,10 +29,11 @@ class BaRT(Baseline):
 
     Groups, their order and the parameters of the transforms are drawn for each image. A group of several transforms takes one
     of them. Groups: 1 colour precision, 2 JPEG, 3 swirl, 4 noise, 5 Fourier coefficients, 6 zoom, 7 colour spaces, 8 contrast,
-    9 mixing with grey, 10 denoising. Images of one channel have no groups 7 and 9. Ranges are the paper's (appendix), as
-    implemented in a public port (DefenseBarrageNetwork). Distances, given for 256 pixels, scale with the shorter side.
-    Differences: no seam carving, no random mask of Fourier coefficients (it has no effect in the port), 50 iterations of total
-    variation, mean and median over squares instead of discs, and a bilateral filter instead of a mean of similar pixels.
+    9 mixing with grey, 10 denoising. Images of one channel have no groups 7 and 9. Ranges are those of a public port
+    of the paper's appendix (DefenseBarrageNetwork). Distances, given for 256 pixels, scale with the shorter side. Differences
+    from the port: no seam carving, no random mask of Fourier coefficients (it has no effect there), 50 iterations of total
+    variation, mean and median over squares instead of discs, a bilateral filter instead of a mean of similar pixels, wavelets
+    with soft thresholds in YCbCr, adaptive histograms of each channel, and one sigma of the blur for all channels.
 
     The paper fine-tunes the classifier on its transforms. A target that is not fine-tuned loses much of its clean accuracy.
 

@@ -32,7 +32,8 @@ class Baseline(nn.Module):
 
     def extra_repr(self) -> str:
         """Every argument, but for modules, which have a repr of their own."""
-        arguments = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        names = inspect.signature(type(self)).parameters
+        arguments = {name: getattr(self, name) for name in names if hasattr(self, name)}  # a subclass may have others
         return ", ".join(f"{name}={value!r}" for name, value in arguments.items() if not isinstance(value, nn.Module))
 
 

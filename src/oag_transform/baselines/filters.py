@@ -126,7 +126,8 @@ def _with_codec(defense: nn.Module, quality: int) -> nn.Module:
 def _smooth_jpeg(images: Tensor, codec: Callable[[Tensor, Tensor], Tensor], quality: int) -> Tensor:
     if len(images) == 0:
         return images  # the codec rejects empty batches
-    result = codec(images.expand(-1, 3, -1, -1), images.new_tensor([quality]))
+    with images.device:  # the codec makes constants
+        result = codec(images.expand(-1, 3, -1, -1), images.new_tensor([quality]))
     return result.mean(1, keepdim=True) if images.shape[1] == 1 else result  # grey stays grey
 
 

@@ -13,7 +13,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +115,8 @@ class PixelCNN(nn.Module):
         image, row, column = torch.meshgrid(*(torch.arange(size, device=levels.device) for size in sizes), indexing="ij")
         at = ((image * (height + self.radius) + row) * stride + column).flatten()
         padded, offsets = self.pad(levels).flatten(0, 1), self.offsets(stride)
-        result = torch.cat([self.log_prob(padded[part[:, None] + offsets]) for part in at.split(_POSITIONS)])
+        with torch.autocast(levels.device.type, enabled=False):  # not the caller's
+            result = torch.cat([self.log_prob(padded[part[:, None] + offsets]) for part in at.split(_POSITIONS)])
         return result.unflatten(0, sizes).permute(0, 3, 1, 2).contiguous()
 
     def to_levels(self, images: Tensor) -> Tensor:
@@ -301,6 +302,10 @@ class PixelDefend(Baseline):
         self.epsilon = _checks.integer("epsilon", epsilon, at_most=255)
         self.model = copy.deepcopy(model).double().eval().requires_grad_(False)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """``.to()``, ``.half()`` and others move the model to another device, and leave it in float64."""
+        return super()._apply(lambda value: value.to(fn(value).device), recurse)  # type: ignore[no-untyped-call]
+
     def _defended(self, batch: Tensor, indices: Sequence[int]) -> Tensor:
         levels = self.model.to_levels(batch)
         with torch.no_grad():
@@ -338,7 +343,9 @@ def _to_uint8(images: Tensor) -> Tensor:
 
 
 def _linear(inputs: int, outputs: int, gain: float, generator: Generator) -> nn.Linear:
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)  # the default initialisation draws from global random state
+    layer = nn.utils.skip_init(
+        nn.Linear, inputs, outputs, dtype=torch.float32
+    )  # the default initialisation draws from global random state
     with torch.no_grad():
         layer.weight.normal_(0, gain * math.sqrt(2 / inputs), generator=generator)
         layer.bias.zero_()

@@ -50,7 +50,9 @@ class Surrogate(nn.Module):
         """The result of the defense, with the gradient of ``smooth``."""
         with torch.no_grad():
             values = self.defense(images.detach(), index=index)
-        if not (torch.is_grad_enabled() and images.requires_grad):
+        forward_mode = torch.autograd.forward_ad.unpack_dual(images).tangent is not None
+        if not ((torch.is_grad_enabled() and images.requires_grad) or forward_mode):
             return values
         wide = images if images.dtype == torch.float64 else images.float()
-        return straight_through(applied(self.smooth, wide, index).clamp(0, 1), lambda _: values)
+        with torch.autocast(images.device.type, enabled=False):  # not the caller's
+            return straight_through(applied(self.smooth, wide, index).clamp(0, 1), lambda _: values)

@@ -5,6 +5,7 @@ random, and a result depends on its batch by rounding only. Both defenses take s
 derivative zero, so their own gradient is the identity, also where values are clipped.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,13 +47,16 @@ class AntiAdversary(Baseline):
 
     def _moved(self, images: Tensor) -> Tensor:
         with with_gradients():
-            start, moved = images.clone(), images.clone()
-            labels = _checks.logits(self.target(start), len(start)).argmax(1)
+            moved = images.clone()
+            labels = self._logits(images).argmax(1)
             for _ in range(self.steps):
                 moved = moved.detach().requires_grad_()
-                loss = F.cross_entropy(_checks.logits(self.target(moved), len(moved)), labels, reduction="sum")
+                loss = F.cross_entropy(self._logits(moved), labels, reduction="sum")
                 moved = moved - self.alpha * torch.autograd.grad(loss, moved)[0].sign()
             return moved.detach().clamp(0, 1)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        return _wide(_checks.logits(_shown(self.target, images), len(images)))
 
 
 class ZeroPur(Baseline):
@@ -147,10 +151,12 @@ class ZeroPur(Baseline):
     def _features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The input of the last linear layer, and the features at the last two resolutions."""
         maps: dict[torch.Size, Tensor] = {}
-        embedding = images
+        embedding, own = images, threading.get_ident()
 
         def see(module: nn.Module, inputs: Any, output: Any) -> None:
             nonlocal embedding
+            if threading.get_ident() != own:  # the target serves another thread too
+                return
             if isinstance(module, nn.Linear):
                 embedding = inputs[0].flatten(1)
             elif isinstance(output, Tensor) and output.ndim == 4 and output.shape[-2:].numel() > 1:
@@ -158,11 +164,13 @@ class ZeroPur(Baseline):
 
         hooks = [module.register_forward_hook(see) for module in self.target.modules()]
         try:
-            self.target(images)
+            _shown(self.target, images)
         finally:
             for hook in hooks:
                 hook.remove()
-        return embedding, list(maps.values())[-2:]
+        if not maps:
+            raise ValueError("target must have features of more than one pixel (N, C, H, W); it has none")
+        return _wide(embedding), [_wide(each) for each in maps.values()][-2:]
 
 
 def perceptual_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
@@ -173,6 +181,16 @@ def perceptual_distance(features: list[Tensor], others: list[Tensor]) -> Tensor:
     ]
     # the root has no finite slope at 0, where the first step starts
     return (torch.cat(differences, 1).square().sum(1) + 1e-12).sqrt()
+
+
+def _shown(target: nn.Module, images: Tensor) -> Any:
+    """What a target returns for a copy of the images in its own precision: it may work in place."""
+    parameter = next(target.parameters(), images)
+    return target(images.to(parameter.dtype if parameter.is_floating_point() else images.dtype, copy=True))
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _target(target: Any) -> nn.Module:

@@ -61,13 +61,12 @@ class TensorNetworkPurification(Baseline):
         found = pyramid[0]
         for target in pyramid[:-1]:
             found = self._fit(_as_large(found, target), target, rank)
-        found = self._fit(_as_large(found, square), square, rank, found if coarser else None)
+        found = self._fit(_as_large(found, square), square, rank, found if coarser else None, eta=self.eta)
         return found[..., :height, :width].clamp(0, 1)
 
-    def _fit(self, start: Tensor, target: Tensor, rank: int, coarse: Tensor | None = None) -> Tensor:
+    def _fit(self, start: Tensor, target: Tensor, rank: int, coarse: Tensor | None = None, *, eta: float = 0.0) -> Tensor:
         cores = [core.requires_grad_() for core in tensor_train(start, rank)]
         optimizer = torch.optim.Adam(cores, lr=self.lr)
-        eta = self.eta if coarse is not None else 0.0
         for _ in range(self.steps):
             found = dense(cores)
             loss = ((found - target).abs() + eta).square().mean()

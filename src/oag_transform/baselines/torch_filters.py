@@ -50,7 +50,7 @@ def minimize_tv(images: Tensor, kept: Tensor, weight: float, iterations: int) ->
     dual_step = 1 / (8 * primal_step)
     mean = (images * kept).sum((-2, -1), keepdim=True) / kept.sum((-2, -1), keepdim=True).clamp(min=1)
     start = torch.where(kept, images, mean)
-    pull = torch.where(kept, primal_step / (1 + primal_step), 0.0).to(start)
+    pull = kept.to(start) * (primal_step / (1 + primal_step))
 
     def step(u: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
         descent = u + primal_step * divergence(dual)

@@ -206,15 +206,15 @@ def default_for(height: int, width: int) -> dict[str, Any]:
     return AT_SMALL | between | {name: min(AT_SMALL[name], side) for name in ("kernel_size", "stride")}
 
 
-def for_noise(std: float, height: int, width: int) -> dict[str, Any]:
+def for_noise(std: float, height: int, width: int, scale: float | None = None) -> dict[str, Any]:
     """What replaces the default in images of this size with added Gaussian noise of standard deviation ``std``, on [0, 1].
 
-    The threshold is 2.25 standard deviations of this noise. The remaining Langevin noise matters as much as the removed noise
-    and doesn't grow with ``std``: at most 3 grey levels up to a short side of :data:`SMALL` pixels, at most 14 from
-    :data:`LARGE` pixels, linear in the logarithm of the side in between. The values were chosen on clean training images with
-    noise of 0.25, and at :data:`SMALL` pixels of 0.12 and 0.25; see docs/certificates.md.
+    The threshold is 2.25 standard deviations of this noise, also at a given ``scale``. The remaining Langevin noise matters as
+    much as the removed noise and doesn't grow with ``std``: at most 3 grey levels up to a short side of :data:`SMALL` pixels,
+    at most 14 from :data:`LARGE` pixels, linear in the logarithm of the side in between. The values were chosen on clean
+    training images with noise of 0.25, and at :data:`SMALL` pixels of 0.12 and 0.25; see docs/certificates.md.
     """
-    scale = min(_between(3.0, 14.0, min(height, width)), 100 * std)
+    scale = min(_between(3.0, 14.0, min(height, width)), 100 * std) if scale is None else scale
     return {"strength": 1.0, "scale": scale, "threshold": 2.25 * 255 * std / scale}
 
 
@@ -278,7 +278,7 @@ class BySize(Common):
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)}
         defaults = default_for(height, width)
         if self.noise_std is not None:
-            defaults |= for_noise(self.noise_std, height, width)
+            defaults |= for_noise(self.noise_std, height, width, self.scale)
         return Settings(**given | {name: value for name, value in defaults.items() if given[name] is None})
 
     def _fits(self, size: tuple[int, int]) -> bool:
