@@ -332,6 +332,8 @@ def test_the_command_trains_adversarially_and_reports(
         (["--adversarial", "256"], "--adversarial is in grey levels, at most 255, got 256"),
         (["--adversarial-steps", "3"], "--adversarial-steps needs --adversarial"),
         (["--adversarial", "4"], "epochs must be at least 1"),
+        (["--compute-dtype", "bfloat16"], "--compute-dtype and --lr are for training all layers, which needs --epochs"),
+        (["--lr", "3"], "--compute-dtype and --lr are for training all layers, which needs --epochs"),
         (["--report", "nowhere"], "nowhere is not a folder"),
         (["--report", "data/."], "--report needs other images than those that are trained on"),
         (["--report", "others"], r"--report has the classes ['a', 'b'], but --data has ['a_dark', 'b_bright']"),

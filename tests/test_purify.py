@@ -855,3 +855,34 @@ def dies(*_: object) -> list[worker.PurifyOutcome]:
     """As the kernel does to one that takes too much memory."""
     os.kill(os.getpid(), signal.SIGKILL)
     return []
+
+
+def test_a_lack_of_memory_for_a_batch_is_not_one_for_each_of_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(3):
+        save(tmp_path / "in" / f"{i}.png")
+    stack, encode = torch.stack, saving.encode
+
+    def little(tensors: Any, *args: Any) -> torch.Tensor:
+        if len(tensors) > 1 and tensors[0].dtype == torch.uint8:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return stack(tensors, *args)
+
+    def none_left(image: Any, suffix: str, kept: saving.Metadata) -> Any:
+        monkeypatch.setattr(saving, "encode", encode)
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(torch, "stack", little)
+    monkeypatch.setattr(saving, "encode", none_left)
+    assert purify(tmp_path / "in", "--out", tmp_path / "o", "--batch-size", "3") == 1
+    assert sorted(tree(tmp_path / "o")) == ["1.png", "2.png"]
+    assert capsys.readouterr().err == f"{tmp_path}/in/0.png: MemoryError: none left\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix", "expected"),
+    [("v1.0", None, "v1.0.png"), ("v1.1", ".webp", "v1.1.webp"), ("a/b.JPG", None, "a/b.JPG"), ("b.gif", ".png", "b.png")],
+)
+def test_only_the_suffix_of_an_image_is_replaced(name: str, suffix: str | None, expected: str) -> None:
+    assert sources.target_in(Path("o"), Path(name), suffix) == Path("o") / expected

@@ -1,5 +1,6 @@
 """``--engine ray`` and the callable class: results equal those of one process, for any partition and any killed worker."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -28,7 +29,7 @@ import torch  # noqa: E402
 from oag_transform import OnlineAlternateGenerator  # noqa: E402
 from oag_transform.apps import cluster, cluster_purify, dataset, shards, sources, worker  # noqa: E402
 from oag_transform.apps.cli import main  # noqa: E402
-from oag_transform.apps.cluster_store import ClusterStore  # noqa: E402
+from oag_transform.apps.cluster_store import ClusterStore, connected  # noqa: E402
 from oag_transform.evaluation import result as results  # noqa: E402
 from oag_transform.streams import index_of  # noqa: E402
 from tests.test_purify import FAST, POSIX, odd_exif, purify, read, save, tree  # noqa: E402
@@ -269,7 +270,7 @@ def test_a_bad_sample_or_shard_of_webdataset_is_a_failure_and_the_others_are_mad
     assert {name: found[name] for name in png[1:3]} == {name: expected[name] for name in png[1:3]}
     reasons = dict(failures(tmp_path / "o")[1:])
     assert reasons["none"] == "none: it has no image, only txt"
-    assert reasons["cat.png"] == "cat.png: its cls is not an integer: b'cat'"
+    assert reasons["cat.png"] == "cat.png: its cls is not an integer of 64 bits: b'cat'"
     assert reasons["1.tar"].startswith("1.tar: it can't be read to its end, and the rest is missing: ")
 
 
@@ -563,3 +564,73 @@ def test_errors_of_workers_arrive_unchanged(tmp_path: Path) -> None:
 def test_parts_are_found_by_their_names_in_order(tmp_path: Path) -> None:
     pq.write_table(pa.table({"name": ["b", "a"]}), tmp_path / "part-0.parquet")
     assert shards.names_in(tmp_path, None).tolist() == sorted(map(index_of, "ab"))
+
+
+def test_parts_with_the_names_of_columns_and_numbers_beyond_64_bits() -> None:
+    row = shards._row("a", [("png", b"p"), ("name", b"n"), ("image", b"i"), ("cls", b"9" * 20), ("index", b"-7")])
+    assert row["read_error"] == "its cls is not an integer of 64 bits: b'99999999999999999999'"
+    assert {key: row[key] for key in ("name", "image", "name_", "image_", "cls", "index")} == {
+        "name": "a.png", "image": b"p", "name_": b"n", "image_": b"i", "cls": None, "index": -7,
+    }  # fmt: skip
+    shards._table([row])
+
+
+def test_two_rows_with_one_result_file_are_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = (folder / "a" / "0.png").read_bytes()
+    names = ["a.gif", "a.png", "v1.0", "v1.1"]
+    pq.write_table(pa.Table.from_pylist([{"image": content, "name": name} for name in names]), tmp_path / "a.parquet")
+    assert purify(tmp_path / "a.parquet", "--out", tmp_path / "o", "--format", "png", "--rows", "4", *SEED, *RAY) == 1
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1] == "3 purified, 0 there already, 1 failed"
+    assert "another image has the same result file" in said.err
+    assert set(tree(tmp_path / "o")) == {"a.png", "v1.0.png", "v1.1.png", "_failures.csv"}
+
+
+def test_a_blocked_result_folder_does_not_hide_the_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "in" / "1.png")
+    save(tmp_path / "in" / "a" / "0.png")
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "a").touch()
+    assert purify(tmp_path / "in", "--out", tmp_path / "o", *SEED, *RAY) == 1
+    assert last_line(capsys) == "1 purified, 0 there already, 1 failed"
+    assert [Path(name).name for name, _ in failures(tmp_path / "o")[1:]] == ["0.png"]
+
+
+def test_rows_that_cannot_be_written_are_skipped_and_files_of_several_rows_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"{'x' * 300}.png", "a.png", "a.png", "b.png"]
+    rows = pa.Table.from_pylist([{"name": name, "image": b"i"} for name in names])
+    assert dataset.write_images(ray.data.from_arrow(rows), tmp_path / "o") == 2
+    assert sorted(tree(tmp_path / "o")) == ["a.png", "b.png"]
+    assert ".png: skipped, [Errno 36] File name too long" in caplog.text
+    assert "a.png: written by 2 rows" in caplog.text
+
+
+def test_a_cluster_without_room_is_refused_before_any_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = cluster.ClusterResources(cpus=0, node=1, largest=1, gpus=0)
+    plan = worker.PurifyPlan(arguments=(), out=Path("o"))
+    with pytest.raises(ValueError, match="the cluster has no processor for a worker"):
+        next(cluster_purify.run(plan, [], small, None, None))
+    monkeypatch.setattr(cluster, "connected", lambda *_: contextlib.nullcontext(small))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(ValueError, match=r"threads, 2, and the largest node .* has 1; set OMP_NUM_THREADS=1"):  # noqa: SIM117
+        with connected(None):
+            pass
+
+
+def test_an_empty_address_is_none_and_that_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[dict[str, Any]]()
+
+    def init(**arguments: Any) -> None:
+        asked.append(arguments)
+        if arguments["address"] != "local":
+            raise ConnectionError("nobody there")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    cluster._connect(None, 2)
+    assert asked[0]["num_cpus"] == 3
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(ConnectionError, match=r"no Ray cluster at 10\.0\.0\.1:6379: nobody there"):
+        cluster._connect(None, 2)

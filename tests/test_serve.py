@@ -417,6 +417,16 @@ def test_equal_sizes_are_batched_and_others_are_not_mixed_in() -> None:
     assert sorted((work.shape[1], count) for work, count in engine.seen) == [(40, 1), (40, 4), (50, 2), (70, 1)]
 
 
+def test_an_attack_does_not_wait_for_another() -> None:
+    engine = Gated(make_engine())
+    with serving(engine, replace(SMALL, workers=1)) as server, ThreadPoolExecutor(3) as clients, engine:
+        answers = [clients.submit(server.post, "/attack?eps=4", png(0.4)) for _ in range(3)]
+        until(lambda: server.ask("GET", "/health").json["inside"] == 3)
+        engine.gate.set()
+        assert [answer.result().status for answer in answers] == [200] * 3
+    assert [count for _, count in engine.seen] == [1, 1, 1]
+
+
 def test_there_is_an_answer_in_time_though_the_work_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, deadlines = Gated(make_engine()), Deadlines(monkeypatch)
     with serving(engine, replace(SMALL, timeout=0.5, workers=1)) as server, ThreadPoolExecutor(2) as clients, engine:

@@ -23,11 +23,13 @@ class ClusterResources(NamedTuple):
     Attributes:
         cpus: CPUs for workers; one CPU of the cluster is reserved for reading.
         node: CPUs of its smallest node.
+        largest: CPUs of its largest node.
         gpus: of the cluster.
     """
 
     cpus: int
     node: int
+    largest: int
     gpus: int
 
 
@@ -53,7 +55,7 @@ def connected(address: str | None, workers: int) -> Iterator[ClusterResources]:
         found = ray.cluster_resources()
         nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         smallest = min((count for count in nodes if count), default=1)
-        yield ClusterResources(int(found.get("CPU", 0)) - 1, smallest, int(found.get("GPU", 0)))
+        yield ClusterResources(int(found.get("CPU", 0)) - 1, smallest, max(nodes, default=0), int(found.get("GPU", 0)))
     finally:
         if own:
             ray.shutdown()
@@ -61,9 +63,10 @@ def connected(address: str | None, workers: int) -> Iterator[ClusterResources]:
 
 def _connect(address: str | None, workers: int) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = address or os.environ.get("RAY_ADDRESS") or None  # an empty variable is none
     try:
-        if address is None and "RAY_ADDRESS" not in os.environ:
-            ray.init(num_cpus=workers + 1, include_dashboard=False, **quiet)  # one more, for reading
+        if address is None:
+            ray.init(address="local", num_cpus=workers + 1, include_dashboard=False, **quiet)  # one more, for reading
         else:
             ray.init(address=address, **quiet)
     except (ConnectionError, ray.exceptions.RaySystemError) as error:

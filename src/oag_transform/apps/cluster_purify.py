@@ -55,6 +55,8 @@ def run(
     """
     on_gpu = plan.device != "cpu"
     most = resources.gpus if on_gpu else resources.cpus
+    if most < 1:
+        raise ValueError("the cluster has no processor for a worker: one is reserved for reading, so it needs two")
     workers = most if workers is None else workers
     if workers > most:
         raise ValueError(f"--jobs must be at most {most}, the capacity of the cluster, got {workers}")
@@ -91,7 +93,7 @@ def run(
         raise OSError(f"{type(error.cause).__name__}: {files.reason(error.cause)}") from error
     finally:
         for job in jobs:  # left by killed workers
-            saving.partial_path(job.target, plan.token).unlink(missing_ok=True)
+            saving.remove_partial(job.target, plan.token)
 
 
 def _read(source: shards.Shards) -> "ray.data.Dataset":

@@ -4,7 +4,8 @@ A task is one chunk of images of an attack, or of a row's cell. All else is as w
 store keeps what comes back, chunk after chunk, and an interrupted run goes on from what it has.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -13,6 +14,27 @@ import torch
 from torch import Tensor
 
 from ..evaluation.store import Array, Store
+from . import cluster, worker
+
+
+@contextlib.contextmanager
+def connected(address: str | None) -> Iterator[None]:
+    """Connect to a cluster that has room for a task, see :func:`.cluster.connected`.
+
+    Raises:
+        ValueError: it has none, and would let every task wait forever.
+        ConnectionError: there is no cluster at the address.
+    """
+    with cluster.connected(address, worker.processors()) as resources:
+        threads = torch.get_num_threads()
+        if threads > resources.largest:
+            raise ValueError(
+                f"a task has as many CPUs of one node as this process has threads, {threads}, and the largest node of the "
+                f"cluster has {resources.largest}; set OMP_NUM_THREADS={resources.largest}"
+            )
+        if torch.cuda.is_initialized() and not resources.gpus:
+            raise ValueError("the targets are on a GPU, and the cluster has none; give --device cpu")
+        yield
 
 
 class ClusterStore(Store):

@@ -13,6 +13,7 @@
 import logging
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,8 @@ def write_images(
     """Write image files under their names, each completely or not at all; returns their number.
 
     Existing files are replaced. Rows with an ``error`` (see :class:`Purify`) are skipped. Rows without a file, or without a
-    valid name within the folder, are skipped with a warning in the log.
+    valid name within the folder, are skipped with a warning in the log, and so are files that can't be written. A file that
+    several rows have is written by each of them; a warning says so.
     """
     token, out = secrets.token_hex(4), Path(folder).absolute()
 
@@ -218,20 +220,31 @@ def write_images(
         def values(key: str) -> list[Any]:
             return table[key].to_pylist() if key in table.column_names else [None] * table.num_rows
 
-        lines = []
+        lines, targets = list[str](), list[str]()
         columns = zip(table[name].to_pylist(), table[image].to_pylist(), values(shards.READ_ERROR), values(error), strict=True)
         for row, (called, content, unread, wrong) in enumerate(columns):
             job = shards.job_of(shards.text(called), content, out, None, row, unread)
             if wrong:
                 continue
-            if job.problem is None and job.content is not None:
-                saving.write(job.target, job.content, token)
-            lines.append(f"{files.one_line(str(job.source))}: skipped, {job.problem}" if job.problem else "")
-        return pa.table({"line": pa.array(lines, pa.string())})
+            problem = job.problem
+            if problem is None and job.content is not None:
+                try:
+                    saving.write(job.target, job.content, token)
+                except OSError as failure:
+                    problem = files.reason(failure)
+            lines.append(f"{files.one_line(str(job.source))}: skipped, {problem}" if problem else "")
+            targets.append("" if problem else files.one_line(str(job.target)))
+        return pa.table({"line": pa.array(lines, pa.string()), "target": pa.array(targets, pa.string())})
 
     found = images.map_batches(write, batch_format="pyarrow", num_cpus=0)
     blocks: Iterator[Any] = iter(found.iter_batches(batch_format="pyarrow", batch_size=None))
-    lines = [line for block in blocks for line in block["line"].to_pylist()]
+    lines, written = list[str](), Counter[str]()
+    for block in blocks:
+        lines += block["line"].to_pylist()
+        written.update(filter(None, block["target"].to_pylist()))
     for line in filter(None, lines):
         logger.warning("%s", line)
-    return lines.count("")
+    for target, count in written.items():
+        if count > 1:
+            logger.warning("%s: written by %d rows, the last of which is kept", target, count)
+    return len(written)

@@ -298,9 +298,9 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         """The cluster, where one is asked for: after the plan, as its workers look for modules where this process does then."""
         if self.engine != "ray":
             return contextlib.nullcontext()
-        from . import cluster, worker
+        from .cluster_store import connected
 
-        return cluster.connected(self.address, worker.processors())
+        return connected(self.address)
 
     def _attacks(self) -> "dict[str, Attack]":
         """Every gray-box attack, as the options say; an unknown name in --attacks is an error."""

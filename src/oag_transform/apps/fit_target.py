@@ -64,6 +64,8 @@ class FitTarget(DeviceOptions, ImageOptions):
         _checks.number("--lr", self.lr, above=0)
         if self.size is not None:
             _checks.integer("--size", self.size, at_least=1)
+        if not self.epochs and (self.compute_dtype is not None or self.lr != FitTarget.lr):
+            raise ValueError("--compute-dtype and --lr are for training all layers, which needs --epochs")
         if self.adversarial is not None and _checks.number("--adversarial", self.adversarial, above=0) > 255:
             raise ValueError(f"--adversarial is in grey levels, at most 255, got {self.adversarial:g}")
         if _checks.integer("--adversarial-steps", self.adversarial_steps, at_least=1) > 1 and self.adversarial is None:

@@ -59,7 +59,7 @@ def _parallel(
         pool.shutdown(cancel_futures=True)
         lifeline.close()
         for job in itertools.chain.from_iterable(running.values()):
-            saving.partial_path(job.target, plan.token).unlink(missing_ok=True)
+            saving.remove_partial(job.target, plan.token)
 
 
 def _start(lifeline: Connection, threads: int) -> None:

@@ -169,7 +169,7 @@ class PurifyFiles:
             summary = PurifySummary(self.progress, total, there)
             with summary:
                 summary.tell(found)
-                summary.take(outcomes, count_there=in_parts)
+                summary.take(outcomes, count_there=in_parts, in_files=not plan.parquet)
                 write_failures(plan, summary.failures)
         return 1 if summary.failures else 0
 
@@ -227,18 +227,30 @@ class PurifySummary:
         for line in found.notes:
             self._print(line)
 
-    def take(self, outcomes: "Iterable[list[worker.PurifyOutcome]]", *, count_there: bool = False) -> None:
-        """Report outcomes; ``count_there``: existing results have not been counted yet."""
+    def take(
+        self, outcomes: "Iterable[list[worker.PurifyOutcome]]", *, count_there: bool = False, in_files: bool = False
+    ) -> None:
+        """Report outcomes.
+
+        Args:
+            outcomes: of each part.
+            count_there: existing results have not been counted yet.
+            in_files: each result has a file of its own.
+        """
         from .. import streams  # imports torch
         from . import worker
 
-        seen: set[int] = set()
+        names, targets = set[int](), set[int]()  # hashes, as there may be millions
         for outcome in (outcome for part in outcomes for outcome in part):
             job, error = outcome.job, outcome.error
-            stream = streams.index_of(job.name)
-            if error is None and stream in seen:
+            name, target = streams.index_of(job.name), streams.index_of(str(job.target))
+            if error is None and name in names:
                 error = worker.failed(job, f"the name {job.name!r} is there more than once").error
-            seen.add(stream)
+            elif error is None and in_files and target in targets:
+                error = worker.failed(job, f"another image has the same result file {job.target}; rename one of them").error
+            names.add(name)
+            if outcome.error is None:
+                targets.add(target)
             for note in outcome.notes:
                 self._print(f"{files.one_line(str(job.source))}: {note}")
             if error is not None:

@@ -1,5 +1,6 @@
 """Writing image files, completely or not at all, with the metadata of their source."""
 
+import contextlib
 import io
 import os
 import warnings
@@ -141,6 +142,12 @@ def write(target: Path, content: bytes, token: str) -> None:
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partial(target: Path, token: str) -> None:
+    """Remove what a killed process has left of a file. What can't be removed stays: it must not hide the end of a run."""
+    with contextlib.suppress(OSError):
+        partial_path(target, token).unlink(missing_ok=True)
 
 
 def partial_path(target: Path, token: str) -> Path:

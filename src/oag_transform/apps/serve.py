@@ -97,7 +97,7 @@ class Serve(DeviceOptions, ClassifierOptions):
 
         engine = self.engine()
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        with socket.create_server((self.host, self.port), family=family, backlog=2 * self.queue) as listening:
+        with socket.create_server((self.host, self.port), family=family, backlog=min(2 * self.queue, 65535)) as listening:
             port = listening.getsockname()[1]
             shown = f"[{self.host}]" if family == socket.AF_INET6 else self.host
             print(f"{engine.target.name}, defended, at http://{shown}:{port}/ (Ctrl-C ends it)", flush=True)

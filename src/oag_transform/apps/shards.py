@@ -263,24 +263,32 @@ def _samples(stream: Any) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
 
 
 def _row(key: str, parts: Iterable[tuple[str, bytes]]) -> dict[str, Any]:
-    """A sample as a row of its parts, each by its suffix in lower case."""
+    """A sample as a row of its parts, each by its suffix in lower case, and an underscore where that is a column of its own."""
     row: dict[str, Any] = {"name": key, "image": None, READ_ERROR: None}
-    problems = []
+    own, problems = frozenset(row), []
     for suffix, content in parts:
-        part = suffix.lower()
+        part = suffix.lower() + "_" * (suffix.lower() in own)
         if part in row:
             problems.append(f"it has more than one part {part!r}")
         elif f".{part}" in IMAGE_SUFFIXES and row["image"] is None:
             row |= {"name": f"{key}.{suffix}", "image": content}
         else:
             try:
-                row[part] = int(content) if part in INTEGERS else content.decode() if part in TEXTS else content
+                row[part] = _int64(content) if part in INTEGERS else content.decode() if part in TEXTS else content
             except ValueError:
                 row[part] = None
-                problems.append(f"its {part} is not {'an integer' if part in INTEGERS else 'UTF-8'}: {content[:20]!r}")
+                wanted = "an integer of 64 bits" if part in INTEGERS else "UTF-8"
+                problems.append(f"its {part} is not {wanted}: {content[:20]!r}")
     if row["image"] is None:
         problems.append(f"it has no image, only {', '.join(suffix for suffix, _ in parts)}")
     return row | {READ_ERROR: "; ".join(problems) or None}
+
+
+def _int64(content: bytes) -> int:
+    value = int(content)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"expected 64 bits, got {value}")
+    return value
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -175,7 +175,8 @@ def target_in(out: Path, relative: Path, suffix: str | None) -> Path:
     kept = relative.suffix if relative.suffix.lower() in SUFFIXES else ".png"
     if suffix is not None and SUFFIXES.get(relative.suffix.lower()) != SUFFIXES[suffix]:
         kept = suffix
-    return out / relative.with_suffix(kept)
+    name = relative.stem if relative.suffix.lower() in IMAGE_SUFFIXES else relative.name  # v1.0 and v1.1 stay apart
+    return out / relative.with_name(name + kept)
 
 
 def existing(jobs: Sequence[Job]) -> set[Job]:

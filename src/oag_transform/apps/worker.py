@@ -175,9 +175,9 @@ def _decode(row: int, job: Job, resize: int | None) -> _Decoded:
 
 def _make_group(plan: PurifyPlan, batch: Sequence[Job], group: Sequence[_Decoded]) -> dict[int, PurifyOutcome]:
     """Purify images of one shape; outcomes by their rows in the batch."""
-    pixels = torch.stack([decoded.pixels for decoded in group]).to(plan.device)
     index = [streams.index_of(batch[decoded.row].name) for decoded in group]
     try:
+        pixels = torch.stack([decoded.pixels for decoded in group]).to(plan.device)
         purified = transform_of(plan)(pixels, index=index).cpu()
     except (RuntimeError, ValueError, MemoryError) as error:
         if len(group) == 1:
@@ -193,6 +193,6 @@ def _make_group(plan: PurifyPlan, batch: Sequence[Job], group: Sequence[_Decoded
 def _encode(job: Job, pixels: Tensor, kept: saving.Metadata) -> PurifyOutcome:
     try:
         content, notes = saving.encode(F.to_pil_image(pixels), job.target.suffix, kept)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         return failed(job, error, kept.notes)
     return PurifyOutcome(job, content, None, kept.notes + notes)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -64,7 +65,7 @@ class Api:
 
     def __init__(self, engine: Engine, service: Service) -> None:
         self.engine, self.service = engine, service
-        self.inside = 0
+        self.inside, self.attacks = 0, itertools.count()
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.requests = Counter("oag_requests", "Requests answered.", ("path", "status"), registry=self.registry)
@@ -152,13 +153,14 @@ class Api:
             raise RefusedError(422, upload.sentence(str(error))) from error
 
     async def result(self, kind: str, image: torch.Tensor, attack: tuple[str, int] | None = None) -> Any:
-        """Process an image with the engine, in a batch with others.
+        """Process an image with the engine, in a batch with others unless it is attacked.
 
         Raises:
             RefusedError: 422 for an image that can't be processed.
         """
         try:
-            return await asyncio.wrap_future(self.batcher.submit(Work(kind, tuple(image.shape), attack), image))
+            work = Work(kind, tuple(image.shape), attack, 0 if attack is None else next(self.attacks))
+            return await asyncio.wrap_future(self.batcher.submit(work, image))
         except (DivergenceError, ValueError) as error:
             raise RefusedError(422, f"This image can't be processed: {' '.join(str(error).split())}.") from error
 

@@ -39,11 +39,13 @@ class Work(NamedTuple):
         kind: :data:`CLASSIFY`, :data:`PURIFY` or :data:`ATTACK`.
         shape: of the images.
         attack: one of :data:`ATTACKS`, and its bound in grey levels.
+        number: tells attacks apart: they take long, and one after another in a batch.
     """
 
     kind: str
     shape: tuple[int, ...]
     attack: tuple[str, int] | None = None
+    number: int = 0
 
 
 class Guess(NamedTuple):
