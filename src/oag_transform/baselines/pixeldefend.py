@@ -343,9 +343,8 @@ def _to_uint8(images: Tensor) -> Tensor:
 
 
 def _linear(inputs: int, outputs: int, gain: float, generator: Generator) -> nn.Linear:
-    layer = nn.utils.skip_init(
-        nn.Linear, inputs, outputs, dtype=torch.float32
-    )  # the default initialisation draws from global random state
+    # the default initialisation draws from global random state
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, dtype=torch.float32)
     with torch.no_grad():
         layer.weight.normal_(0, gain * math.sqrt(2 / inputs), generator=generator)
         layer.bias.zero_()
