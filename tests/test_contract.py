@@ -429,6 +429,7 @@ class Images(Dataset[Tensor]):
         return self.transform(rand(3, 12, 12), index=0)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a machine of one processor
 def test_data_loader_workers() -> None:
     seeded = torch.cat(list(DataLoader(Images(small()), num_workers=2)))
     assert torch.equal(seeded, seeded[:1].expand(4, -1, -1, -1))
