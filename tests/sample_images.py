@@ -5,6 +5,10 @@ import torch
 from skimage import data
 from torch import Tensor
 
+from oag_transform.images import IMAGENET_MEAN
+
+QUIET = torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1).expand(3, 20, 20) / 255  # zero in model units: nothing is to be learned
+
 
 def synthetic_image(*shape: int, seed: int = 0) -> Tensor:
     """A smooth random image in [0, 1] with some fine noise, float64."""

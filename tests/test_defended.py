@@ -21,7 +21,7 @@ from oag_transform import DefendedModel, DivergenceError, OnlineAlternateGenerat
 from oag_transform.baselines.target_aware import AntiAdversary
 from oag_transform.defended import shifted
 from oag_transform.evaluation.attacks.unrolled import has_gradient, unrolled
-from oag_transform.images import IMAGENET_MEAN
+from tests.sample_images import QUIET
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -600,9 +600,6 @@ def test_a_checkpoint_of_the_undefended_target_loads_beside_a_defense_and_a_norm
     del part["normalize.mean"]  # of a defended model: nothing may be missing
     with pytest.raises(RuntimeError, match="Missing key"):
         model.load_state_dict(part)
-
-
-QUIET = torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1).expand(3, 20, 20) / 255  # zero in model units: nothing is to be learned
 
 
 def unstable() -> OnlineAlternateGenerator:

@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from oag_transform import DivergenceError, OnlineAlternateGenerator, choose_network_steps, streams
-from oag_transform.images import IMAGENET_MEAN
 from oag_transform.stopping import smallest_flat_step
-
-QUIET = torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1).expand(3, 20, 20) / 255  # zero in model units: nothing is to be learned
+from tests.sample_images import QUIET
 
 
 def defense(**overrides: Any) -> OnlineAlternateGenerator:

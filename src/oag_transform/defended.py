@@ -31,8 +31,7 @@ class DefendedModel(nn.Module):
     that a perturbation was computed for, and their class probabilities are averaged. They cost four passes of the target for
     each image. At 224 pixels under gray-box IGSM and C&W, the views alone restore the class of most images; under MI-FGSM, of
     fewer images (docs/results.md, Table I: Undefended, 4 views). At 32 pixels they restore hardly any under IGSM
-    (docs/cifar10.md). docs/adversaries.md reports robust accuracy under adaptive attacks. See
-    :func:`shifted`.
+    (docs/cifar10.md). docs/adversaries.md reports robust accuracy under adaptive attacks. See :func:`shifted`.
 
     Several defenses are given as a list. Each defense purifies every image, and the class probabilities are averaged over the
     views of all, so that defenses with different errors correct each other. The cost is the sum of the defenses and four passes

@@ -68,7 +68,7 @@ class DivergenceError(_checks.OfImages, RuntimeError):
     """The energy network of an image diverged, and diverged again at a quarter of the learning rates.
 
     Attributes:
-        indices: the positions of these images in the batch.
+        indices: the positions of these images in the batch, which stand in the message for ``{images}``.
     """
 
     def __init__(self, message: str, indices: list[int]) -> None:
@@ -76,12 +76,11 @@ class DivergenceError(_checks.OfImages, RuntimeError):
         self.indices = indices
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return str(self.args[0]).replace("{images}", str(self.indices))
 
     def renamed(self, images: Sequence[int]) -> "DivergenceError":
         """The same error about ``images[r]`` in place of image r."""
-        names = sorted({images[row] for row in self.indices})
-        return DivergenceError(str(self).replace(f"image(s) {self.indices}", f"image(s) {names}"), names)
+        return DivergenceError(self.args[0], sorted({images[row] for row in self.indices}))
 
 
 class TraceStep(NamedTuple):
@@ -290,11 +289,11 @@ class OnlineAlternateGenerator(nn.Module):
         return purified
 
     def _handle_failure(self, part: Tensor, failed: Tensor, originals: Tensor, rows: range) -> Tensor:
-        names = [row for row, bad in zip(rows, failed.tolist(), strict=True) if bad]
-        message = f"the energy network diverged for image(s) {names} of the batch; lower conv_lr and fc_lr or raise scale"
+        message = "the energy network diverged for image(s) {images} of the batch; lower conv_lr and fc_lr or raise scale"
+        error = DivergenceError(message, [row for row, bad in zip(rows, failed.tolist(), strict=True) if bad])
         if self.settings.on_failure == "raise":
-            raise DivergenceError(message, names)
-        warnings.warn(f"{message}; returning the input unpurified", stacklevel=_callers_level())
+            raise error
+        warnings.warn(f"{error}; returning the input unpurified", stacklevel=_callers_level())
         return torch.where(failed[:, None, None, None], originals, part)
 
     def trace(self, images: ImageLike, *, every: int = 1, index: Any = 0) -> Iterator[TraceStep]:
@@ -365,7 +364,7 @@ def _trace_step(states: list[State], images: ImageLike, settings: Settings) -> T
     step, scale = states[0].step, settings.scale
     failed = torch.cat([diverged(state, settings) for state in states]).nonzero().flatten().tolist()
     if failed:
-        raise DivergenceError(f"the energy network diverged for image(s) {failed} by network step {step}", failed)
+        raise DivergenceError(f"the energy network diverged for image(s) {{images}} by network step {step}", failed)
     energies = torch.cat([energy.energy(energy.responses(s.pair, s.theta), s.theta) for s in states], dim=1)
     synthesised = torch.cat([state.images for state in states])
     residual = synthesised - torch.cat([state.reference for state in states])

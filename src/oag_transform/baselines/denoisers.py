@@ -120,8 +120,14 @@ class NonLocalMeans(Baseline):
 
     def differentiable(self) -> nn.Module:
         """With the gradient of weights that are not rounded."""
-        settings: dict[str, Any] = {"patch_size": self.patch_size, "patch_distance": self.patch_distance}
-        return Surrogate(self, partial(non_local_means, h=self.h / 255, sigma=self.sigma / 255, **settings))
+        smooth = partial(
+            non_local_means,
+            h=self.h / 255,
+            patch_size=self.patch_size,
+            patch_distance=self.patch_distance,
+            sigma=self.sigma / 255,
+        )
+        return Surrogate(self, smooth)
 
 
 class Wavelets(Baseline):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..defended import applied
+from ..images import work_type
 from ..straight_through import straight_through
 from .base import Baseline
 from .compose import Compose
@@ -53,6 +54,6 @@ class Surrogate(nn.Module):
         forward_mode = torch.autograd.forward_ad.unpack_dual(images).tangent is not None
         if not ((torch.is_grad_enabled() and images.requires_grad) or forward_mode):
             return values
-        wide = images if images.dtype == torch.float64 else images.float()
-        with torch.autocast(images.device.type, enabled=False):  # not the caller's
-            return straight_through(applied(self.smooth, wide, index).clamp(0, 1), lambda _: values)
+        device, wide = work_type(images)
+        with torch.autocast(device.type, enabled=False):  # not the caller's
+            return straight_through(applied(self.smooth, images.to(wide), index).clamp(0, 1), lambda _: values)
