@@ -587,6 +587,14 @@ def test_attacks_that_leave_the_defense_out_keep_the_normalization(name: str) ->
     assert torch.equal(*found)
 
 
+def test_noise_takes_bpda_where_the_first_defense_has_no_gradient() -> None:
+    images, labels = examples()
+    model = DefendedModel(Linear(), JPEG(50), shift=0)
+    attacks = [make_attack(name, LINF, AdaptiveOptions(steps=3), randomised=False, views=False) for name in ("noise", "bpda")]
+    found, expected = (attack(model, images, labels, images, pgd.unknown).images for attack in attacks)
+    assert torch.equal(found, expected)
+
+
 def test_a_random_start_is_that_of_the_image_wherever_it_is_in_its_batch() -> None:
     images, labels = examples()
     attack = PGD(LINF, 1, 1, random_start=5)

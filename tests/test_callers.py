@@ -1,5 +1,6 @@
 """Other callers: torch.compile, exporters and tracers, and libraries that take a defense as a module."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -103,6 +104,12 @@ def test_art_predicts_and_attacks_through_the_preprocessor() -> None:
 
 
 @pytest.mark.integrations
+def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ModuleNotFoundError, match=r"from_timm needs timm: pip install 'oag-transform\[timm\]'"):
+        DefendedModel.from_timm("resnet18")
+
+
 def test_a_classifier_of_timm_has_its_data_configs_normalisation() -> None:
     timm = pytest.importorskip("timm")
     name = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"

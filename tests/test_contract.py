@@ -321,6 +321,7 @@ def test_help_shows_every_argument_with_its_default_and_meaning() -> None:
         assert parameter.default == getattr(built, name)
         assert f"\n    {name}: " in text
         assert f"{name}=" in repr(built)
+        assert name in dir(built)
 
 
 def test_streams_for_each_image() -> None:

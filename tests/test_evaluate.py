@@ -13,8 +13,9 @@ import torch
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator
 from oag_transform.apps.cli import main
+from oag_transform.apps.evaluate import Evaluate
 from oag_transform.baselines import pixeldefend
-from oag_transform.baselines.catalogue import DEFENSES, OAG, Needs
+from oag_transform.baselines.catalogue import DEFENSES, OAG, Needs, has_oag
 from oag_transform.evaluation import plan
 from oag_transform.evaluation.data import Listing, image_folder
 from oag_transform.evaluation.options import ADAPTIVE_ATTACKS, EXPERIMENTS, GRAY_BOX
@@ -116,11 +117,11 @@ def test_the_shift_of_the_views_is_that_of_every_row_in_views(folder: Path, tmp_
 
 
 def test_a_failed_row_has_a_reason_and_exit_status_1(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert main(arguments(folder, tmp_path, "table1", "--attacks", "fgsm", "--defenses", "jpeg", "pixeldefend")) == 1
+    assert main(arguments(folder, tmp_path, "table1", "--attacks", "fgsm", "--defenses", "jpeg", "tests.tiny:broken")) == 1
     rows = {line.name: line for line in read(tmp_path / "table1.json").rows}
-    assert "--pixelcnn FILE" in rows["Pixel Defend, epsilon 16"].error
+    assert rows["tests.tiny:broken"].error == "RuntimeError: it always fails"
     assert rows["JPEG, quality 75"].error == ""
-    assert "table1: 1 of 5 rows failed: Pixel Defend, epsilon 16" in caplog.text
+    assert "table1: 1 of 5 rows failed: tests.tiny:broken" in caplog.text
     assert (tmp_path / "report.html").exists()
 
 
@@ -186,6 +187,41 @@ def test_tuned_settings_are_used(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert "tune.json is not the tune.json of an evaluation" in capsys.readouterr().err
 
 
+def test_a_tuned_setting_that_a_defense_does_not_take_is_an_error_before_any_work(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(folder, tmp_path, "tune", "--defenses", "jpeg")) == 0
+    file = tmp_path / "tune.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"facts": {"chosen": {"jpeg": 500}}}))
+    run = arguments(folder, tmp_path / "out", "table1", "--defenses", "jpeg", "--tuned", str(file))
+    assert main(run) == 2
+    assert f"--tuned {file}: jpeg: quality must be" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_papers_setting_takes_its_own_tuned_steps(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "PAPER_STEPS", (2, 3))  # for time
+    paper = ["--defenses", "oag", "--setting", "paper", "--count", "1", "--slow-count", "1"]
+    assert main(arguments(folder, tmp_path, "tune", *paper)) == 0
+    chosen = read(tmp_path / "tune-paper.json").facts["chosen"]["oag"]
+    assert chosen in (2, 3)
+    tuned = ["--tuned", str(tmp_path / "tune-paper.json")]
+    monkeypatch.setattr("oag_transform.evaluation.experiments.tables.KERNEL_SIZES", (7,))
+    assert main(arguments(folder, tmp_path, "table5", *paper, *tuned)) == 0
+    assert {row.setting for row in read(tmp_path / "table5-paper.json").rows} == {chosen}
+    assert main(arguments(folder, tmp_path, "table5", "--defenses", "oag", *tuned)) == 2
+    assert "tune-paper.json has OAG at another setting; run tune with --setting default" in capsys.readouterr().err
+
+
+def test_the_papers_setting_has_one_row_of_oag(folder: Path) -> None:
+    command = Evaluate(
+        experiments=("table1",), out=Path("out"), model="tests.tiny:brightness", data=str(folder), setting="paper"
+    )
+    assert [family.label for family in command._every() if has_oag(family.key)] == ["OAG, paper(), closed form"]
+
+
 def test_settings_tuned_in_views_and_of_a_given_setting_are_used(folder: Path, tmp_path: Path) -> None:
     keys = ["jpeg:50", "tv-4-views"]
     assert main(arguments(folder, tmp_path, "tune", "--defenses", *keys)) == 0
@@ -219,6 +255,8 @@ def test_bounds_and_goals_hold_for_attacks_that_table1_leaves_out(folder: Path, 
         (("convergence", "--convergence.draws"), "--convergence.draws is empty"),
         (("certify", "--setting", "paper"), "--setting paper doesn't go with certify"),
         (("table1", "--setting", "paper", "--defenses", "oag-4-views:2"), "got --defenses oag-4-views:2"),
+        (("table1", "--defenses", "pixeldefend"), "--defenses pixeldefend: it needs a PixelCNN"),
+        (("table2", "--other", "tests.tiny:left_half", "--defenses", "zeropur"), "its target, and was given none or several"),
         (("adaptive", "--adaptive.attacks", "dlr"), "dlr needs 3 classes or more, got 2"),
         (("adaptive", "--adaptive.linf", "0.0001"), "--adaptive.linf must be"),
         (("convergence", "--convergence.linf", "300"), "--convergence.linf must be"),

@@ -20,7 +20,18 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox
 from torch import Tensor
 
-from oag_transform.evaluation.render.figures import Series, Tradeoff, cost, iterations, lines, residuals, tradeoff
+from oag_transform.baselines import catalogue
+from oag_transform.evaluation.render.figures import (
+    _STYLES,
+    Series,
+    Tradeoff,
+    _styles,
+    cost,
+    iterations,
+    lines,
+    residuals,
+    tradeoff,
+)
 from oag_transform.evaluation.result import Cell
 
 DEFENSES = (
@@ -154,6 +165,12 @@ def test_a_defense_keeps_its_color(tmp_path: Path, drawn: list[Figure]) -> None:
     assert all(len(set(by_name.values())) == len(by_name) for by_name in colors)
     for name in DEFENSES[2:]:
         assert len({by_name[name] for by_name in colors}) == 1
+
+
+def test_styles_are_of_defenses_that_there_are() -> None:
+    labels = [catalogue.NONE, *(family.label for family in catalogue.DEFENSES)]
+    assert all(any(label.lower().startswith(start) for label in labels) for start in _STYLES)
+    assert len(set(_styles(["Mean filter, size 3", "Non-local means, h 4"], repeat=True))) == 2
 
 
 @pytest.mark.parametrize("channels", [1, 3])

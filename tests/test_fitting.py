@@ -292,7 +292,12 @@ def test_accuracy_as_they_are_and_under_attack(tmp_path: Path) -> None:
     assert clean_accuracy(bright(), listing, preprocessing).right == "111111"
     assert robust_accuracy(bright(), listing, preprocessing, 3, steps=10).right == "111111"
     assert robust_accuracy(bright(), listing, preprocessing, 5, steps=10).right == "000000"
-    assert robust_accuracy(bright(), listing, preprocessing, 5, steps=10, count=4).right == "0000"
+    with torch.no_grad():
+        model = bright()
+    seen: list[int] = []
+    model.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    assert robust_accuracy(model, listing, preprocessing, 5, steps=10, count=4).right == "0000"
+    assert max(seen) == 4  # no more images are attacked than are asked for
     wrong = listing._replace(labels=(1, *listing.labels[1:]))  # one that is wrong as it is
     assert clean_accuracy(bright(), wrong, preprocessing).correct == 5
     assert robust_accuracy(bright(), wrong, preprocessing, 3, steps=10).correct == 5

@@ -646,7 +646,8 @@ def test_class_names(tmp_path: Path) -> None:
     names.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="no text in UTF-8"):
         class_names("a:b", None, names)
-    for model, weights in (("a:b", None), ("resnet18", "w.pt")):
+    (tmp_path / "w.bin").touch()
+    for model, weights in (("a:b", None), ("resnet18", "w.pt"), ("resnet18", str(tmp_path / "w.bin"))):
         with pytest.raises(ValueError, match=r"give --labels FILE"):
             class_names(model, weights, None)
     torch.save({"classes": ["x", "y"]}, tmp_path / "fitted.pt")

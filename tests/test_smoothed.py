@@ -280,6 +280,8 @@ def test_one_object_of_counts_for_several_images_is_refused() -> None:
     images = torch.rand(2, 3, SIDE, SIDE)
     with pytest.raises(ValueError, match="of its own for each image"):
         model.certify(images, 4, 4, counts=[ClassCounts()] * 2)
+    with pytest.raises(TypeError, match="counts must be ClassCounts, one for each image, got dict"):
+        model.certify(images, 4, 4, counts=[ClassCounts(), {}])  # type: ignore[list-item]
     seen = ClassCounts(selection=torch.tensor([1, 2, 3]))
     with pytest.raises(ValueError, match="expected counts of 3 classes, as before, got 2"):
         model.certify(images[:1], 10, 4, counts=[seen])

@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from oag_transform.evaluation.backbones import IMAGENET
 from oag_transform.evaluation.data import Preprocessing
 from oag_transform.evaluation.targets import load_target
 
@@ -84,6 +85,15 @@ def test_a_torchvision_model_with_a_checkpoint(tmp_path: Path) -> None:
     mean, std = (torch.tensor(v)[:, None, None] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     with torch.no_grad():
         assert torch.allclose(target.model(images), network((images - mean) / std), atol=1e-5)
+
+
+def test_a_checkpoint_does_not_say_its_size(tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18(num_classes=5).state_dict(), tmp_path / "five.pt")
+    weights = str(tmp_path / "five.pt")
+    assert load_target("resnet18", weights, classes=names(5), side=32).preprocessing == Preprocessing(32, 32)
+    with pytest.raises(ValueError, match="doesn't say which size it takes, and the first image has 40 x 40 pixels"):
+        load_target("resnet18", weights, classes=names(5), first=(40, 40))
+    assert load_target("resnet18", weights, classes=names(5), first=(300, 300)).preprocessing == IMAGENET
 
 
 def test_torchvisions_own_weights_go_through_its_own_loading(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,17 @@ class Normalized(Brightness):
         return super().forward(self.dropout(0.5 + 0.1 * self.norm(images)))
 
 
+class Broken(nn.Module):
+    """A defense that fails on every batch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise RuntimeError("it always fails")
+
+
+def broken() -> nn.Module:
+    return Broken()
+
+
 def normalized() -> nn.Module:
     return Normalized()
 

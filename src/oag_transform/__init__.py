@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .defended import DefendedModel
-    from .smoothed import ABSTAIN, Certificate, SmoothedModel
+    from .smoothed import ABSTAIN, Certificate, ClassCounts, SmoothedModel
     from .stopping import NetworkSteps, choose_network_steps
     from .transform import DivergenceError, OnlineAlternateGenerator, TraceStep
 
 __all__ = [
     "ABSTAIN",
     "Certificate",
+    "ClassCounts",
     "DefendedModel",
     "DivergenceError",
     "NetworkSteps",

@@ -165,8 +165,12 @@ class DefendedModel(nn.Module):
             ValueError: timm has no classifier of this name.
             ModuleNotFoundError: timm is missing.
         """
-        import timm  # of an extra
-
+        try:
+            import timm
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"from_timm needs {error.name}: pip install 'oag-transform[timm]'", name=error.name
+            ) from error
         if not isinstance(model, str) or not timm.is_model(model):
             raise ValueError(f"expected a model of timm such as 'resnet50', got {model!r}")
         target = timm.create_model(model, pretrained=pretrained).eval()

@@ -150,7 +150,7 @@ class SmoothedModel(nn.Module):
         """
         _checks.batch(images)
         indices = _checks.indices(index, len(images))
-        seed = streams.fresh_seed() if self.seed is None else self.seed
+        seed = streams.seed_or_fresh(self.seed)
         draws = [
             self._logits(images, indices, [draw] * len(images), AVERAGING, seed).log_softmax(-1) for draw in range(self.samples)
         ]
@@ -221,6 +221,9 @@ class SmoothedModel(nn.Module):
             radius = _checks.number("radius", radius, above=0)
         indices = _checks.indices(index, len(images))
         counts = [ClassCounts() for _ in images] if counts is None else counts
+        if not all(isinstance(each, ClassCounts) for each in counts):
+            kinds = ", ".join(sorted({type(each).__name__ for each in counts if not isinstance(each, ClassCounts)}))
+            raise TypeError(f"counts must be ClassCounts, one for each image, got {kinds}")
         if len(counts) != len(images):
             raise ValueError(f"expected class counts for each of {len(images)} images, got {len(counts)}")
         if len({id(each) for each in counts}) < len(counts):
@@ -261,7 +264,7 @@ class SmoothedModel(nn.Module):
 
     def _count(self, images: Tensor, counts: list[ClassCounts], purpose: int, wanted: list[int], indices: list[int]) -> None:
         """Draw until each image has the wanted number of draws. Batches mix images so that they stay full."""
-        seed = streams.fresh_seed() if self.seed is None else self.seed
+        seed = streams.seed_or_fresh(self.seed)
         done = [each.draws(purpose) for each in counts]
         every = itertools.product(range(max(wanted, default=0)), range(len(counts)))
         missing = ((draw, row) for draw, row in every if done[row] <= draw < wanted[row])

@@ -18,6 +18,11 @@ def fresh_seed() -> int:
     return secrets.randbits(63)
 
 
+def seed_or_fresh(seed: int | None) -> int:
+    """A defense's seed for one call: its own, or a fresh one where it has none."""
+    return fresh_seed() if seed is None else seed
+
+
 def index_of(name: str) -> int:
     """The random stream of a name, such as that of an image file: 63 bits of its hash, the same on every machine.
 

@@ -199,6 +199,9 @@ class OnlineAlternateGenerator(nn.Module):
         settings = self.__dict__.get("settings")
         return getattr(settings, name) if name in _NAMES and settings is not None else super().__getattr__(name)
 
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_NAMES})  # type: ignore[no-untyped-call]
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _NAMES:
             raise AttributeError(f"{name} can't be set; make another OnlineAlternateGenerator({name}={value!r}, ...)")
@@ -274,7 +277,7 @@ class OnlineAlternateGenerator(nn.Module):
         return settings
 
     def _batch(self, batch: Tensor, indices: list[int], s: Settings) -> Tensor:
-        seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
+        seed = streams.seed_or_fresh(self.settings.seed)
         purified = torch.empty_like(batch)
         height, width = batch.shape[-2:]
         steps = len(batch) * s.network_steps * len(tiles(height, width, s.tile_size, s.stride))
@@ -316,7 +319,7 @@ class OnlineAlternateGenerator(nn.Module):
 
     def _trace(self, indices: list[int], s: Settings, images: ImageLike, every: int) -> Iterator[TraceStep]:
         batch = to_batch(images)
-        seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
+        seed = streams.seed_or_fresh(self.settings.seed)
         with _plain_mode(batch.device):
             chunks = [prepare(batch[rows], s, seed, [indices[row] for row in rows]) for rows in self.chunks(batch)]
             trajectories = [trajectory(inputs, every) for inputs in chunks]

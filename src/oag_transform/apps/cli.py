@@ -1,4 +1,4 @@
-"""The command line: finds the module of a command, has its arguments parsed and its work done, and tells errors in one line.
+"""The command line: imports the module of a command, parses its arguments, runs it, and prints an error as one line.
 
 The module of a command (``fit_target`` for ``fit-target``) is imported when that command runs. It imports no torch, and has
 

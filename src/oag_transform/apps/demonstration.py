@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import streams
 from ..baselines.filters import JPEG
 from ..defended import DefendedModel
-from ..evaluation.attacks.gray_box import cw, paper_attacks
+from ..evaluation.attacks.gray_box import cw, fgsm, igsm, mifgsm
 from ..evaluation.attacks.pgd import PGD, Bound
 from ..evaluation.backbones import efficientnet_lite
 from ..evaluation.render.figures import residuals
@@ -69,7 +69,7 @@ def measure(seed: int = 0, count: int = 20, defense: Callable[..., Tensor] | Non
     }
     images = {CLEAN: clean}
     _say("attacks")
-    for attack in (*paper_attacks(mifgsm_eps=2)[:3], cw(steps=CW_STEPS, searches=1)):
+    for attack in (fgsm(), igsm(), mifgsm(eps=2), cw(steps=CW_STEPS, searches=1)):
         parts = [attack(target, x, y, classes=1000, seed=seed, index=i) for i, x, y in _parts(clean, labels)]
         images[str(attack)] = torch.cat(parts)
 

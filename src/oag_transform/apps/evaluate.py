@@ -200,13 +200,13 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             logger.error("%s: %d of %d rows failed: %s", result.key, len(failed), len(result.rows), "; ".join(failed))
 
     def _plan(self) -> "Plan":
-        """Everything that can be wrong with the arguments comes before any work."""
+        """The plan of the run; it raises for every bad argument, before any work."""
         import torch
 
         from ..evaluation.adversarial import choose_transfer, common, match
         from ..evaluation.data import first_size, kind_of
         from ..evaluation.experiments import certify
-        from ..evaluation.plan import Plan, as_published, common_facts
+        from ..evaluation.plan import Plan, common_facts
         from ..evaluation.subject import choose_subject
         from ..generator.run import operands
         from ..generator.settings import Settings
@@ -224,9 +224,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         dtype = dtype_of(self.compute_dtype)
         needs = Needs(pixelcnn=self._pixelcnn(), compute_dtype=dtype)
         paper = self.setting == "paper"
-        every = self._tuned()
-        if paper:
-            every = tuple(as_published(each) for each in every if each.key in PAPER_KEYS or not has_oag(each.key))
+        every = self._every()
         first = first_size(listing)
         targets = [self.load(listing.classes, device, listing.side, first)]
         for name in self.other:
@@ -253,7 +251,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         if "certify" in keys:
             unfiltered = choose_subject(targets[0], listing, self.count, store, self.seed, device, right_only=False)
         subject = subjects[0] if subjects else transfer.subject if transfer else unfiltered
-        assert subject is not None  # noqa: S101 - there is an experiment
+        if subject is None:
+            raise ValueError("name an experiment")
         if len(subject.images) < self.count:
             which = "" if subject is unfiltered else f" that {subject.target.name} classifies correctly"
             logger.info("only %d images%s", len(subject.images), which)
@@ -295,7 +294,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         return ClusterStore
 
     def _engine(self) -> contextlib.AbstractContextManager[object]:
-        """The cluster, where one is asked for: after the plan, as its workers look for modules where this process does then."""
+        """The Ray cluster of ``--engine ray``. Workers look for modules where this process does when it connects."""
         if self.engine != "ray":
             return contextlib.nullcontext()
         from .cluster_store import connected
@@ -331,17 +330,24 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         except Exception as error:  # a damaged file
             raise ValueError(f"--pixelcnn {self.pixelcnn}: {files.reason(error)}") from error
 
-    def _tuned(self) -> tuple[Defense, ...]:
-        """Every defense, tuned as the experiment tune has found."""
+    def _every(self) -> tuple[Defense, ...]:
+        """The defenses of the list: OAG as ``--setting`` says, all tuned as the experiment tune has found."""
         from ..evaluation import result as results  # with torch
+        from ..evaluation.plan import as_published
 
+        every = {family.key: family for family in DEFENSES}
+        if self.setting == "paper":
+            every = {key: as_published(each) for key, each in every.items() if key == OAG_KEY or not has_oag(key)}
         if self.tuned is None:
-            return DEFENSES
-        found = results.read(self.tuned).facts.get("chosen")
+            return tuple(every.values())
+        tuned = results.read(self.tuned)
+        found = tuned.facts.get("chosen")
         if not isinstance(found, dict) or not all(isinstance(setting, (int, float)) for setting in found.values()):
             raise ValueError(f"{self.tuned} is not the tune.json of an evaluation")
+        if tuned.key.endswith("-paper") != (self.setting == "paper"):
+            raise ValueError(f"{self.tuned} has OAG at another setting; run tune with --setting {self.setting}")
         try:
-            every = {family.key: family for family in (*DEFENSES, *chosen(found))}
+            every |= {family.key: family for family in chosen(found) if family.key not in every}
         except ValueError as error:
             raise ValueError(f"{self.tuned}: {error}; run tune again") from error
         return tuple(dataclasses.replace(family, tuned=found.get(key, family.tuned)) for key, family in every.items())
@@ -352,13 +358,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             by_key = {family.key: family for family in every}
             named = tuple(by_key.get(defense.key, defense) for defense in chosen(self.defenses))  # some keys are in no list
             for family in named:
-                if family.key not in by_key:  # a defense or a setting of the user's own: errors come before any work
-                    try:
-                        family.make(family.published, self.seed, needs)
-                    except ModuleNotFoundError:  # of an extra; the caller names it
-                        raise
-                    except Exception as error:  # somebody's own code
-                        raise ValueError(f"--defenses {family.key}: {files.reason(error)}") from error
+                self._check_made(family, needs)
             return named
         found = []
         for family in every:
@@ -369,8 +369,20 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
                     raise
                 logger.info("%s is left out: %s", family.label, error)
             else:
+                self._check_made(family, needs)
                 found.append(family)
         return tuple(found)
+
+    def _check_made(self, family: Defense, needs: Needs) -> None:
+        """Make a defense at its published and at its tuned setting, so that errors come before any work."""
+        for setting in dict.fromkeys((family.published, family.tuned)):
+            try:
+                family.make(setting, self.seed, needs)
+            except Exception as error:  # somebody's own code
+                if isinstance(error, ModuleNotFoundError) and error.name is not None:  # of the extra, which the caller names
+                    raise
+                option = "--defenses" if self.tuned is None or setting == family.published else f"--tuned {self.tuned}:"
+                raise ValueError(f"{option} {family.key}: {files.reason(error)}") from error
 
 
 def _lists() -> str:

@@ -27,7 +27,7 @@ def checked(images: Any, index: Any) -> tuple[Tensor, list[int]]:
 
 def generators(seed: int | None, indices: Sequence[int], device: torch.device) -> list[Generator]:
     """A generator for each image; ``seed=None`` draws a fresh seed."""
-    return streams.generators(streams.fresh_seed() if seed is None else seed, indices, device)
+    return streams.generators(streams.seed_or_fresh(seed), indices, device)
 
 
 def integer(low: int, high: int, generator: Generator) -> int:

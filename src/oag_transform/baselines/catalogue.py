@@ -141,7 +141,7 @@ def is_own(key: str) -> bool:
     return key.partition(":")[2].isidentifier()
 
 
-@functools.cache  # it may load a network, and is made before a run, so that errors come early, and in it
+@functools.cache  # it is made before a run too, so that errors come early, and it may load a network
 def own_defense(key: str, seed: int, *, std: float | None = None) -> "nn.Module":
     """See :class:`~oag_transform.baselines.own.OwnDefense`."""
     return class_named(".own", "OwnDefense")(key, seed, std=std)
@@ -177,7 +177,7 @@ def _pixel_defend(epsilon: float, _: int, needs: Needs) -> "nn.Module":
 def _for_target(name: str) -> Make:
     def make(setting: float, _: int, needs: Needs) -> "nn.Module":
         if needs.target is None:
-            raise ValueError("it uses the gradient of the target, and was given none")
+            raise ValueError("it uses the gradient of its target, and was given none or several")
         return class_named(".target_aware", name)(needs.target, setting)
 
     return make

@@ -50,7 +50,7 @@ def build(backbone: str, weights: str | None, classes: int) -> tuple[nn.Sequenti
     Raises:
         ValueError: no such backbone or weights.
     """
-    if backbone.startswith("efficientnet-lite"):
+    if is_lite(backbone):
         if weights is not None:
             raise ValueError(f"weights go with a torchvision model; {backbone} has its own, got weights {weights!r}")
         model, preprocessing = build_lite(backbone)
@@ -65,6 +65,11 @@ def build(backbone: str, weights: str | None, classes: int) -> tuple[nn.Sequenti
     nn.init.zeros_(head.bias)
     model.set_submodule(name, head)
     return model, preprocessing
+
+
+def is_lite(model: str) -> bool:
+    """Whether a model is one of the EfficientNet-lites, by how its name begins; its number may be wrong."""
+    return model.startswith("efficientnet-lite")
 
 
 def build_lite(name: str) -> tuple[nn.Sequential, Preprocessing]:

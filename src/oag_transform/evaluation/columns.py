@@ -102,7 +102,7 @@ class Adaptive:
         return self.options.judge if randomised(model.defense) and not self.options.seed_known else 1
 
     def cell(self, subject: Subject, row: Row, model: DefendedModel) -> tuple[Cell, float | None]:
-        """The seconds hold defense and target, of one draw, for clean images only."""
+        """Accuracy under the attacks, and for clean images the seconds of one draw of defense and target."""
         found = self.states(subject, row)
         attacks, diagnostics = [], list[str]()
         for number, name in enumerate(self.attacks):
@@ -228,9 +228,10 @@ class Adaptive:
 
     def _gradients(self, name: str, row: Row, model: DefendedModel) -> int | None:
         """Gradients of a single draw that PGD takes for an image."""
-        bound = self.bound or Bound("linf", 1)
+        if self.bound is None:
+            return None
         views, random = model.shift != 0, randomised(model.defense)
-        algorithm = make_attack(name, bound, self.options, randomised=random, views=views).algorithm
+        algorithm = make_attack(name, self.bound, self.options, randomised=random, views=views).algorithm
         return algorithm.steps * algorithm.draws if isinstance(algorithm, PGD) else None
 
 

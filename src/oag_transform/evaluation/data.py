@@ -47,7 +47,7 @@ class Listing(NamedTuple):
         labels: their class indices.
         classes: the names of the classes.
         read: position -> the image, RGB. Raises ValueError for a file that is no image, or is broken.
-        side: height and width of every image in pixels, where the set has but one; None: they differ, or nobody has looked.
+        side: height and width in pixels, if all images are square and of one size; None: they differ, or are unknown.
     """
 
     names: tuple[str, ...]

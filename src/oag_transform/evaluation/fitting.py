@@ -18,7 +18,7 @@ from ..defended import DefendedModel
 from ..files import reason
 from .attacks.libraries import APGD
 from .attacks.pgd import PGD, Bound
-from .backbones import build, check_builder
+from .backbones import build, check_builder, is_lite
 from .data import Listing, Preprocessing, batches, read_images
 from .result import Cell, bits
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AdversarialExamples:
-    """What is trained on in place of the images: the worst found within ``eps`` of each (Madry et al. 2018).
+    """Images to train on: for each image the point within ``eps`` with the highest loss that PGD found (Madry et al. 2018).
 
     One step of 1.25 ``eps`` from a random start is fast adversarial training (Wong et al. 2020); more are PGD with steps of
     2.5 ``eps`` over their number. A network may learn to fool that one step alone (catastrophic overfitting, ibid.): judge
@@ -111,7 +111,7 @@ def fit_target(
     lr = _checks.number("lr", lr, above=0)
     if size is not None:
         size = _checks.integer("size", size, at_least=1)
-    lite = backbone.startswith("efficientnet-lite")
+    lite = is_lite(backbone)
     if not lite:
         check_builder(backbone)
     pretrained = lite or weights is not None
@@ -175,23 +175,24 @@ def _right(
     device = next(model.parameters()).device
     right = ""
     for images, labels in batches(listing, preprocessing, 32, seed=0):
-        shown, truth = images.to(device).float() / 255, labels.to(device)
+        left = count - len(right)
+        shown, truth = images[:left].to(device).float() / 255, labels[:left].to(device)
         with torch.no_grad():
             correct = model(shown).argmax(1) == truth
-        rest = correct.nonzero().flatten()[: max(0, count - len(right))]
+        rest = correct.nonzero().flatten()
         if len(rest):
             changed = change(shown[rest], truth[rest])
             with torch.no_grad():
                 correct[rest] = model(changed).argmax(1) == truth[rest]
         right += bits(correct)
-        if len(right) >= count:
+        if len(right) == count:
             break
-    return Cell(right[:count])
+    return Cell(right)
 
 
 @contextlib.contextmanager
 def _statistics_kept(model: nn.Module) -> Iterator[None]:
-    """No gradient of parameters, and batch normalisation that uses what it would use but learns nothing."""
+    """A context in which no parameter has a gradient and batch normalization doesn't update its running statistics."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
     momenta = [norm.momentum for norm in norms]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

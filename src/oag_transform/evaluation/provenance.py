@@ -44,7 +44,7 @@ def hardware(device: torch.device) -> str:
 
 
 def in_code(model: DefendedModel) -> str:
-    """Python that makes the model of any ``target``: what isn't a default, and no seed, as a defender draws a fresh one."""
+    """Python code that makes the model of any ``target``. It has no defaults, and no seed, as a defender draws a fresh one."""
     default = _call(model.defense) == f"{OnlineAlternateGenerator.__name__}()"
     parts = ["target"] if default else ["target", _call(model.defense)]
     given = inspect.signature(DefendedModel).parameters

@@ -325,7 +325,7 @@ def seconds(value: float) -> str:
 
 
 def put(path: Path, text: str) -> None:
-    """Write a text file that no reader, and no interruption, meets half of; bytes of names that are not UTF-8 become U+FFFD."""
+    """Write a text file atomically; bytes of file names that are not UTF-8 become U+FFFD."""
     partial = path.with_suffix(path.suffix + ".partial")
     partial.write_bytes(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode())
     partial.replace(path)

@@ -28,7 +28,7 @@ DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, z
 
 
 class Store:
-    """A folder of arrays, each under everything that decides its content.
+    """A cache of arrays in a folder. The key of an array contains everything that determines its content.
 
     Args:
         folder: is made when something is stored.

@@ -65,7 +65,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of a table to be: a defense at one setting, and how it is measured.
+    """A row that is still to be measured: a defense at one setting, and how it is measured.
 
     Attributes:
         label: name of the row.
@@ -85,19 +85,18 @@ class Row:
     defense: str = ""
     setting: float | None = None
 
-    def model(self, subject: Subject, *, seed: int | None = None, **settings: Any) -> DefendedModel:
+    def model(self, subject: Subject, *, seed: int | None = None) -> DefendedModel:
         """The subject's target behind the defense, on its device.
 
         Args:
             subject: whose target.
             seed: of the defense; the subject's own where that is None. An attacker who doesn't know the defender's random
                 numbers has another one.
-            settings: further arguments of :class:`~oag_transform.DefendedModel`, such as ``gradient``.
         """
         seed = subject.seed if seed is None else seed
         defense = nn.Identity() if self.make is None else self.make(seed)
         shift = self.shift if self.in_views else 0
-        return DefendedModel(subject.target.model, defense, shift=shift, **settings).to(subject.device)
+        return DefendedModel(subject.target.model, defense, shift=shift).to(subject.device)
 
 
 UNDEFENDED = Row(NONE)

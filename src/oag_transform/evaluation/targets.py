@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from .. import files
 from ..baselines.own import imported
-from .backbones import IMAGENET, build, build_lite, build_timm, build_torchvision, check_builder
+from .backbones import IMAGENET, build, build_lite, build_timm, build_torchvision, check_builder, is_lite
 from .data import Preprocessing, check_not_enlarged
 from .options import CHECKPOINTS
 from .store import fingerprint
@@ -60,8 +60,9 @@ def load_target(
         classes: names of the data's classes; the classifier must have as many, and a fitted one the same.
         resize: short side in pixels, in place of the target's own.
         crop: centre crop in pixels, in place of the target's own.
-        side: of the data's images, where all have the same, see :class:`~.data.Listing`. It is resize and crop of a function's
-            classifier and of RobustBench's, which say nothing of their own; they have 256 and 224 where it is None.
+        side: of the data's images, where all have the same, see :class:`~.data.Listing`. It is resize and crop of classifiers
+            that don't say their size: those of functions, of RobustBench and of state dicts. They have 256 and 224 where it is
+            None.
         first: width and height of the data's first image, if known. Where such a classifier would get it enlarged, since both
             are below 224, ``resize`` must be given.
         device: where the classifier goes.
@@ -72,24 +73,25 @@ def load_target(
     """
     path, source_hash = Path(model), ""
     source, _, own_name = model.partition(":")
-    if weights is not None and source != "timm" and (path.suffix or ":" in model or model.startswith("efficientnet-lite")):
+    if weights is not None and source != "timm" and (path.suffix or ":" in model or is_lite(model)):
         raise ValueError(f"weights go with a torchvision or timm model; {model} has its own, got weights {weights!r}")
-    name, native = model, IMAGENET if side is None else Preprocessing(side, side)
+    name, preprocessing = model, None  # the latter stays None where the classifier doesn't say
     if path.suffix in CHECKPOINTS:
         name, network, preprocessing = _load_fitted(path, classes)
     elif source == "timm":
         network, preprocessing = build_timm(own_name, weights, len(classes))
     elif source == "robustbench":
-        network, preprocessing = _load_robustbench(own_name), native
+        network = _load_robustbench(own_name)
     elif ":" in model:
         network, source_hash = _call(model)
-        preprocessing = native
-    elif model.startswith("efficientnet-lite"):
+    elif is_lite(model):
         network, preprocessing = build_lite(model)
     else:
         name, network, preprocessing = _load_torchvision(model, weights, len(classes))
-    if preprocessing is native and side is None and resize is None:
-        check_not_enlarged(first, native, f"{model} doesn't say which size it takes, and ")
+    if preprocessing is None:
+        preprocessing = IMAGENET if side is None else Preprocessing(side, side)
+        if side is None and resize is None:
+            check_not_enlarged(first, preprocessing, f"{name} doesn't say which size it takes, and ")
     preprocessing = preprocessing._replace(resize=resize or preprocessing.resize, crop=crop or preprocessing.crop)
     if preprocessing.resize < preprocessing.crop:
         raise ValueError(
@@ -214,19 +216,25 @@ def _load_robustbench(name: str) -> nn.Module:
         raise ValueError(f"RobustBench has no model {name!r}: {error}") from error
 
 
-def _load_torchvision(name: str, weights: str | None, classes: int) -> tuple[str, nn.Module, Preprocessing]:
+def is_checkpoint(weights: str) -> bool:
+    """Whether these weights are a file with a state dict, or the name of torchvision's."""
+    return Path(weights).suffix in CHECKPOINTS or Path(weights).is_file()
+
+
+def _load_torchvision(name: str, weights: str | None, classes: int) -> tuple[str, nn.Module, Preprocessing | None]:
+    """Its name, the classifier, and its preprocessing, of which a state dict says nothing."""
     check_builder(name)
-    path = Path(weights) if weights is not None else None
-    if path is None:
+    if weights is None:
         raise ValueError(f"{name} needs weights: 'DEFAULT', the name of torchvision weights, or a file with a state dict")
-    if path.suffix not in CHECKPOINTS and not path.is_file():
+    if not is_checkpoint(weights):
         return name, *build_torchvision(name, weights)
+    path = Path(weights)
     if not path.is_file():
         raise ValueError(f"{path} is missing")
-    model, preprocessing = build_torchvision(name, None, classes)
+    model, _ = build_torchvision(name, None, classes)
     state = _load_file(path)
     try:
         model[1].load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} doesn't fit {name} with {classes} classes: {str(error).splitlines()[-1].strip()}") from error
-    return f"{name} ({path.stem})", model, preprocessing
+    return f"{name} ({path.stem})", model, None

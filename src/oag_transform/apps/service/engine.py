@@ -16,9 +16,10 @@ from torchvision.transforms.v2 import functional as F
 
 from ... import streams
 from ...defended import DefendedModel
+from ...evaluation.backbones import is_lite
 from ...evaluation.data import prepared
 from ...evaluation.options import CHECKPOINTS
-from ...evaluation.targets import Target
+from ...evaluation.targets import Target, is_checkpoint
 from ...images import to_uint8
 from ...transform import OnlineAlternateGenerator
 
@@ -39,7 +40,7 @@ class Work(NamedTuple):
         kind: :data:`CLASSIFY`, :data:`PURIFY` or :data:`ATTACK`.
         shape: of the images.
         attack: one of :data:`ATTACKS`, and its bound in grey levels.
-        number: tells attacks apart: they take long, and one after another in a batch.
+        number: makes each attack a batch of its own, so that two attacks run on two workers.
     """
 
     kind: str
@@ -131,7 +132,7 @@ class Engine:
             return list(self.transform(batch, index=index).cpu())
         if work.attack is None:
             raise ValueError("an attack has a name and a bound")
-        return [self._attack(batch[i : i + 1], index[i], *work.attack) for i in range(len(batch))]
+        return [self._attack(batch, index[0], *work.attack)]
 
     @torch.no_grad()
     def _classify(self, batch: Tensor, index: list[int]) -> list[Classified]:
@@ -189,9 +190,9 @@ def class_names(model: str, weights: str | None, labels: Path | None) -> tuple[s
         return _lines(labels)
     if Path(model).suffix in CHECKPOINTS:
         return _fitted(Path(model))
-    if model.startswith("efficientnet-lite"):  # ImageNet's, too
+    if is_lite(model):  # ImageNet's, too
         return tuple(torchvision.models.ResNet50_Weights.DEFAULT.meta["categories"])
-    if ":" in model or (weights is not None and Path(weights).suffix in CHECKPOINTS):
+    if ":" in model or (weights is not None and is_checkpoint(weights)):
         raise ValueError(
             f"no names of classes come with {model}: give --labels FILE, a name in each line, in the model's order"
         )

@@ -36,7 +36,7 @@ class AdaptiveAttack:
         gradient: ``"bpda"``: as the model is differentiated, which is the identity for the defense; ``"exact"`` and
             ``"expected"``: see :func:`.unrolled.unrolled`, and BPDA where a defense then has no gradient; ``"surrogate"``: of
             :mod:`oag_transform.baselines.surrogate`, likewise; ``"noise"``: of the noise that comes first, with everything
-            behind it left out; ``"target"``: of the undefended target (transfer).
+            behind it left out, likewise; ``"target"``: of the undefended target (transfer).
         one_view: PGD sees the views one at a time, see :class:`.pgd.OneView`.
         continues: it starts where the attack before it ended, in place of the images.
     """
@@ -65,7 +65,8 @@ class AdaptiveAttack:
             return DefendedModel(model.target, nn.Identity(), normalize=model.normalize, shift=0)
         if self.gradient == "noise":
             first = model.defense.defenses[0] if isinstance(model.defense, Compose) else model.defense
-            return DefendedModel(model.target, first, normalize=model.normalize, shift=0, gradient="own")
+            noise = DefendedModel(model.target, first, normalize=model.normalize, shift=0, gradient="own")
+            return noise if has_gradient(first, images[:1]) else model
         if self.gradient in ("exact", "expected"):
             own = unrolled(model, expected=self.gradient == "expected")
             return own if has_gradient(own.defense, images[:1]) else model

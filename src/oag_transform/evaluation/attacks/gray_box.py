@@ -151,11 +151,6 @@ def make(key: str, eps: int | None = None, targeted: bool | None = None) -> Atta
     return function(**bound, targeted=entry.targeted if targeted is None else targeted)
 
 
-def paper_attacks(mifgsm_eps: int = MIFGSM_EPS) -> tuple[Attack, ...]:
-    """Those of Table I: FGSM and IGSM targeted, eps 6; MI-FGSM (eps 4 on Flower-17, 2 on ImageNet) and C&W untargeted."""
-    return fgsm(), igsm(), mifgsm(mifgsm_eps), cw()
-
-
 def _linf(name: str, method: Any, eps: Any, targeted: bool, *, once: bool = False) -> Attack:
     """An attack by steps of length 1 without a random start, or by one step of the whole length."""
     eps = _checks.integer("eps (grey levels)", eps, at_least=1, at_most=255)

@@ -122,7 +122,8 @@ def known(image: int, draw: int) -> int:
 class OneView(DefendedModel):
     """A model that shows its target one view at a time, the next one in each call: a gradient costs one pass, not four.
 
-    Over four calls the mean is that of the four views. For attackers: what it answers is not what the model would.
+    Over four calls the mean is that of the four views. Its logits are those of a single view: it is for gradients, not for
+    accuracies.
     """
 
     calls = 0

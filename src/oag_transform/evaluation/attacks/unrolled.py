@@ -24,7 +24,7 @@ class Unrolled(nn.Module):
     """OAG by :func:`oag_transform.generator.with_gradient.purify`.
 
     It works in the image's own precision and on the whole image: ``compute_dtype``, tiles and the second try at smaller rates
-    are left out. Memory is about 0.5 GB for each image of a batch at 224 x 224.
+    are left out. Memory is about 0.4 GB for each image of a batch at 224 x 224.
 
     Args:
         transform: what is unrolled.
@@ -40,7 +40,7 @@ class Unrolled(nn.Module):
         """Purified images (N, C, H, W) in [0, 1], differentiably; ``index``: random stream of the first, or one for each."""
         if not len(images):
             return images
-        seed = streams.fresh_seed() if self.settings.seed is None else self.settings.seed
+        seed = streams.seed_or_fresh(self.settings.seed)
         step_function = _Expected.apply if self.expected else reference.heaviside
         settings, indices = self.settings.at(*images.shape[-2:]), _checks.indices(index, len(images))
         with torch.autocast(images.device.type, enabled=False):
@@ -60,9 +60,9 @@ def unrolled(model: DefendedModel, *, expected: bool = False) -> DefendedModel:
 
     Args:
         model: what is attacked.
-        expected: the exact gradient has no part for what jumps: whether a weight is beyond the threshold, and the masks of the
-            ReLU. The Langevin noise decides both, and what it gives *on average* is smooth. True: a jump at 0 of what carries
-            noise of standard deviation s has the derivative of that average, the normal density of s. Values are the same.
+        expected: the exact gradient treats the thresholds of weight updates and the masks of the ReLU as constant. True: they
+            have the derivative of their mean over the Langevin noise, which is smooth: a jump at 0 of a value with noise of
+            standard deviation s has the normal density of s. Values are the same.
 
     Raises:
         ModuleNotFoundError: kornia is missing, for JPEG among several defenses.

@@ -39,22 +39,23 @@ _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "path",
 }
 _OAG = ("#D55E00", "o")
-# colors of Okabe & Ito, then of Tol's muted scheme; a defense keeps its own in every figure, found by a word in its name
+# colors of Okabe & Ito, then of Tol's muted scheme; a defense keeps its own in every figure, found by how its name begins
 _STYLES = {
-    ("paper()",): ("#8A3C00", "*"),
-    ("alternate", "oag"): _OAG,
-    ("mean", "box"): ("#0072B2", "s"),
-    ("jpeg",): ("#E69F00", "^"),
-    ("tvm",): ("#009E73", "D"),
-    ("total variation",): ("#44AA99", "H"),
-    ("deflection",): ("#CC79A7", "v"),
-    ("random",): ("#56B4E9", "P"),
-    ("pixeldefend", "pixel defend"): ("#882255", "<"),
-    ("prior", "dip"): ("#999933", ">"),
-    ("autoencoder", "auto-encoder"): ("#332288", "h"),
-    ("gaussian",): ("#117733", "X"),
-    ("median",): ("#AA4499", "p"),
-    ("none", "no defense", "as it is", "undefended"): ("#555555", "d"),
+    "oag, paper()": ("#8A3C00", "*"),
+    "oag": _OAG,
+    "mean filter": ("#0072B2", "s"),
+    "jpeg": ("#E69F00", "^"),
+    "tvm": ("#009E73", "D"),
+    "total variation": ("#44AA99", "H"),
+    "pixel deflection": ("#CC79A7", "v"),
+    "randomization": ("#56B4E9", "P"),
+    "pixel defend": ("#882255", "<"),
+    "dip": ("#999933", ">"),
+    "auto-encoder": ("#332288", "h"),
+    "gaussian noise": ("#117733", "X"),
+    "median filter": ("#AA4499", "p"),
+    "undefended": ("#555555", "d"),
+    "non-local means": ("#CC6677", "8"),
 }
 
 
@@ -288,8 +289,8 @@ def _styles(names: Sequence[str], *, repeat: bool = False) -> list[tuple[str, st
     known = {
         name: style
         for name in names
-        for words, style in reversed(_STYLES.items())  # the first that fits stays
-        if any(word in name.lower() for word in words)
+        for start, style in reversed(_STYLES.items())  # the first that fits stays
+        if name.lower().startswith(start)
     }
     every = list(_STYLES.values())  # OAG's first: not for others
     styles: list[tuple[str, str]] = []
