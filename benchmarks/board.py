@@ -93,7 +93,7 @@ def board(of: str, docs: Path) -> str:
             attacked = [_link(_percent(least.cell), file, docs), f"{least.attacks}, n = {least.cell.n}".lstrip(", ")]
         proof = next((each for each in certificates if _denoises(each, row)), None)
         share = "" if proof is None or certified is None else _percent(proof.cells[certified.columns.index(str(proven))])
-        time = "" if measured is None or measured.seconds is None else results.seconds(1000 * measured.seconds)
+        time = "" if measured is None or measured.seconds is None else results.format_seconds(1000 * measured.seconds)
         lines.append(
             [row.name + _fewer(table, measured), *gray, *attacked, _link(share, given["certify"], docs) if share else "", time]
         )

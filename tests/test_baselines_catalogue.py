@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from oag_transform import OnlineAlternateGenerator
 from oag_transform.baselines import barrage, catalogue, denoisers, filters, per_image, tensor_network, zero_shot
 from oag_transform.baselines.base import Baseline
-from oag_transform.baselines.catalogue import DEFENSES, OAG, Defense, Needs, by_key, chosen
+from oag_transform.baselines.catalogue import DEFENSES, OAG, Family, Needs, by_key, chosen
 from oag_transform.baselines.filters import JPEG, MeanFilter
 from oag_transform.baselines.pixeldefend import PixelCNN
 
@@ -27,7 +27,7 @@ NAMES["OnlineAlternateGenerator"] = OnlineAlternateGenerator
 SHOWN_OTHERWISE = ("pixeldefend", "zeropur", "anti-adversary")  # by a hash of the model, by the target's modules
 
 
-def made(defense: Defense, setting: float, seed: int = 3) -> nn.Module:
+def made(defense: Family, setting: float, seed: int = 3) -> nn.Module:
     if defense.key == "bm3d":
         pytest.importorskip("bm3d")
     module = defense.make(setting, seed, NEEDS)
@@ -55,7 +55,7 @@ def test_names_are_unique_and_oag_stands_last() -> None:
 
 
 @every
-def test_settings_are_different_and_the_chosen_one_can_be_made(defense: Defense) -> None:
+def test_settings_are_different_and_the_chosen_one_can_be_made(defense: Family) -> None:
     assert len(set(defense.settings)) == len(defense.settings)
     for setting in {defense.published, defense.tuned, *defense.settings}:
         module = made(defense, setting)
@@ -65,7 +65,7 @@ def test_settings_are_different_and_the_chosen_one_can_be_made(defense: Defense)
 
 
 @every
-def test_each_makes_an_image_of_an_image(defense: Defense) -> None:
+def test_each_makes_an_image_of_an_image(defense: Family) -> None:
     module = made(defense, defense.settings[-1]) if defense.key != "oag-paper" else made(defense, 2)
     if defense.key in ("dip", "zs-n2n", "noise2fast"):
         module.steps = 2  # type: ignore[assignment]

@@ -71,7 +71,7 @@ def test_each_figure_is_drawn_from_the_rows_and_files_that_it_names(tmp_path: Pa
     assert series == [figures.Series(ROWS[i].name, list(zip((0.0, 6.0), ROWS[i].cells, strict=True))) for i in (0, 2)]  # type: ignore[arg-type]
     assert more == {"xlabel": "eps", "mark": 6, "mark_label": "here"}
     assert drawn["cost"][1] == [("JPEG, quality 75", 0.002, 0.5), ("JPEG, quality 7.5", 0.003, 0.75)]
-    assert drawn["tradeoff"][1] == [figures.Tradeoff("JPEG", [("75", 0.75, 0.5), ("7.5", 0.5, 0.75)], True)]
+    assert drawn["tradeoff"][1] == [figures.TradeoffSeries("JPEG", [("75", 0.75, 0.5), ("7.5", 0.5, 0.75)], True)]
     original, attacked, purified = torch.from_numpy(PIXELS).permute(0, 1, 4, 2, 3).float() / 255
     _, columns, reference, notes, _ = drawn["residuals"]
     assert [name for name, _ in columns] == ["0", "1"]

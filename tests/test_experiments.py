@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from oag_transform import OnlineAlternateGenerator
-from oag_transform.baselines.catalogue import Defense, Needs, chosen
+from oag_transform.baselines.catalogue import Family, Needs, chosen
 from oag_transform.evaluation.attacks.gray_box import Attack, fgsm, igsm, mifgsm
 from oag_transform.evaluation.data import image_folder
 from oag_transform.evaluation.experiments import adaptive, certify, convergence, figures, tables, transfer
@@ -351,7 +351,7 @@ def test_a_second_target_is_asked_for(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_auto_encoder_and_ours_meet_the_same_images(folder: Path, tmp_path: Path) -> None:
-    families: tuple[Defense, ...] = chosen(["jpeg", "oag"])
+    families: tuple[Family, ...] = chosen(["jpeg", "oag"])
     result = tables.autoencoder(make_plan(folder, tmp_path, families=families))
     assert [row.defense for row in result.rows] == ["", "", "oag"]
     assert {cell.n for row in result.rows for cell in row.cells if cell} == {2}
@@ -364,7 +364,7 @@ def test_adaptive_attacks_go_through_each_rows_own_defense(folder: Path, tmp_pat
         def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
             return (images - images.mean((1, 2, 3), keepdim=True)).sign().mul(0.1).add(images)
 
-    family = Defense("contrast", "Contrast", "by", lambda *_: Contrast(), 1, (1,))
+    family = Family("contrast", "Contrast", "by", lambda *_: Contrast(), 1, (1,))
     options = AdaptiveOptions(attacks=("bpda",), linf=(6, 1), l2=(0.1,), steps=8, judge=3)
     plan = dataclasses.replace(make_plan(folder, tmp_path, families=(family,)), adaptive=options)
     linf, l2 = adaptive.adaptive(plan)
@@ -404,7 +404,7 @@ def test_a_known_seed_is_attacked_in_the_draw_that_judges(folder: Path, tmp_path
 
 def test_convergence_measures_accuracy_on_fresh_draws(folder: Path, tmp_path: Path) -> None:
     options = ConvergenceOptions(linf=3, steps=(1, 10), draws=(1,), eot_steps=10)
-    identity = Defense("identity", "Identity", "by", lambda *_: nn.Identity(), 1, (1,))
+    identity = Family("identity", "Identity", "by", lambda *_: nn.Identity(), 1, (1,))
     plan = dataclasses.replace(make_plan(folder, tmp_path, families=(identity,)), convergence=options)
     steps, draws = convergence.convergence(plan)
     images, labels = plan.subject.images.float() / 255, plan.subject.labels

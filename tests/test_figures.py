@@ -24,7 +24,7 @@ from oag_transform.baselines import catalogue
 from oag_transform.evaluation.render.figures import (
     _STYLES,
     Series,
-    Tradeoff,
+    TradeoffSeries,
     _styles,
     cost,
     iterations,
@@ -120,8 +120,8 @@ def test_lines_and_their_bands(tmp_path: Path, drawn: list[Figure]) -> None:
 
 def test_tradeoff_has_every_point_and_ours_strongest(tmp_path: Path, drawn: list[Figure]) -> None:
     series = [
-        Tradeoff("JPEG", [("75", 0.98, 0.2), ("50", 0.95, 0.4), ("25", 0.9, 0.5)]),
-        Tradeoff("OAG", [("84", 0.95, 0.6), ("36", 0.85, 0.8)], emphasis=True),
+        TradeoffSeries("JPEG", [("75", 0.98, 0.2), ("50", 0.95, 0.4), ("25", 0.9, 0.5)]),
+        TradeoffSeries("OAG", [("84", 0.95, 0.6), ("36", 0.85, 0.8)], emphasis=True),
     ]
     tradeoff(tmp_path / "tradeoff.svg", series)
     axes = drawn[0].axes[0]
@@ -133,8 +133,8 @@ def test_tradeoff_has_every_point_and_ours_strongest(tmp_path: Path, drawn: list
 
 
 def test_labels_of_the_emphasised_curve_stay_in_a_crowd(tmp_path: Path, drawn: list[Figure]) -> None:
-    crowd = [Tradeoff(str(k), [(f"s={i}", 0.8 + 0.001 * i, 0.5) for i in range(8)]) for k in range(9)]
-    tradeoff(tmp_path / "crowd.png", [*crowd, Tradeoff("OAG", [("T", 0.8, 0.5)], True)])
+    crowd = [TradeoffSeries(str(k), [(f"s={i}", 0.8 + 0.001 * i, 0.5) for i in range(8)]) for k in range(9)]
+    tradeoff(tmp_path / "crowd.png", [*crowd, TradeoffSeries("OAG", [("T", 0.8, 0.5)], True)])
     assert "T" in [text.get_text() for text in drawn[0].axes[0].texts]
     boxes = label_boxes(drawn[0])
     assert not any(one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i])
@@ -158,7 +158,7 @@ def test_a_defense_keeps_its_color(tmp_path: Path, drawn: list[Figure]) -> None:
     colors = []
     for names in (DEFENSES, DEFENSES[::-1], ("Undefended", *DEFENSES[1:])):
         lines(tmp_path / "a.svg", [Series(name, [(1, cell(1, 2))]) for name in names], xlabel="x")
-        tradeoff(tmp_path / "b.svg", [Tradeoff(name, [("", 0.5, 0.5)]) for name in names])
+        tradeoff(tmp_path / "b.svg", [TradeoffSeries(name, [("", 0.5, 0.5)]) for name in names])
         colors += [
             dict(zip(names, (to_hex(line.get_color()) for line in figure.axes[0].lines), strict=True)) for figure in drawn[-2:]
         ]
@@ -219,7 +219,7 @@ def draw_lines(path: Path) -> None:
 
 
 def draw_tradeoff(path: Path) -> None:
-    tradeoff(path, [Tradeoff("a", [("1", 0.1, 0.3), ("2", 0.2, 0.4)])])
+    tradeoff(path, [TradeoffSeries("a", [("1", 0.1, 0.3), ("2", 0.2, 0.4)])])
 
 
 def draw_cost(path: Path) -> None:
@@ -267,8 +267,11 @@ NOTES = [["", ""]]
         (lambda f: lines(f / "a.svg", [Series("one", [(1, Cell(""))])], xlabel=""), "got an empty one: 'one'"),
         (lambda f: lines(f / "a.pdf", [Series("one", [(1, cell(1, 2))])], xlabel=""), "got 'a.pdf'"),
         (lambda f: tradeoff(f / "a.svg", []), "at least one defense, got none"),
-        (lambda f: tradeoff(f / "a.svg", [Tradeoff("one", [])]), "at least one point, got none: 'one'"),
-        (lambda f: tradeoff(f / "a.svg", [Tradeoff("one", [("1", 50, 0.5)])]), r"accuracies in \[0, 1\], got \[50, 0.5\]"),
+        (lambda f: tradeoff(f / "a.svg", [TradeoffSeries("one", [])]), "at least one point, got none: 'one'"),
+        (
+            lambda f: tradeoff(f / "a.svg", [TradeoffSeries("one", [("1", 50, 0.5)])]),
+            r"accuracies in \[0, 1\], got \[50, 0.5\]",
+        ),
         (lambda f: cost(f / "a.svg", []), "at least one point, got none"),
         (lambda f: cost(f / "a.svg", [("one", 0.0, 0.5)]), "seconds above 0 .* got 0.0: 'one'"),
         (lambda f: cost(f / "a.svg", [("one", 1.0, 61)]), r"accuracies in \[0, 1\], got \(61,\)"),

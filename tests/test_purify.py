@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from oag_transform import DivergenceError, OnlineAlternateGenerator, files
-from oag_transform.apps import processes, saving, sources, worker
+from oag_transform.apps import local_purify, saving, sources, worker
 from oag_transform.apps.cli import main
 from oag_transform.streams import index_of
 
@@ -207,7 +207,7 @@ def test_processes_share_the_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         given.append(arguments)
         raise OSError("enough")
 
-    monkeypatch.setattr(processes, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(local_purify, "ProcessPoolExecutor", pool)
     for count, threads in ((2, 3), (7, 1), (9, 1)):
         assert purify(save(tmp_path / "a.png"), "--out", tmp_path / "o", "--jobs", str(count)) == 2
         assert given[-1][0] == count
@@ -220,10 +220,10 @@ def test_a_process_keeps_to_its_threads() -> None:
     try:
         torch.set_num_threads(3)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(processes, "_end_with", lambda _: None)
-            processes._start(reader, 2)
+            patch.setattr(local_purify, "_end_with", lambda _: None)
+            local_purify._start(reader, 2)
             assert torch.get_num_threads() == 2
-            processes._start(reader, 5)  # OMP_NUM_THREADS, or what else limits them, stays
+            local_purify._start(reader, 5)  # OMP_NUM_THREADS, or what else limits them, stays
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -776,9 +776,9 @@ def test_without_tqdm_there_is_no_bar_and_no_message(
 
 STOPPED = """
 import os, signal, sys
-from oag_transform.apps import cli, processes
+from oag_transform.apps import cli, local_purify
 name, after, *arguments = sys.argv[1:]
-run = processes.run
+run = local_purify.run
 
 def stopped(*given):
     for number, outcomes in enumerate(run(*given)):
@@ -789,7 +789,7 @@ def stopped(*given):
             else:  # the first process alone
                 os.kill(os.getpid(), signal.SIGKILL)
 
-processes.run = stopped
+local_purify.run = stopped
 sys.exit(cli.main(arguments))
 """
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from .. import files
-from ..baselines.catalogue import DEFENSES, IN_VIEWS, OAG_KEY, Defense, Needs, chosen, has_oag
+from ..baselines.catalogue import DEFENSES, IN_VIEWS, OAG_KEY, Family, Needs, chosen, has_oag
 from ..baselines.smoothing import DENOISERS
 from ..evaluation.options import (
     ADAPTIVE_ATTACKS,
@@ -330,7 +330,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         except Exception as error:  # a damaged file
             raise ValueError(f"--pixelcnn {self.pixelcnn}: {files.reason(error)}") from error
 
-    def _every(self) -> tuple[Defense, ...]:
+    def _every(self) -> tuple[Family, ...]:
         """The defenses of the list: OAG as ``--setting`` says, all tuned as the experiment tune has found."""
         from ..evaluation import result as results  # with torch
         from ..evaluation.plan import as_published
@@ -352,7 +352,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             raise ValueError(f"{self.tuned}: {error}; run tune again") from error
         return tuple(dataclasses.replace(family, tuned=found.get(key, family.tuned)) for key, family in every.items())
 
-    def _families(self, every: tuple[Defense, ...], needs: Needs) -> tuple[Defense, ...]:
+    def _families(self, every: tuple[Family, ...], needs: Needs) -> tuple[Family, ...]:
         """The defenses that are asked for; where none is, those that can be made here."""
         if self.defenses is not None:
             by_key = {family.key: family for family in every}
@@ -373,7 +373,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
                 found.append(family)
         return tuple(found)
 
-    def _check_made(self, family: Defense, needs: Needs) -> None:
+    def _check_made(self, family: Family, needs: Needs) -> None:
         """Make a defense at its published and at its tuned setting, so that errors come before any work."""
         for setting in dict.fromkeys((family.published, family.tuned)):
             try:

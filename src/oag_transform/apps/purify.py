@@ -129,7 +129,7 @@ class PurifyFiles:
         return self._purify_by_ray(plan) if self.engine == "ray" else self._purify_here(plan)
 
     def _purify_here(self, plan: "worker.PurifyPlan") -> int:
-        from . import processes
+        from . import local_purify
 
         found = sources.find(self.images, self.out)
         if shards := [file.path for file in found.files if file.path.suffix.lower() in sources.SHARDS]:
@@ -137,7 +137,7 @@ class PurifyFiles:
         jobs, there = self._missing(found, plan)
         if jobs:
             self.out.mkdir(parents=True, exist_ok=True)  # before any work
-        outcomes = processes.run(plan, jobs, 1 if self.jobs is None else self.jobs)
+        outcomes = local_purify.run(plan, jobs, 1 if self.jobs is None else self.jobs)
         summary = PurifySummary(self.progress, len(jobs), there)
         with summary, contextlib.closing(outcomes):  # ends the processes, also after Ctrl-C
             summary.tell(found)

@@ -50,7 +50,7 @@ Make: TypeAlias = "Callable[[float, int, Needs], nn.Module]"
 
 
 @dataclass(frozen=True)
-class Defense:
+class Family:
     """A family of defenses with one free setting.
 
     Attributes:
@@ -86,7 +86,7 @@ class Defense:
         return self.label if not self.knob else f"{self.label}, {self.knob} {setting:.4g}"
 
 
-def by_key(key: str) -> Defense:
+def by_key(key: str) -> Family:
     """The defense of this key.
 
     ``KEY-4-views`` is any defense of the list in four views. ``KEY:SETTING`` has the given setting only. ``KEY+KEY:SETTING`` is
@@ -104,7 +104,7 @@ def by_key(key: str) -> Defense:
     if name not in known and alone is not None and not alone.in_views:
         known[name] = _in_views(alone)
     if name not in known and is_own(named := key.removesuffix(IN_VIEWS)):
-        own = Defense(named, named, "", lambda _, seed, __: own_defense(named, seed), 0, (0,))
+        own = Family(named, named, "", lambda _, seed, __: own_defense(named, seed), 0, (0,))
         return _in_views(own) if key.endswith(IN_VIEWS) else own
     if name not in known:
         raise ValueError(f"no defense {name!r}; expected some of {', '.join(known)}")
@@ -119,7 +119,7 @@ def by_key(key: str) -> Defense:
     return dataclasses.replace(known[name], key=key, published=setting, tuned=setting, settings=(setting,))
 
 
-def _together(key: str) -> Defense:
+def _together(key: str) -> Family:
     """Several defenses in one :class:`~oag_transform.DefendedModel`; see :func:`by_key`."""
     families = [by_key(part) for part in key.split("+")]
 
@@ -128,7 +128,7 @@ def _together(key: str) -> Defense:
         return importlib.import_module("torch.nn").ModuleList(made)
 
     label = f"{' + '.join(family.describe(family.published) for family in families)}, {VIEWS}"
-    return Defense(key, label, "", make, len(families), (len(families),), in_views=True)
+    return Family(key, label, "", make, len(families), (len(families),), in_views=True)
 
 
 def has_oag(key: str) -> bool:
@@ -147,7 +147,7 @@ def own_defense(key: str, seed: int, *, std: float | None = None) -> "nn.Module"
     return class_named(".own", "OwnDefense")(key, seed, std=std)
 
 
-def chosen(keys: Iterable[str]) -> tuple[Defense, ...]:
+def chosen(keys: Iterable[str]) -> tuple[Family, ...]:
     """The defenses with these keys, each once, in the order of the keys; see :func:`by_key`."""
     return tuple(by_key(key) for key in dict.fromkeys(keys))
 
@@ -192,14 +192,14 @@ def _oag_as_published(steps: float, seed: int, needs: Needs) -> "nn.Module":
     return _oag(steps, seed, needs, **class_named("..generator.settings", "PAPER_CLOSED_FORM"))
 
 
-def _in_views(defense: Defense, **changes: Any) -> Defense:
+def _in_views(defense: Family, **changes: Any) -> Family:
     """A defense in the four views of a DefendedModel; ``changes`` are further fields that differ."""
     named: dict[str, Any] = {"key": f"{defense.key}{IN_VIEWS}", "label": f"{defense.label}, {VIEWS}"}
     return dataclasses.replace(defense, **named, in_views=True, **changes)
 
 
 # key, label, knob, maker, published setting, settings from weak to strong
-_JPEG = Defense("jpeg", "JPEG", "quality", _made("filters", "JPEG", "quality"), 75, (90, 75, 60, 50, 35, 25, 15, 10), tuned=35)
+_JPEG = Family("jpeg", "JPEG", "quality", _made("filters", "JPEG", "quality"), 75, (90, 75, 60, 50, 35, 25, 15, 10), tuned=35)
 _NOISY_JPEG = dataclasses.replace(
     _JPEG,
     key="jpeg-noise",
@@ -214,8 +214,8 @@ _ADAPTED_JPEG = dataclasses.replace(
     label="JPEG and noise, by the image's noise",
     make=_made("filters", "NoisyJPEG", "quality", std=8, follow_noise=True),
 )
-_NOISE = Defense("noise", "Gaussian noise", "grey levels", _made("filters", "GaussianNoise", "std"), 12, (6, 12, 18, 24))
-_OAG = Defense(OAG_KEY, OAG, "T_N", _oag, 9, (48, 36, 24, 18, 12, 9, 6))
+_NOISE = Family("noise", "Gaussian noise", "grey levels", _made("filters", "GaussianNoise", "std"), 12, (6, 12, 18, 24))
+_OAG = Family(OAG_KEY, OAG, "T_N", _oag, 9, (48, 36, 24, 18, 12, 9, 6))
 _OAG_FULL = dataclasses.replace(
     _OAG,
     key="oag-full",
@@ -223,10 +223,10 @@ _OAG_FULL = dataclasses.replace(
     make=lambda steps, seed, needs: _oag(steps, seed, needs, strength=1.0),
 )
 
-DEFENSES: tuple[Defense, ...] = (
-    Defense("mean", "Mean filter", "size", _made("filters", "MeanFilter", "size"), 3, (3, 5, 7), tuned=7),
-    Defense("median", "Median filter", "size", _made("filters", "MedianFilter", "size"), 3, (3, 5, 7), tuned=7),
-    Defense("bit-depth", "Bit depth", "bits", _made("filters", "BitDepth", "bits"), 5, (6, 5, 4, 3, 2)),
+DEFENSES: tuple[Family, ...] = (
+    Family("mean", "Mean filter", "size", _made("filters", "MeanFilter", "size"), 3, (3, 5, 7), tuned=7),
+    Family("median", "Median filter", "size", _made("filters", "MedianFilter", "size"), 3, (3, 5, 7), tuned=7),
+    Family("bit-depth", "Bit depth", "bits", _made("filters", "BitDepth", "bits"), 5, (6, 5, 4, 3, 2)),
     _JPEG,
     _NOISY_JPEG,
     # baselines in the same views as OAG
@@ -234,14 +234,14 @@ DEFENSES: tuple[Defense, ...] = (
     _in_views(_JPEG, published=25, tuned=15),
     _in_views(_NOISY_JPEG, published=25, tuned=15),
     _in_views(_ADAPTED_JPEG, published=25, tuned=15),
-    Defense(
+    Family(
         "tv", "Total variation", "weight", _made("denoisers", "TotalVariation", "weight"), 0.1, (0.03, 0.05, 0.1, 0.15, 0.2)
     ),
-    Defense("tvm", "TVM", "weight", _made("denoisers", "TVM", "weight"), 0.03, (0.01, 0.03, 0.06, 0.1)),
-    Defense("nlm", "Non-local means", "h", _made("denoisers", "NonLocalMeans", "h"), 4, (2, 4, 8, 12, 16)),
-    Defense("wavelets", "Wavelets", "grey levels", _made("denoisers", "Wavelets", "sigma"), 10, (5, 10, 20, 30, 50)),
-    Defense("bm3d", "BM3D", "grey levels", _made("denoisers", "BM3D", "sigma"), 10, (5, 10, 15, 20, 30), slow=True),
-    Defense(
+    Family("tvm", "TVM", "weight", _made("denoisers", "TVM", "weight"), 0.03, (0.01, 0.03, 0.06, 0.1)),
+    Family("nlm", "Non-local means", "h", _made("denoisers", "NonLocalMeans", "h"), 4, (2, 4, 8, 12, 16)),
+    Family("wavelets", "Wavelets", "grey levels", _made("denoisers", "Wavelets", "sigma"), 10, (5, 10, 20, 30, 50)),
+    Family("bm3d", "BM3D", "grey levels", _made("denoisers", "BM3D", "sigma"), 10, (5, 10, 15, 20, 30), slow=True),
+    Family(
         "deflection",
         "Pixel deflection",
         "sigma",
@@ -249,7 +249,7 @@ DEFENSES: tuple[Defense, ...] = (
         0.04,
         (0.02, 0.04, 0.08, 0.12, 0.2),
     ),
-    Defense(
+    Family(
         "deflection-near",  # the published window of 10 pixels is that of images of 224 and more; 3 was tuned at 32 pixels
         "Pixel deflection, near",
         "window",
@@ -257,7 +257,7 @@ DEFENSES: tuple[Defense, ...] = (
         3,
         (1, 2, 3, 5, 10),
     ),
-    Defense(
+    Family(
         "randomization",
         "Randomization",
         "ratio",
@@ -267,16 +267,16 @@ DEFENSES: tuple[Defense, ...] = (
         tuned=1.25,
     ),
     _NOISE,
-    Defense("pixeldefend", "Pixel Defend", "epsilon", _pixel_defend, 16, (4, 8, 16, 24), slow=True),
-    Defense(
+    Family("pixeldefend", "Pixel Defend", "epsilon", _pixel_defend, 16, (4, 8, 16, 24), slow=True),
+    Family(
         "autoencoder", "Auto-encoder", "steps", _made("per_image", "OnlineAutoencoder", "steps"), 80, (160, 80, 40), slow=True
     ),
-    Defense("dip", "DIP", "steps", _made("per_image", "DeepImagePrior", "steps"), 300, (600, 300, 150), slow=True),
-    Defense("bart", "BaRT", "k", _made("barrage", "BaRT", "k"), 5, (1, 2, 3, 5, 7, 10)),
-    Defense(
+    Family("dip", "DIP", "steps", _made("per_image", "DeepImagePrior", "steps"), 300, (600, 300, 150), slow=True),
+    Family("bart", "BaRT", "k", _made("barrage", "BaRT", "k"), 5, (1, 2, 3, 5, 7, 10)),
+    Family(
         "tnp", "TNP", "rank", _made("tensor_network", "TensorNetworkPurification", "rank"), 10, (16, 12, 10, 8, 6), slow=True
     ),
-    Defense(
+    Family(
         "zs-n2n",
         "ZS-N2N",
         "steps",
@@ -285,14 +285,14 @@ DEFENSES: tuple[Defense, ...] = (
         (500, 1000, 2000, 4000),
         slow=True,
     ),
-    Defense(
+    Family(
         "noise2fast", "Noise2Fast", "patience", _made("zero_shot", "Noise2Fast", "patience"), 100, (200, 100, 50, 25), slow=True
     ),
-    Defense("zeropur", "ZeroPur (not portable)", "grey levels", _for_target("ZeroPur"), 10, (2, 5, 10, 16), slow=True),
-    Defense(
+    Family("zeropur", "ZeroPur (not portable)", "grey levels", _for_target("ZeroPur"), 10, (2, 5, 10, 16), slow=True),
+    Family(
         "anti-adversary", "Anti-adversary (not portable)", "alpha", _for_target("AntiAdversary"), 0.15, (0.02, 0.05, 0.15, 0.3)
     ),
-    Defense("oag-paper", f"{OAG}, paper(), closed form", "T_N", _oag_as_published, 300, (300,), slow=True),
+    Family("oag-paper", f"{OAG}, paper(), closed form", "T_N", _oag_as_published, 300, (300,), slow=True),
     # OAG without the strength that follows the noise of each image
     _in_views(_OAG_FULL, settings=(24, 12, 9, 6)),
     _OAG,

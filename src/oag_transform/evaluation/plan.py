@@ -10,7 +10,7 @@ import numpy as np
 from msgspec.structs import replace
 from torch import nn
 
-from ..baselines.catalogue import NONE, OAG_KEY, VIEWS, Defense, Needs, by_key, has_oag
+from ..baselines.catalogue import NONE, OAG_KEY, VIEWS, Family, Needs, by_key, has_oag
 from ..generator.settings import PAPER_CLOSED_FORM
 from ..transform import OnlineAlternateGenerator
 from .adversarial import Transfer
@@ -53,7 +53,7 @@ class Plan:
     """
 
     subject: Subject
-    families: tuple[Defense, ...]
+    families: tuple[Family, ...]
     attacks: tuple[Attack, ...]
     facts: dict[str, Any]
     others: tuple[Subject, ...] = ()
@@ -108,7 +108,7 @@ class Plan:
 
         return Row(label, make, defense=OAG_KEY, setting=chosen["network_steps"])
 
-    def row(self, family: Defense, setting: float) -> Row:
+    def row(self, family: Family, setting: float) -> Row:
         """A defense at one setting."""
 
         def make(seed: int) -> nn.Module:
@@ -192,7 +192,7 @@ def measure(subject: Subject, row: Row, columns: Sequence[Column]) -> RowResult:
     return replace(found, cells=tuple(cell for cell, _ in measured), seconds=mean)
 
 
-def as_published(family: Defense) -> Defense:
+def as_published(family: Family) -> Family:
     """OAG at the paper's setting in place of the default; another defense as it is."""
     if family.key != OAG_KEY:
         return family

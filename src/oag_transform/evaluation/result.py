@@ -319,7 +319,7 @@ def bits(right: Iterable[Any]) -> str:
     return "".join("1" if each else "0" for each in right)
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     """Seconds with two digits that count."""
     return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 

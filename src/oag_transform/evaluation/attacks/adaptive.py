@@ -20,7 +20,7 @@ from .libraries import APGD, HopSkipJump, Square
 from .pgd import PGD, AttackResult, Bound, OneView, Streams, dlr, margin
 from .unrolled import has_gradient, settings_of, unrolled
 
-Gradient = Literal["bpda", "exact", "expected", "surrogate", "noise", "target"]
+AttackGradient = Literal["bpda", "exact", "expected", "surrogate", "noise", "target"]
 """See :class:`AdaptiveAttack`."""
 
 STREAMS_OF_AN_ATTACK = 100_000  # draws that one attack of several may take: no two attacks see the same ones
@@ -42,12 +42,12 @@ class AdaptiveAttack:
     """
 
     algorithm: "PGD | APGD | Square | HopSkipJump"
-    gradient: Gradient = "bpda"
+    gradient: AttackGradient = "bpda"
     one_view: bool = False
     continues: bool = False
 
     def __post_init__(self) -> None:
-        _checks.choice("gradient", self.gradient, get_args(Gradient))
+        _checks.choice("gradient", self.gradient, get_args(AttackGradient))
 
     def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor, start: Tensor, streams: Streams) -> AttackResult:
         """Attacked images; ``start``: where the attack before this one ended; ``streams``: of the attacker's draws."""

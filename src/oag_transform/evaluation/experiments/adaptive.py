@@ -8,7 +8,7 @@ from ..attacks.diagnostics import black_box_leads
 from ..columns import Adaptive, adaptive_columns
 from ..options import BLACK_BOX
 from ..plan import Plan, measure
-from ..result import Cell, Lines, Result, RowResult, seconds
+from ..result import Cell, Lines, Result, RowResult, format_seconds
 from ..statistics import worst
 from ..subject import Row
 
@@ -73,7 +73,7 @@ def _cost(row: RowResult) -> dict[str, str]:
     if cell is None or not cell.attacks:
         return {}
     took = [each.name if each.gradients is None else f"{each.name} {each.gradients}" for each in cell.attacks]
-    notes = {ATTACKS: " + ".join(took), "attack, s": seconds(sum(each.seconds for each in cell.attacks))}
+    notes = {ATTACKS: " + ".join(took), "attack, s": format_seconds(sum(each.seconds for each in cell.attacks))}
     losses = cell.attacks[0].losses
     if len(cell.attacks) == 1 and losses:
         notes["loss, first and last"] = f"{losses[0]:.2f}, {losses[-1]:.2f}"

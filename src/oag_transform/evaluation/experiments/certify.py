@@ -26,7 +26,7 @@ from ..columns import classify
 from ..data import read_images, shuffled
 from ..options import CertifyOptions
 from ..plan import Plan, measure
-from ..result import Cell, Certified, DrawCounts, Result, RowResult, bits, seconds
+from ..result import Cell, Certified, DrawCounts, Result, RowResult, bits, format_seconds
 from ..statistics import certified, linf_radius
 from ..store import Array, fingerprint, records
 from ..subject import UNDEFENDED, Row, Subject
@@ -143,7 +143,7 @@ def _row(subject: Subject, sigma: float, denoiser: Denoiser, plan: Plan, apart: 
     images = column.counts(subject, row)
     shares = [each.counted.get(each.truth, 0) / sum(each.counted.values()) for each in images]
     took = median(each.seconds / (sum(each.selection.values()) + sum(each.counted.values())) for each in images)
-    notes = {"one draw": f"{100 * (sum(shares) / len(shares)):.1f}", "s a draw": seconds(took)}
+    notes = {"one draw": f"{100 * (sum(shares) / len(shares)):.1f}", "s a draw": format_seconds(took)}
     return replace(found, seconds=None, notes=notes, certificates=images)
 
 

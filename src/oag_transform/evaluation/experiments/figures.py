@@ -7,7 +7,7 @@ import torch
 from msgspec.structs import replace
 from torch import Tensor
 
-from ...baselines.catalogue import OAG_KEY, Defense
+from ...baselines.catalogue import OAG_KEY, Family
 from ...images import to_uint8
 from ...stopping import smallest_flat_step
 from ...transform import DivergenceError
@@ -243,14 +243,14 @@ def fig5(plan: Plan) -> Result:
     )
 
 
-def _settings(plan: Plan, family: Defense, columns: Sequence[Images]) -> list[RowResult]:
+def _settings(plan: Plan, family: Family, columns: Sequence[Images]) -> list[RowResult]:
     """A defense at each of its settings, in their order."""
     if family.key == OAG_KEY:
         return _oag_settings(plan, family, columns)
     return [measure(plan.subject, plan.row(family, setting), columns) for setting in family.settings]
 
 
-def _oag_settings(plan: Plan, family: Defense, columns: Sequence[Images]) -> list[RowResult]:
+def _oag_settings(plan: Plan, family: Family, columns: Sequence[Images]) -> list[RowResult]:
     # T_N steps are the first T_N of a longer run: one run gives all of them
     steps = sorted(int(setting) for setting in family.settings)
     longest = plan.oag(family.label, network_steps=steps[-1])

@@ -69,10 +69,10 @@ def _along(row: RowResult, x: Sequence[float]) -> figures.Series:
     return figures.Series(row.name, [(at, cell) for at, cell in zip(x, row.cells, strict=True) if cell is not None])
 
 
-def _curve(figure: Tradeoff, name: str, rows: Sequence[RowResult], emphasis: bool) -> figures.Tradeoff:
+def _curve(figure: Tradeoff, name: str, rows: Sequence[RowResult], emphasis: bool) -> figures.TradeoffSeries:
     settings = ["" if row.setting is None else f"{row.setting:.4g}" for row in rows]
     clean, attacked = ([_whole(row)[column].accuracy for row in rows] for column in (figure.clean, figure.attacked))
-    return figures.Tradeoff(name, list(zip(settings, clean, attacked, strict=True)), emphasis)
+    return figures.TradeoffSeries(name, list(zip(settings, clean, attacked, strict=True)), emphasis)
 
 
 def _whole(row: RowResult) -> list[Cell]:

@@ -71,7 +71,7 @@ class Series(NamedTuple):
     points: Sequence[tuple[float, Cell]]
 
 
-class Tradeoff(NamedTuple):
+class TradeoffSeries(NamedTuple):
     """A defense at several strengths.
 
     Attributes:
@@ -133,7 +133,7 @@ def lines(
             figure.legend(loc="outside lower center", ncols=columns)
 
 
-def tradeoff(path: Path, series: Sequence[Tradeoff]) -> None:
+def tradeoff(path: Path, series: Sequence[TradeoffSeries]) -> None:
     """Accuracy on attacked images against accuracy on clean ones, a curve for each defense along its strengths.
 
     Each point is labelled with its strength; where there is no room, only those of the emphasised curve are.

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from .. import result as results
 from ..options import EXPERIMENTS
-from ..result import Cell, Result, seconds
+from ..result import Cell, Result, format_seconds
 from .tables import diagnostics, headings, most_images, note_headings
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def write_report(folder: Path) -> Path:
         return _data_uri(folder, file)
 
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    page.filters |= {"seconds": seconds, "embedded": embedded}
+    page.filters |= {"seconds": format_seconds, "embedded": embedded}
     path = folder / "report.html"
     html = page.from_string(_packaged("report.html.jinja")).render(
         style=Markup(_packaged("report.css")),

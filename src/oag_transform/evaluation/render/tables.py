@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Sequence
 
 from ...baselines.catalogue import OAG_KEY
-from ..result import Cell, Result, RowResult, seconds
+from ..result import Cell, Result, RowResult, format_seconds
 from ..statistics import paired
 
 _FACTS = ("seed", "target", "data", "versions", "hardware")
@@ -89,7 +89,7 @@ def _row(result: Result, row: RowResult) -> list[str]:
         cells[at] = f"failed: {row.error}".replace("|", "\\|").replace("\n", " ")
     cells += [row.notes.get(heading, "") for heading in note_headings(result)]
     if any(each.seconds is not None for each in result.rows):
-        cells.append("" if row.seconds is None else seconds(row.seconds))
+        cells.append("" if row.seconds is None else format_seconds(row.seconds))
     return [row.name, *cells]
 
 
