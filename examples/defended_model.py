@@ -6,6 +6,8 @@ The gray-box attack knows the classifier only. The adaptive attack knows the def
 the identity, and EOT averages over its randomness. Defenses of this kind do not withstand adaptive attacks.
 """
 
+from typing import Any
+
 import foolbox
 import torch
 from torch import Tensor
@@ -14,11 +16,11 @@ from oag_transform import DefendedModel, OnlineAlternateGenerator
 from oag_transform.evaluation.backbones import efficientnet_lite
 
 
-def main(count: int = 8, steps: int = 8, eot: int = 2, **settings: int) -> dict[str, float]:
+def main(count: int = 8, steps: int = 8, eot: int = 2, **settings: Any) -> dict[str, float]:
     """Clean accuracy, and accuracy under a gray-box attack and under an adaptive attack (BPDA + EOT)."""
     target = efficientnet_lite(0)
     # another classifier: DefendedModel.from_torchvision("resnet50"), or DefendedModel(target, normalize=Normalize(mean, std))
-    defended = DefendedModel(target, OnlineAlternateGenerator(**settings))  # type: ignore[arg-type]
+    defended = DefendedModel(target, OnlineAlternateGenerator(**settings))
 
     plain = foolbox.PyTorchModel(target, bounds=(0, 1), device="cpu")
     images, labels = foolbox.samples(plain, dataset="imagenet", batchsize=count, shape=(224, 224))

@@ -19,7 +19,7 @@ from oag_transform.baselines.compose import Compose
 from oag_transform.baselines.filters import JPEG, BitDepth, GaussianNoise
 from oag_transform.evaluation.attacks import adaptive, diagnostics, pgd
 from oag_transform.evaluation.attacks import unrolled as unrolled_module
-from oag_transform.evaluation.attacks.adaptive import make_attack
+from oag_transform.evaluation.attacks.adaptive import AdaptiveAttack, make_attack
 from oag_transform.evaluation.attacks.libraries import APGD, HopSkipJump, Square
 from oag_transform.evaluation.attacks.pgd import PGD, AttackResult, Bound
 from oag_transform.evaluation.attacks.unrolled import Unrolled, has_gradient, unrolled
@@ -70,13 +70,6 @@ ATTACKS: dict[str, Callable[[Bound], Any]] = {
     "Square": lambda bound: Square(bound, 30, 1),
     "HopSkipJump": lambda bound: HopSkipJump(bound, 2, 10),
 }
-needs_pyautoattack = {"APGD", "APGD, DLR", "APGD, targeted DLR", "Square"}
-
-
-def made(name: str, bound: Bound) -> Any:
-    if name in needs_pyautoattack:
-        pytest.importorskip("pyautoattack")
-    return ATTACKS[name](bound)
 
 
 def length(perturbation: Tensor, bound: Bound) -> Tensor:
@@ -91,7 +84,7 @@ def length(perturbation: Tensor, bound: Bound) -> Tensor:
 def test_points_are_images_within_the_bound(name: str, bound: Bound) -> None:
     images, labels = examples()
     before = images.clone()
-    found = made(name, bound)(undefended(), images, labels)
+    found = ATTACKS[name](bound)(undefended(), images, labels)
     assert found.images.shape == images.shape
     assert found.images.min() >= 0
     assert found.images.max() <= 1
@@ -103,7 +96,7 @@ def test_points_are_images_within_the_bound(name: str, bound: Bound) -> None:
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "HopSkipJump"])
 def test_the_loss_rises(name: str, bound: Bound) -> None:
     images, labels = examples()
-    found = made(name, bound)(undefended(), images, labels)
+    found = ATTACKS[name](bound)(undefended(), images, labels)
     assert (pgd.margin(Linear()(found.images), labels) > pgd.margin(Linear()(images), labels)).all()
 
 
@@ -123,7 +116,7 @@ def test_on_two_linear_classes_pgd_finds_the_best_perturbation(norm: pgd.Norm) -
 @pytest.mark.parametrize("name", ["APGD", "Square", "HopSkipJump"])
 def test_libraries_leave_the_global_random_state_alone(name: str) -> None:
     before = torch.get_rng_state()
-    made(name, LINF)(undefended(), *examples(1))
+    ATTACKS[name](LINF)(undefended(), *examples(1))
     assert torch.get_rng_state().equal(before)
 
 
@@ -133,7 +126,7 @@ def test_a_defense_that_does_nothing_falls_as_the_undefended_target_does(name: s
         def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
             return images
 
-    attack, (images, labels) = made(name, LINF), examples()
+    attack, (images, labels) = ATTACKS[name](LINF), examples()
     behind = DefendedModel(Linear(), Nothing(), shift=0)
     assert attack(behind, images, labels).images.equal(attack(undefended(), images, labels).images)
 
@@ -249,7 +242,6 @@ def test_exact_gradients_are_bpda_where_there_are_none() -> None:
 
 
 def test_a_surrogate_has_the_defenses_values_and_another_gradient() -> None:
-    pytest.importorskip("kornia")
     images, labels = examples(2)
     model = DefendedModel(Linear(), JPEG(50), shift=0)
     attack = make_attack("surrogate", LINF, AdaptiveOptions(steps=4), randomised=False, views=False)
@@ -260,9 +252,44 @@ def test_a_surrogate_has_the_defenses_values_and_another_gradient() -> None:
     assert attack.differentiated(DefendedModel(Linear(), small(), shift=0), images).gradient == "straight_through"
 
 
-def test_every_attack_of_the_list_can_be_made() -> None:
-    for name in ADAPTIVE_ATTACKS:
-        assert make_attack(name, LINF, AdaptiveOptions(), randomised=True, views=True).algorithm.bound == LINF
+# of a randomised defense with 11 steps, 3 draws, 12 exact steps, 13 expected ones, 14 of APGD and 15 queries
+MADE: dict[str, AdaptiveAttack] = {
+    "transfer": AdaptiveAttack(PGD(LINF, 11, 1), "target"),
+    "noise": AdaptiveAttack(PGD(LINF, 11, 3), "noise", one_view=True, continues=True),
+    "bpda": AdaptiveAttack(PGD(LINF, 11, 3), "bpda", one_view=True, continues=True),
+    "margin": AdaptiveAttack(PGD(LINF, 11, 3, loss=pgd.margin), "bpda", one_view=True, continues=True),
+    "dlr": AdaptiveAttack(PGD(LINF, 11, 3, loss=pgd.dlr), "bpda", one_view=True, continues=True),
+    "restart": AdaptiveAttack(PGD(LINF, 11, 3, loss=pgd.margin, random_start=5), "bpda", one_view=True),
+    "exact": AdaptiveAttack(PGD(LINF, 12, 3, loss=pgd.margin), "exact", one_view=True, continues=True),
+    "exact-eot": AdaptiveAttack(PGD(LINF, 13, 4, loss=pgd.margin), "exact", one_view=True, continues=True),
+    "expected": AdaptiveAttack(PGD(LINF, 13, 3, loss=pgd.margin), "expected", one_view=True, continues=True),
+    "surrogate": AdaptiveAttack(PGD(LINF, 11, 3, loss=pgd.margin), "surrogate", one_view=True, continues=True),
+    "gray": AdaptiveAttack(PGD(LINF, 11, 3, basis="gray"), "bpda", one_view=True),
+    "smooth": AdaptiveAttack(PGD(LINF, 11, 3, basis="smooth"), "bpda", one_view=True),
+    "apgd": AdaptiveAttack(APGD(LINF, 14, 3, "ce")),
+    "apgd-dlr": AdaptiveAttack(APGD(LINF, 14, 3, "dlr")),
+    "apgd-targeted": AdaptiveAttack(APGD(LINF, 14, 3, "dlr-targeted")),
+    "square": AdaptiveAttack(Square(LINF, 15, 3)),
+    "hopskipjump": AdaptiveAttack(HopSkipJump(LINF, 4, 40)),
+}
+
+
+@pytest.mark.parametrize(("randomised", "views"), [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("name", ADAPTIVE_ATTACKS)
+def test_every_attack_of_the_list_is_what_it_says(name: str, randomised: bool, views: bool) -> None:
+    options = AdaptiveOptions(steps=11, draws=3, exact_steps=12, expected_steps=13, apgd_steps=14, queries=15)
+    expected = MADE[name]
+    algorithm: Any = expected.algorithm
+    if isinstance(algorithm, PGD):
+        algorithm = dataclasses.replace(algorithm, deterministic=not randomised)
+    alike = not randomised and (not views or name == "exact-eot")  # another draw would give the same
+    if alike and name != "hopskipjump":
+        algorithm = dataclasses.replace(algorithm, draws=1)
+    expected = dataclasses.replace(expected, algorithm=algorithm)
+    assert make_attack(name, LINF, options, randomised=randomised, views=views) == expected
+
+
+def test_an_attack_that_is_not_in_the_list_raises() -> None:
     with pytest.raises(ValueError, match=r"attack must be one of .+transfer"):
         make_attack("pgd", LINF, AdaptiveOptions(), randomised=True, views=True)
 
@@ -513,6 +540,49 @@ def test_a_column_attacks_each_row_with_its_own_defense(known: bool, tmp_path: P
     before, _ = clean.cell(subject, row, row.model(subject))
     assert cell.right == "".join(map(min, zip(judged.right, before.right, strict=True)))
     assert cell.draws == (1 if known else 3)
+
+
+class Recording(nn.Module):
+    """Changes nothing, and records the seed and the random stream of each image that it was given."""
+
+    def __init__(self, seed: int, asked: list[tuple[int, int]]) -> None:
+        super().__init__()
+        self.seed, self.asked = seed, asked
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        self.asked += [(self.seed, stream) for stream in index]
+        return images
+
+
+def test_attacker_judge_and_comparison_draw_apart(tmp_path: Path) -> None:
+    asked: list[tuple[int, int]] = []
+    subject, row = subject_of(examples(2)[0], tmp_path), Row("row", lambda seed: Recording(seed, asked))
+    options = AdaptiveOptions(linf=(0.01,), steps=3, draws=2, judge=3)  # too small a bound: every attack is run on both images
+    _, column = adaptive_columns(options, "linf", ("bpda", "margin"))
+    column.states(subject, row)
+    attacker = [stream for seed, stream in asked if seed == subject.seed + 1]
+    judge = {stream for seed, stream in asked if seed == subject.seed}
+    assert len(asked) == len(attacker) + 2 * 3 * 5  # clean images, before attacks, after each, and in the end
+    assert len(attacker) == len(set(attacker)) == 2 * 2 * 3 * 2  # images, attacks, steps and draws
+    asked.clear()
+    model = row.model(subject, seed=subject.seed + 1)
+    diagnostics.agreement(model, subject.images / 255, subject.labels, pgd.margin, 2)
+    compared = {stream for _, stream in asked}
+    assert len(compared) == len(asked) == 2 * 2 * 2  # images, sets and draws
+    assert len(judge) == 2 * 3 * 4  # those of clean images are those in the end
+    assert judge.isdisjoint(attacker)
+    assert compared.isdisjoint(judge | set(attacker))
+
+
+@pytest.mark.parametrize("name", ["APGD", "APGD, DLR", "APGD, targeted DLR", "Square", "HopSkipJump"])
+def test_libraries_see_fresh_draws_of_an_image_or_one_fixed_draw(name: str) -> None:
+    asked: list[tuple[int, int]] = []
+    attack = dataclasses.replace(ATTACKS[name](LINF), streams=lambda image, draw: pgd.unknown(image + 7, draw))
+    attack(DefendedModel(Linear(), Recording(0, asked), shift=0), *examples(2))
+    counts = [sum(stream >> 32 == image + 8 for _, stream in asked) for image in range(2)]
+    assert min(counts) > 1
+    draws = [[0] * count if name == "HopSkipJump" else range(count) for count in counts]
+    assert asked == [(0, pgd.unknown(image + 7, draw)) for image in range(2) for draw in draws[image]]
 
 
 @pytest.mark.parametrize("attacks", [("bpda", "margin"), ("margin",)])

@@ -1,4 +1,4 @@
-"""The gray-box attacks against plain autograd references in float64, and their rules."""
+"""The gray-box attacks and PGD against plain autograd references in float64, and the rules of the gray-box ones."""
 
 import foolbox
 import pytest
@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from oag_transform import DefendedModel
 from oag_transform.evaluation.attacks.gray_box import (
     Attack,
     cw,
@@ -17,6 +18,7 @@ from oag_transform.evaluation.attacks.gray_box import (
     mifgsm,
     wrong_classes,
 )
+from oag_transform.evaluation.attacks.pgd import PGD, Bound, Norm
 from oag_transform.evaluation.options import GRAY_BOX
 
 CLASSES = 5
@@ -189,6 +191,28 @@ def test_labels_must_be_classes(target: Counting, images: Tensor) -> None:
 
 def test_foolbox_gives_the_methods() -> None:
     assert all(isinstance(attack.method, foolbox.Attack) for attack in (make(entry.key) for entry in GRAY_BOX))
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.8)])
+def test_pgd_equals_its_equations(norm: Norm, eps: float, target: Counting, images: Tensor) -> None:
+    """Momentum of .75 on gradients over their mean size; steps of .3 of the bound, halved after 40% and 75% of the steps."""
+    labels = right(target, images)
+    found = PGD(Bound(norm, eps), 10, 1)(DefendedModel(target, nn.Identity(), shift=0), images, labels).images
+    for row, original in enumerate(images):
+        moved, momentum = torch.zeros_like(original), torch.zeros_like(original)
+        for step in range(10):
+            point = (original + moved).requires_grad_()
+            loss = nn.functional.cross_entropy(target(point[None]), labels[row : row + 1])
+            (gradient,) = torch.autograd.grad(loss, point)
+            momentum = 0.75 * momentum + gradient / gradient.abs().mean()
+            size = eps * (0.3 if step < 4 else 0.15 if step < 7.5 else 0.075)
+            if norm == "linf":
+                moved = (moved + size * momentum.sign()).clamp(-eps, eps)
+            else:
+                moved = moved + size * momentum / momentum.norm()
+                moved = moved * min(1, eps / float(moved.norm()))
+            moved = (original + moved).clamp(0, 1) - original
+        torch.testing.assert_close(found[row], original + moved, rtol=0, atol=1e-9)  # both in float64
 
 
 def test_gradients_of_the_parameters_are_kept(images: Tensor) -> None:

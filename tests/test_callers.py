@@ -104,6 +104,16 @@ def test_art_predicts_and_attacks_through_the_preprocessor() -> None:
 
 
 @pytest.mark.integrations
+@pytest.mark.parametrize("wrong", [3, nn.Identity], ids=str)
+def test_the_preprocessor_of_art_takes_transforms_only(wrong: Any) -> None:
+    pytest.importorskip("art")
+    from oag_transform.art import DefensePreprocessor
+
+    with pytest.raises(TypeError, match="defense must be a batch transform or None"):
+        DefensePreprocessor(wrong)
+
+
+@pytest.mark.integrations
 def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ModuleNotFoundError, match=r"from_timm needs timm: pip install 'oag-transform\[timm\]'"):
@@ -124,6 +134,14 @@ def test_a_classifier_of_timm_has_its_data_configs_normalisation() -> None:
     assert not model.target.training
     with pytest.raises(ValueError, match="expected a model of timm such as 'resnet50', got 'resnet5000'"):
         DefendedModel.from_timm("resnet5000")
+
+
+def test_from_timm_hands_on_its_arguments() -> None:
+    pytest.importorskip("timm")
+    others: dict[str, Any] = {"samples": 2, "shift": 3, "clip": True, "gradient": "own"}  # than the defaults
+    with torch.random.fork_rng():
+        model = DefendedModel.from_timm("resnet10t", nn.Identity(), pretrained=False, **others)
+    assert {name: getattr(model, name) for name in others} == others
 
 
 @pytest.mark.integrations

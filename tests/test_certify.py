@@ -66,7 +66,13 @@ def made(*counts: tuple[int, int, int], alpha: float = 0.001, rows: int = 1) -> 
     images = [DrawCounts("a/1.png", 0, {chosen: 1}, {chosen: count, 1 - chosen: n - count}, 1.0) for chosen, count, n in counts]
     each = len(images) // rows
     found = [RowResult("r", (), certificates=tuple(images[i * each : (i + 1) * each])) for i in range(rows)]
-    facts = {"sigma": 0.25, "draws counted": counts[0][2], "looks": 1, "shape": [3, 224, 224], "undefended, without noise": "1"}
+    facts = {
+        "sigma": 0.25,
+        "draws counted": counts[0][2],
+        "analyses": 1,
+        "shape": [3, 224, 224],
+        "undefended, without noise": "1",
+    }
     return at_alpha(Result("certify", "", "", "Denoiser", (), tuple(found), facts), alpha)
 
 
@@ -220,7 +226,7 @@ def test_damaged_counts_are_counted_again(folder: Path, tmp_path: Path, caplog: 
 def test_with_a_radius_counting_stops_early_and_alpha_pays_for_it(folder: Path, tmp_path: Path) -> None:
     assert main(arguments(folder, tmp_path, "--certify.radius", "0.02", "--certify.denoisers", "none")) == 0
     result = read(tmp_path / KEY)
-    assert result.facts["looks"] == 4
+    assert result.facts["analyses"] == 4
     drawn = [sum(each.counted.values()) for each in result.rows[0].certificates]
     assert min(drawn) < N
     assert set(drawn) <= {1, 6, 18, N}
@@ -253,6 +259,17 @@ def test_wrong_and_abstained_images_count_as_not_certified() -> None:
     most, images = 0.25 * norm.ppf(0.001**0.01), result.rows[0].certificates
     assert certified(images, 0.25, 0.001, 1, most - 1e-9).right == "1000"
     assert certified(images, 0.25, 0.001, 1, most + 1e-9).right == "0000"
+
+
+def test_a_radius_of_exactly_what_is_proven_is_certified() -> None:
+    (image,) = made((0, 100, 100)).rows[0].certificates
+    assert certified([image], 0.25, 0.001, 1, certified_radius(100, 100, 0.25, 0.001)).right == "1"
+
+
+@pytest.mark.parametrize(("truth", "right"), [(0, "1"), (1, "0")])
+def test_of_classes_drawn_as_often_the_first_is_chosen(truth: int, right: str) -> None:
+    counts = DrawCounts("a/1.png", truth, {1: 2, 0: 2}, {0: 100}, 1.0)
+    assert certified([counts], 0.25, 0.001, 1, 0.1).right == right
 
 
 def test_a_single_draw_certifies_nothing() -> None:

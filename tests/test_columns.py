@@ -1,9 +1,14 @@
 """Rows and columns equal the plain computation for any chunks, and each row has its own images."""
 
+import dataclasses
+import functools
 import re
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +17,7 @@ from oag_transform import DefendedModel, OnlineAlternateGenerator, streams
 from oag_transform.baselines import barrage, denoisers, filters, per_image, tensor_network, zero_shot
 from oag_transform.baselines.catalogue import DEFENSES, Needs
 from oag_transform.baselines.filters import JPEG, GaussianNoise, MeanFilter
-from oag_transform.evaluation.attacks.gray_box import igsm
+from oag_transform.evaluation.attacks.gray_box import Attack, cw, igsm
 from oag_transform.evaluation.columns import (
     CLEAN,
     along,
@@ -26,7 +31,7 @@ from oag_transform.evaluation.columns import (
 )
 from oag_transform.evaluation.data import image_folder
 from oag_transform.evaluation.plan import measure
-from oag_transform.evaluation.provenance import in_code
+from oag_transform.evaluation.provenance import in_code, model_key
 from oag_transform.evaluation.result import Cell
 from oag_transform.evaluation.store import Store
 from oag_transform.evaluation.subject import UNDEFENDED, Row, Subject, choose_subject
@@ -270,3 +275,88 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_image(folder: Pa
         purify = OnlineAlternateGenerator(network_steps=1, filters=4, seed=0)
         with pytest.raises(ValueError, match=r"for image\(s\) \[3\]"):
             call(DefendedModel(NaNFrom(3), purify, shift=0))
+
+
+def convolution(weight: float) -> nn.Conv2d:
+    made = nn.Conv2d(3, 3, 1)
+    for parameter in made.parameters():
+        nn.init.constant_(parameter, weight)
+    return made
+
+
+def key(defense: Any, **settings: Any) -> dict[str, Any]:
+    return model_key(DefendedModel(Brightness(), defense, **settings), "target", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda: key(JPEG(25)), lambda: key(JPEG(75))),
+        (lambda: key(functools.partial(torch.clamp, max=0.7)), lambda: key(functools.partial(torch.clamp, max=0.8))),
+        (lambda: key(convolution(0.1)), lambda: key(convolution(0.2))),
+        (lambda: key(JPEG(25), shift=1), lambda: key(JPEG(25), shift=2)),
+        (lambda: key(JPEG(25), samples=1), lambda: key(JPEG(25), samples=2)),
+    ],
+    ids=["setting", "function", "weights", "shift", "samples"],
+)
+def test_the_key_of_a_model_tells_others_apart(one: Callable[[], Any], other: Callable[[], Any]) -> None:
+    assert one() == one()
+    assert one() != other()
+
+
+@pytest.mark.parametrize(
+    "package", ["torch", "torchvision", "numpy", "scipy", "scikit-image", "PyWavelets", "pillow", "kornia"]
+)
+def test_the_key_of_a_model_knows_versions(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key(JPEG(25))
+    monkeypatch.setattr("oag_transform.evaluation.provenance.version", lambda name: version(name) + ".1" * (name == package))
+    assert key(JPEG(25)) != before
+
+
+def test_the_key_of_a_model_knows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = key(JPEG(25))
+    monkeypatch.setattr("oag_transform.evaluation.provenance.hardware", lambda device: "another machine")
+    assert key(JPEG(25)) != before
+
+
+def stored(subject: Subject) -> int:
+    """The number of results in its store, of one chunk each."""
+    return len(list(subject.store.folder.rglob("*.npz")))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "seed"),
+    [
+        (igsm(2), igsm(3), 0),
+        (igsm(2), igsm(2, targeted=False), 0),
+        (cw(steps=1, searches=1), cw(steps=1, searches=1, confidence=1), 0),
+        (igsm(2), igsm(2), 1),
+    ],
+    ids=["bound", "goal", "confidence", "seed"],
+)
+def test_another_attack_is_computed_anew(first: Attack, second: Attack, seed: int, subject: Subject) -> None:
+    attacked(subject, first)
+    attacked(subject, first)
+    assert stored(subject) == 1
+    attacked(dataclasses.replace(subject, seed=seed), second)
+    assert stored(subject) == 2
+
+
+def test_attacks_of_another_foolbox_are_computed_anew(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    attacked(subject, igsm(2))
+    monkeypatch.setattr("oag_transform.evaluation.provenance.version", lambda name: version(name) + ".1" * (name == "foolbox"))
+    attacked(subject, igsm(2))
+    assert stored(subject) == 2
+
+
+def test_what_else_is_stored_of_a_model_is_not_taken_for_classes(subject: Subject) -> None:
+    model = UNDEFENDED.model(subject)
+    subject.store.rows(subject.key(model), (subject.images,), lambda rows: np.zeros((len(rows), 2)))
+    assert classify(subject, model, subject.images, "")[0].right == "1" * 6
+
+
+def test_other_steps_are_computed_anew(subject: Subject) -> None:
+    oag = OnlineAlternateGenerator(network_steps=2, filters=4, seed=0, compute_dtype=torch.float32)
+    model = DefendedModel(Brightness(), oag, shift=0)
+    counts = [len(along(subject, model, subject.images, steps, "")) for steps in ([1], [1, 2])]
+    assert counts == [1, 2]

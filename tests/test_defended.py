@@ -329,6 +329,13 @@ def test_from_torchvision(name: str | WeightsEnum, monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(model(images), model.target((purified - mean) / std))
 
 
+def test_from_torchvision_hands_on_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torchvision.models, "get_model", lambda *_, **__: make_target())  # in place of the download
+    others: dict[str, Any] = {"samples": 2, "shift": 3, "clip": True, "gradient": "own"}  # than the defaults
+    model = DefendedModel.from_torchvision("squeezenet1_1", nn.Identity(), **others)
+    assert {name: getattr(model, name) for name in others} == others
+
+
 @pytest.mark.parametrize("name", ["resnet5000", "fasterrcnn_resnet50_fpn", "FCN_ResNet50_Weights.DEFAULT", 3])
 def test_from_torchvision_refuses_models_that_are_not_classifiers(name: Any) -> None:
     with pytest.raises(ValueError, match="classifier"):
@@ -602,9 +609,16 @@ def test_a_checkpoint_of_the_undefended_target_loads_beside_a_defense_and_a_norm
         model.load_state_dict(part)
 
 
-def unstable() -> OnlineAlternateGenerator:
+def unstable(**overrides: Any) -> OnlineAlternateGenerator:
     """Its network diverges for every image but a quiet one."""
-    return defense(network_steps=4, compute_dtype=torch.float32, conv_lr=100, fc_lr=100, adaptive_lr=False)
+    high = {"network_steps": 4, "compute_dtype": torch.float32, "conv_lr": 100, "fc_lr": 100, "adaptive_lr": False}
+    return defense(**high | overrides)
+
+
+def test_a_diverging_image_of_a_later_chunk_has_its_place_in_the_batch() -> None:
+    with pytest.raises(DivergenceError, match=r"image\(s\) \[1\] of the batch") as raised:
+        unstable(chunk_size=1)(torch.stack([QUIET, rand(3, 20, 20)]))
+    assert raised.value.indices == [1]
 
 
 def test_a_diverging_image_has_its_place_in_the_batch_of_the_model() -> None:

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from oag_transform import streams
+from oag_transform import OnlineAlternateGenerator, streams
 from oag_transform.generator import energy
+from oag_transform.generator.run import prepare, trajectory
+from tests.sample_images import synthetic_image
 
 CASES = [  # (height, width, kernel_size, stride, channels)
     (31, 29, 15, 1, 3),
@@ -115,14 +117,28 @@ def test_contrast_is_the_difference_of_gradients() -> None:
     assert torch.equal(rectified, energy.responses(pair[1:], theta).relu())
 
 
+@pytest.mark.parametrize("chunk_size", [1, 2])
+def test_a_trace_has_the_energies_of_its_images(chunk_size: int) -> None:
+    """Of the synthesised images and of the references, under the networks of each step."""
+    purify = OnlineAlternateGenerator(network_steps=3, filters=5, kernel_size=9, stride=3, seed=0, chunk_size=chunk_size)
+    images = synthetic_image(2, 3, 27, 33)  # float64 on every CPU; whole strides, as Langevin noise is in the padding too
+    states = trajectory(prepare(images, purify.settings_for(27, 33), 0, [0, 1]), every=1)
+    for moment, state in zip(purify.trace(images), states, strict=True):
+        kernels, bias = pixel_kernels(state.theta, 9, 3, 3), state.theta.bias.view(2, 5)
+        fc = state.theta.fc[0].unflatten(0, (2, 5))
+        for i in range(2):
+            for found, image in ((moment.energy, state.images), (moment.reference_energy, state.reference)):
+                torch.testing.assert_close(found[i], plain_energy(image[i], kernels[i], bias[i], fc[i], 3), rtol=1e-9, atol=0)
+
+
 def test_mean_square() -> None:
     images, _ = make(20, 24, 6, 2, 3)
     torch.testing.assert_close(energy.mean_square(energy.to_cells(images, 2), 2), images.square().mean((1, 2, 3)))
 
 
 @given(
-    height=st.integers(1, 20),
-    width=st.integers(1, 20),
+    height=st.integers(2, 20),
+    width=st.integers(2, 20),
     stride=st.integers(1, 6),
     channels=st.sampled_from([1, 3]),
     n=st.integers(1, 3),
@@ -134,8 +150,9 @@ def test_cells_round_trip(height: int, width: int, stride: int, channels: int, n
     assert torch.equal(energy.from_cells(cells, stride, images.shape), images)
 
 
-@given(kernel_size=st.integers(1, 31), stride=st.integers(1, 7))
-def test_kernel_window_is_the_smallest_odd_one(kernel_size: int, stride: int) -> None:
+@given(stride=st.integers(1, 7), more=st.integers(0, 24))
+def test_kernel_window_is_the_smallest_odd_one(stride: int, more: int) -> None:
+    kernel_size = stride + more
     k = energy.kernel_cells(kernel_size, stride)
     assert k % 2 == 1
     assert k * stride >= kernel_size

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from skimage.restoration import estimate_sigma
 from torch import Tensor
 
 from oag_transform import OnlineAlternateGenerator
-from oag_transform.noise_level import FULL, LEAST, TEXTURE, estimate, matching_strength
+from oag_transform.noise_level import FULL, LEAST, TEXTURE, _at, estimate, matching_strength
 from tests.sample_images import synthetic_image
 
 
@@ -31,7 +32,6 @@ def test_white_noise_is_found(std: float, seed: int) -> None:
 
 
 def test_agrees_with_scikit_image() -> None:
-    estimate_sigma = pytest.importorskip("skimage.restoration").estimate_sigma
     noisy = smooth() + 5 / 255 * normal(1, 3, 96, 96)
     theirs = 255 * estimate_sigma(noisy[0].numpy(), average_sigmas=True, channel_axis=0)
     assert estimate(noisy).item() == pytest.approx(theirs, rel=0.05)
@@ -114,6 +114,22 @@ def test_bad_images(bad: Tensor) -> None:
 def test_bytes_are_not_taken_for_images_in_0_to_1() -> None:
     with pytest.raises(TypeError, match=r"floating-point tensor, got torch\.uint8"):
         matching_strength(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+class Elsewhere(Tensor):
+    """A tensor that says it is on another device than the CPU."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize("kind", [Tensor, Elsewhere])
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_quantiles_are_those_of_torch(kind: type[Tensor], share: float) -> None:
+    values = normal(3, 48)
+    skipped = normal(3, 48, seed=1) > torch.tensor([9.0, 0.0, -9.0])[:, None]  # none, about half, all
+    found = _at(values.clone().as_subclass(kind), skipped, share).as_subclass(Tensor)
+    expected = [torch.quantile(v[~s], share, interpolation="lower") for v, s in zip(values[:2], skipped[:2], strict=True)]
+    assert torch.equal(found, torch.stack([*expected, torch.zeros((), dtype=torch.float64)]))
 
 
 def transform(**overrides: object) -> OnlineAlternateGenerator:

@@ -50,6 +50,12 @@ def test_the_test_is_paired() -> None:
     assert chosen(NONE, row("OAG", 38, 24, 0.5), row("JPEG", 38, 16, 0.01, first=24))[1] == ["OAG", "JPEG"]
 
 
+def test_of_rows_equal_under_attack_clean_accuracy_and_then_cost_decide() -> None:
+    better, cheaper = row("better", 39, 30, 0.9), row("cheaper", 38, 30, 0.1)
+    for best, other in ((better, OAG), (cheaper, OAG), (better, cheaper)):
+        assert chosen(NONE, best, other)[0] == chosen(NONE, other, best)[0] == best.name
+
+
 def test_rows_that_failed_or_have_fewer_images_are_left_out() -> None:
     few = RowResult("slow", (Cell("11"), Cell("11"), Cell("11")), 0.001, "", "slow")
     assert chosen(NONE, few, OAG, row("broken", 40, 40, 0.001, error="no"))[0] == "OAG"

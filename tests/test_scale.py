@@ -1,9 +1,5 @@
 """The tables on scale agree with the measurements."""
 
-import pytest
-
-pytest.importorskip("skimage")
-
 from benchmarks import scale
 
 

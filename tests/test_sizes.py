@@ -1,4 +1,4 @@
-"""The default for images of every size: the rule, explicit arguments, and chunks by pixels."""
+"""The default for images of every size: the rule, explicit arguments, and chunks."""
 
 import itertools
 from typing import Any
@@ -175,3 +175,8 @@ def test_a_cpu_takes_as_many_images_together_as_have_so_many_pixels(shape: tuple
     batch = torch.zeros(shape)
     assert [len(rows) for rows in OnlineAlternateGenerator().chunks(batch)] == expected
     assert [len(rows) for rows in OnlineAlternateGenerator(chunk_size=3).chunks(batch)][:1] == [min(3, shape[0])][: shape[0]]
+
+
+def test_other_devices_take_32_images_together() -> None:
+    batch = torch.zeros(40, 3, 9, 9, device="meta")
+    assert [len(rows) for rows in OnlineAlternateGenerator().chunks(batch)] == [32, 8]

@@ -1,4 +1,4 @@
-"""Large images in tiles: positions and weights, and seamless overlaps."""
+"""Large images in tiles: positions and weights, seamless overlaps, and what diverges."""
 
 import pytest
 import torch
@@ -6,8 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from oag_transform import OnlineAlternateGenerator
+from oag_transform import DivergenceError, OnlineAlternateGenerator
+from oag_transform.generator import run
+from oag_transform.generator.state import Inputs
 from oag_transform.generator.tiles import OVERLAP, fade, tiles
+from oag_transform.images import IMAGENET_MEAN
 from tests.sample_images import synthetic_image
 
 
@@ -58,6 +61,46 @@ def test_a_row_of_a_tiled_batch_is_the_image_alone_and_tiles_draw_noise_of_their
     left, right = (part - part.mean((1, 2), keepdim=True) for part in (together[0, :, :90, :90], together[0, :, :90, 210:300]))
     correlation = torch.corrcoef(torch.stack([left.flatten(), right.flatten()]))[0, 1]
     assert abs(correlation.item()) < 5 / left.numel() ** 0.5
+
+
+def noise_in_four_tiles(strength: float) -> tuple[Tensor, list[Tensor]]:
+    """The Langevin noise alone (3, 242, 332), and its tiles, all of one size."""
+    purify = OnlineAlternateGenerator(
+        filters=4, network_steps=1, fc_lr=0.0, strength=strength, tile_size=189, seed=0, compute_dtype=torch.float32
+    )
+    noise = purify(torch.full((3, 242, 332), 0.5)) - torch.tensor(IMAGENET_MEAN)[:, None, None] / 255
+    parts = [place.of(noise) for place in tiles(242, 332, 189, 3)]
+    assert [part.shape for part in parts] == [(3, 137, 182)] * 4
+    return noise, parts
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.25])
+def test_noise_is_as_strong_where_tiles_overlap(strength: float) -> None:
+    """Within five standard errors of the two standard deviations."""
+    noise, _ = noise_in_four_tiles(strength)
+    covered = torch.zeros(242, 332)
+    for place in tiles(242, 332, 189, 3):
+        place.of(covered).add_(1)
+    inside, beside = noise[:, covered > 1], noise[:, covered == 1]
+    error = (1 / (2 * inside.numel()) + 1 / (2 * beside.numel())) ** 0.5
+    assert (inside.std() / beside.std()).item() == pytest.approx(1, abs=5 * error)
+
+
+def test_no_two_tiles_have_the_same_noise() -> None:
+    _, parts = noise_in_four_tiles(1.0)
+    alone = torch.stack([part[:, OVERLAP:-OVERLAP, OVERLAP:-OVERLAP].flatten() for part in parts])  # of one tile only
+    assert (torch.corrcoef(alone) - torch.eye(4)).abs().max() < 5 / alone.shape[1] ** 0.5
+
+
+def test_a_tile_that_diverges_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first_tile_of_second_image_fails(inputs: Inputs, advance: object = None) -> tuple[Tensor, Tensor]:
+        return inputs.pixels.clone(), torch.tensor([False, inputs.tile == 0])
+
+    monkeypatch.setattr(run, "with_retry", first_tile_of_second_image_fails)
+    purify = OnlineAlternateGenerator(tile_size=150, chunk_size=2, compute_dtype=torch.float32)
+    with pytest.raises(DivergenceError) as raised:
+        purify(torch.full((2, 3, 130, 300), 0.5))
+    assert raised.value.indices == [1]
 
 
 def test_strength_is_that_of_the_whole_image() -> None:

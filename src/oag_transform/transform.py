@@ -90,8 +90,8 @@ class TraceStep(NamedTuple):
         step: network step t, from 1 to T_N.
         images: the synthesised images, of the same kind, shape and dtype as the input.
         residual: (N,) the root-mean-square difference to the input, in grey levels (0 to 255).
-        energy: (N,) the energy U(I_s) = -F(I_s) of the synthesised images.
-        reference_energy: (N,) the energy U(I_z) of the input images under the same networks.
+        energy: (N,) the energy U(I_s) = -F(I_s) of the synthesised images, padded to whole strides of the kernels.
+        reference_energy: (N,) the energy U(I_z) of the input images, padded likewise, under the same networks.
     """
 
     step: int

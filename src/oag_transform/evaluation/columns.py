@@ -15,10 +15,10 @@ from ..defended import DefendedModel
 from ..images import to_uint8
 from ..transform import OnlineAlternateGenerator
 from .attacks.adaptive import STREAMS_OF_AN_ATTACK, make_attack, randomised
-from .attacks.diagnostics import JUDGED, diagnose, verdict
+from .attacks.diagnostics import BETWEEN, JUDGED, diagnose, verdict
 from .attacks.gray_box import Attack
 from .attacks.pgd import PGD, AttackResult, Bound, Streams, known, unknown
-from .options import AdaptiveOptions
+from .options import MOST_JUDGES, AdaptiveOptions
 from .provenance import versions
 from .result import AttackRecord, Cell, bits
 from .store import Array, records
@@ -182,7 +182,7 @@ class Adaptive:
         at = still.nonzero().flatten().tolist() if self.bound is not None else []
         least, closest, alive = torch.zeros(count, dtype=torch.int64), torch.zeros(count), still.clone()
         if at:
-            least[at], _, closest[at] = self._judged(defender, points[at], labels[at], rows, at, JUDGED // 2)
+            least[at], _, closest[at] = self._judged(defender, points[at], labels[at], rows, at, BETWEEN)
         for number, name in enumerate(self.attacks):
             at = [i for i in at if alive[i]]
             if not at or self.bound is None:
@@ -195,7 +195,7 @@ class Adaptive:
                 attacker, images[at], labels[at], points[at], self._streams(rows, at, number * STREAMS_OF_AN_ATTACK)
             )
             seconds = (time.process_time() - start) / len(at)
-            first = JUDGED // 2 + 1000 * (number + 1)
+            first = BETWEEN + MOST_JUDGES * (number + 1)
             right, votes, margins = self._judged(defender, result.images, labels[at], rows, at, first)
             for i, place in enumerate(at):
                 if (right[i], -margins[i]) < (least[place], -closest[place]):

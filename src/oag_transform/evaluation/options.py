@@ -57,6 +57,9 @@ BLACK_BOX = ("square", "hopskipjump")
 NEEDS_CLASSES = {"dlr": 3, "apgd-dlr": 3, "apgd-targeted": 4}
 """Least number of classes of attacks whose losses compare more logits than two."""
 
+MOST_JUDGES = 1000
+"""Largest number of draws that judge what an attack found: each judgement has draws of its own."""
+
 LEAST_BOUND = 1e-6
 """Smallest bound, on the [0, 1] scale: a smaller one is lost in the rounding of float32 pixels, which lie up to 6e-8 apart."""
 LEAST_LINF = 255 * LEAST_BOUND  # in grey levels
@@ -99,7 +102,8 @@ class AdaptiveOptions:
         from .. import _checks  # with torch
 
         for name in ("steps", "draws", "exact_steps", "expected_steps", "apgd_steps", "queries", "judge"):
-            _checks.integer(f"--adaptive.{name.replace('_', '-')}", getattr(self, name), at_least=1)
+            most = MOST_JUDGES if name == "judge" else None
+            _checks.integer(f"--adaptive.{name.replace('_', '-')}", getattr(self, name), at_least=1, at_most=most)
         for bound in self.linf:
             _checks.number("--adaptive.linf", bound, at_least=LEAST_LINF, at_most=255)
         for bound in self.l2:

@@ -12,8 +12,8 @@ from ...defended import DefendedModel
 from ..result import Cell, bits
 from .pgd import AttackResult, Loss, Streams, gradient, margin, unknown
 
-# first draws of a judge and of gradients that are compared: an attacker counts from 0, a quick judgement from JUDGED / 2
-JUDGED, COMPARED = 1 << 31, 1 << 29
+# first draws of a judge, of judgements between attacks, and of gradients that are compared: an attacker counts from 0
+JUDGED, BETWEEN, COMPARED = 1 << 31, 1 << 30, 1 << 29
 LEAD = 0.02  # share of the images by which a black box must be ahead, beyond one image
 RISE = 0.1  # of the loss over the last quarter of the steps, as a share of its whole rise: less is converged
 

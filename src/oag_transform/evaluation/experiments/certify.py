@@ -72,7 +72,7 @@ def certify(plan: Plan) -> Iterator[Result]:
             "n0": options.n0,
             "draws counted": options.n,
             "alpha": options.alpha,
-            "looks": len(analyses_of(options.n, options.radius)),
+            "analyses": len(analyses_of(options.n, options.radius)),
             "shape": list(subject.images.shape[1:]),
             "undefended, without noise": clean.right,
         }
@@ -86,11 +86,11 @@ def at_alpha(result: Result, alpha: float) -> Result:
     """What the draws of a result of ``certify`` prove with another ``alpha``."""
     facts = result.facts | {"alpha": alpha}
     sigma, draws, shape = facts["sigma"], facts["draws counted"], facts["shape"]
-    most = certified_radius(draws, draws, sigma, alpha / facts["looks"])  # no more can be proven, with so many
+    most = certified_radius(draws, draws, sigma, alpha / facts["analyses"])  # no more can be proven, with so many
     radii = [radius for radius in RADII if radius <= most]
     rows = []
     for row in result.rows:
-        prove = partial(certified, row.certificates, sigma, alpha, facts["looks"])
+        prove = partial(certified, row.certificates, sigma, alpha, facts["analyses"])
         cells = (None,) * len(radii) if row.error else tuple(prove(radius) for radius in radii)
         rows.append(replace(row, cells=cells))
     columns = tuple(

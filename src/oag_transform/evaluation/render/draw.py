@@ -38,9 +38,11 @@ def _draw(figure: Figure, result: Result, folder: Path) -> None:
             series = [figures.Series("", list(zip(figure.x, cells, strict=True)))]
         figures.lines(path, series, xlabel=figure.xlabel, mark=figure.mark, mark_label=figure.mark_label)
     elif isinstance(figure, Certified):
-        sigma, alpha, looks = (result.facts[name] for name in ("sigma", "alpha", "looks"))
+        sigma, alpha, analyses = (result.facts[name] for name in ("sigma", "alpha", "analyses"))
         series = [
-            figures.Series(row.name, [(each, certified(row.certificates, sigma, alpha, looks, each)) for each in figure.radii])
+            figures.Series(
+                row.name, [(radius, certified(row.certificates, sigma, alpha, analyses, radius)) for radius in figure.radii]
+            )
             for row in rows
             if not row.error
         ]
