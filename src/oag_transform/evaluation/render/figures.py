@@ -55,7 +55,7 @@ _STYLES = {
     "gaussian noise": ("#117733", "X"),
     "median filter": ("#AA4499", "p"),
     "undefended": ("#555555", "d"),
-    "non-local means": ("#CC6677", "8"),
+    "non-local means": ("#CC6677", "*"),
 }
 
 
