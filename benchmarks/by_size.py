@@ -1,7 +1,7 @@
 """Three settings of OAG for images of 64 to 128 pixels, for ``oag-transform evaluate tune --defenses benchmarks.by_size:...``.
 
 The kernels of the default at 32 and at 224 pixels, both at the default's threshold and scale for the size of the image, and the
-whole setting for 224 pixels. The commands are those of the tables in docs/settings.md.
+whole setting for 224 pixels. The commands are in docs/data/flower17-64/tune.json and those of the other sizes.
 """
 
 from typing import Any
