@@ -24,7 +24,8 @@ from oag_transform.apps.demonstration import ADAPTIVE, CLEAN, COMPRESSED, NOISE,
 
 pytestmark = pytest.mark.slow  # two minutes of attacks
 
-ATTACKS = ("FGSM 6/255", "IGSM 6/255", "MI-FGSM 2/255", "C&W")
+ATTACKS = {"FGSM 6/255": 0.01, "IGSM 6/255": 0.001, "MI-FGSM 2/255": 0.01, "C&W": 0.001}
+"""Largest p of the test of OAG against no defense: the second and the fourth attack break every image."""
 
 
 def sign_test(first: Tensor, other: Tensor) -> tuple[int, float]:
@@ -33,9 +34,13 @@ def sign_test(first: Tensor, other: Tensor) -> tuple[int, float]:
     return more - fewer, float(binomtest(more, more + fewer).pvalue) if more + fewer else 1.0
 
 
-def better(first: Tensor, other: Tensor) -> bool:
+def better(first: Tensor, other: Tensor, most: float = 0.05) -> bool:
     gain, p = sign_test(first, other)
-    return gain > 0 and p <= 0.05
+    return gain > 0 and p <= most
+
+
+def restores(right: dict[str, Tensor], undefended: dict[str, Tensor]) -> bool:
+    return all(better(right[name], undefended[name], most) for name, most in ATTACKS.items())
 
 
 def under_attack(seen: Outcome, row: str) -> Tensor:
@@ -50,30 +55,35 @@ def seen() -> Outcome:
 def test_the_attacks_fool_the_target_within_their_bounds(seen: Outcome) -> None:
     assert list(seen.images) == [CLEAN, *ATTACKS]
     assert len(seen.labels) >= 15
-    assert seen.right[NONE][CLEAN].all()
-    assert all(better(seen.right[NONE][CLEAN], seen.right[NONE][name]) for name in ATTACKS)
+    right = {name: int(found.sum()) for name, found in seen.right[NONE].items()}
+    assert right[CLEAN] == len(seen.labels)
+    assert right["FGSM 6/255"] <= 7  # one step towards a random class
+    assert all(right[name] <= 2 for name in ("IGSM 6/255", "MI-FGSM 2/255", "C&W"))
     for name, levels in (("FGSM 6/255", 6), ("IGSM 6/255", 6), ("MI-FGSM 2/255", 2)):
         assert (255 * (seen.images[name] - seen.images[CLEAN])).abs().max() <= levels + 1e-3
 
 
 def test_oag_restores_accuracy_under_gray_box_attacks(seen: Outcome) -> None:
-    assert all(better(seen.right[OAG][name], seen.right[NONE][name]) for name in ATTACKS)
-    assert not better(seen.right[NONE][CLEAN], seen.right[OAG][CLEAN])
+    assert restores(seen.right[OAG], seen.right[NONE])
+    assert sign_test(seen.right[OAG][CLEAN], seen.right[NONE][CLEAN])[0] >= -2
 
 
 def test_oag_is_no_worse_than_white_noise_of_equal_size(seen: Outcome) -> None:
     assert not better(under_attack(seen, NOISE), under_attack(seen, OAG))
+    assert sum(sign_test(seen.right[OAG][name], seen.right[NOISE][name])[0] for name in seen.images) >= -6  # of 85
 
 
 def test_oag_is_better_than_its_views_alone(seen: Outcome) -> None:
     """A defense that returns its input equals the views alone, and fails this test."""
-    assert better(under_attack(seen, OAG), under_attack(seen, VIEWS))
+    assert not restores(seen.right[VIEWS], seen.right[NONE])
+    assert sign_test(under_attack(seen, OAG), under_attack(seen, VIEWS))[0] >= 6  # of 68
 
 
 def test_an_adaptive_attack_breaks_each_defense(seen: Outcome) -> None:
     for by_column in seen.right.values():
         attacked = by_column[ADAPTIVE]
         assert len(attacked) == demonstration.ADAPTIVE_COUNT
+        assert attacked.sum() <= 2
         assert better(by_column[CLEAN][: len(attacked)], attacked)
 
 

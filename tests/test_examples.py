@@ -44,8 +44,12 @@ def test_defended_model() -> None:
     found = defended_model.main(count=4, steps=4, eot=1, seed=0, compute_dtype=torch.float32)
     clean, attacked, defended, gray_box, adaptive = found.values()
     assert all(value in (0, 0.25, 0.5, 0.75, 1) for value in found.values())
-    assert attacked < clean
-    assert attacked < gray_box
+    assert clean >= 0.75
+    assert attacked <= 0.25
+    assert defended >= 0.5
+    assert gray_box > attacked
+    assert adaptive <= gray_box
+    assert adaptive <= 0.5
     assert adaptive < defended
 
 

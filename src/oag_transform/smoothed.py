@@ -221,9 +221,8 @@ class SmoothedModel(nn.Module):
             radius = _checks.number("radius", radius, above=0)
         indices = _checks.indices(index, len(images))
         counts = [ClassCounts() for _ in images] if counts is None else counts
-        if not all(isinstance(each, ClassCounts) for each in counts):
-            kinds = ", ".join(sorted({type(each).__name__ for each in counts if not isinstance(each, ClassCounts)}))
-            raise TypeError(f"counts must be ClassCounts, one for each image, got {kinds}")
+        if others := {type(each).__name__ for each in counts if not isinstance(each, ClassCounts)}:
+            raise TypeError(f"counts must be ClassCounts, one for each image, got {', '.join(sorted(others))}")
         if len(counts) != len(images):
             raise ValueError(f"expected class counts for each of {len(images)} images, got {len(counts)}")
         if len({id(each) for each in counts}) < len(counts):

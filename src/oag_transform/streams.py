@@ -13,14 +13,9 @@ import torch
 from torch import Generator, Tensor
 
 
-def fresh_seed() -> int:
-    """A seed from the operating system. Global random state is neither read nor changed."""
-    return secrets.randbits(63)
-
-
 def seed_or_fresh(seed: int | None) -> int:
-    """A defense's seed for one call: its own, or a fresh one where it has none."""
-    return fresh_seed() if seed is None else seed
+    """The seed of one call: the given one, or for None a fresh one from the operating system, not from global random state."""
+    return secrets.randbits(63) if seed is None else seed
 
 
 def index_of(name: str) -> int:

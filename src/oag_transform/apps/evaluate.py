@@ -250,9 +250,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             subjects = [choose_subject(target, listing, self.count, store, self.seed, device) for target in targets]
         if "certify" in keys:
             unfiltered = choose_subject(targets[0], listing, self.count, store, self.seed, device, right_only=False)
-        subject = subjects[0] if subjects else transfer.subject if transfer else unfiltered
-        if subject is None:
-            raise ValueError("name an experiment")
+        possible = (*subjects, transfer.subject if transfer else None, unfiltered)
+        subject = next(each for each in possible if each is not None)  # there is an experiment
         if len(subject.images) < self.count:
             which = "" if subject is unfiltered else f" that {subject.target.name} classifies correctly"
             logger.info("only %d images%s", len(subject.images), which)
@@ -358,7 +357,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             by_key = {family.key: family for family in every}
             named = tuple(by_key.get(defense.key, defense) for defense in chosen(self.defenses))  # some keys are in no list
             for family in named:
-                self._check_made(family, needs)
+                self._check_made(family, {family.published, family.tuned}, needs)
             return named
         found = []
         for family in every:
@@ -369,13 +368,13 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
                     raise
                 logger.info("%s is left out: %s", family.label, error)
             else:
-                self._check_made(family, needs)
+                self._check_made(family, {family.tuned} - {family.published}, needs)
                 found.append(family)
         return tuple(found)
 
-    def _check_made(self, family: Family, needs: Needs) -> None:
-        """Make a defense at its published and at its tuned setting, so that errors come before any work."""
-        for setting in dict.fromkeys((family.published, family.tuned)):
+    def _check_made(self, family: Family, settings: set[float], needs: Needs) -> None:
+        """Make a defense at these settings, so that errors come before any work."""
+        for setting in sorted(settings):
             try:
                 family.make(setting, self.seed, needs)
             except Exception as error:  # somebody's own code
