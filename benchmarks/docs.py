@@ -223,6 +223,11 @@ def _load(of: str) -> Any:
     return json.loads((DOCS / of).read_text(encoding="utf-8"))
 
 
+def _attacks(_: str) -> str:
+    rows = [(attack.key, attack.description) for attack in ADAPTIVE_ATTACKS]
+    return "\n".join(tables.table(("`--adaptive.attacks`", "what it does"), rows))
+
+
 KINDS: dict[str, Callable[[str], str]] = {
     "table": _table,
     "summary": lambda of: board.summary(of, DOCS),
@@ -231,7 +236,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "published": _published,
     "certified": _certified,
     "claims": _claims,
-    "attacks": lambda _: "\n".join(tables.table(("`--adaptive.attacks`", "what it does"), ADAPTIVE_ATTACKS.items())),
+    "attacks": _attacks,
     "detail": _detail,
     "speed": lambda of: speed.markdown(_load(of)),
     "scale": lambda of: scale.table(of.split()[1], _load(of.split()[0])),

@@ -25,7 +25,7 @@ from oag_transform.evaluation.attacks.pgd import PGD, AttackResult, Bound
 from oag_transform.evaluation.attacks.unrolled import Unrolled, has_gradient, unrolled
 from oag_transform.evaluation.columns import Adaptive, adaptive_columns
 from oag_transform.evaluation.data import Preprocessing
-from oag_transform.evaluation.options import ADAPTIVE_ATTACKS, LEAST_BOUND, AdaptiveOptions
+from oag_transform.evaluation.options import ADAPTIVE_ATTACKS, LEAST_BOUND, AdaptiveOptions, adaptive_attack
 from oag_transform.evaluation.result import Cell
 from oag_transform.evaluation.store import Store
 from oag_transform.evaluation.subject import Row, Subject
@@ -275,7 +275,7 @@ MADE: dict[str, AdaptiveAttack] = {
 
 
 @pytest.mark.parametrize(("randomised", "views"), [(True, True), (True, False), (False, True), (False, False)])
-@pytest.mark.parametrize("name", ADAPTIVE_ATTACKS)
+@pytest.mark.parametrize("name", [attack.key for attack in ADAPTIVE_ATTACKS])
 def test_every_attack_of_the_list_is_what_it_says(name: str, randomised: bool, views: bool) -> None:
     options = AdaptiveOptions(steps=11, draws=3, exact_steps=12, expected_steps=13, apgd_steps=14, queries=15)
     expected = MADE[name]
@@ -461,12 +461,14 @@ def test_nothing_is_said_of_an_attack_that_works() -> None:
     images, labels = examples()
     found = PGD(Bound("linf", 0.01), 40, 1, loss=pgd.margin)(undefended(), images, labels)
     assert diagnostics.diagnose("PGD", found) == ()
-    assert diagnostics.black_box_leads({"PGD": Cell("000"), "Square": Cell("010")}, ["Square"]) == ()
+    assert diagnostics.black_box_leads({adaptive_attack("bpda"): Cell("000"), adaptive_attack("square"): Cell("010")}) == ()
 
 
 def test_a_black_box_that_wins_is_said() -> None:
-    said = diagnostics.black_box_leads({"PGD": Cell("1" * 9 + "0"), "Square": Cell("0" * 10)}, ["Square"])
-    assert said == ("Square leaves 0.0%, less than attacks with gradients (90.0%)",)
+    said = diagnostics.black_box_leads(
+        {adaptive_attack("bpda"): Cell("1" * 9 + "0"), adaptive_attack("square"): Cell("0" * 10)}
+    )
+    assert said == ("square leaves 0.0%, less than attacks with gradients (90.0%)",)
 
 
 def test_a_loss_that_still_rises_is_said() -> None:

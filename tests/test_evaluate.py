@@ -482,8 +482,8 @@ def test_the_help_names_every_experiment_attack_and_defense(capsys: pytest.Captu
     for entry in listed:
         words = entry.title if entry in EXPERIMENTS else entry.label
         assert any(line.split()[:1] == [entry.key] and words in line for line in lines), entry.key
-    for key, words in ADAPTIVE_ATTACKS.items():
-        assert any(line.split()[:1] == [key] and words in line for line in lines), key
+    for attack in ADAPTIVE_ATTACKS:
+        assert any(line.split()[:1] == [attack.key] and attack.description in line for line in lines), attack.key
 
 
 def test_rows_of_oag_at_the_default_and_those_with_views_as_in_a_defended_model() -> None:

@@ -34,7 +34,17 @@ def make_plan(folder: Path, cache: Path, *, attacks: tuple[Attack, ...] = (fgsm(
     subject, other = (make_subject(folder, cache, model=name) for name in ("brightness", "left_half"))
     by_key = {entry.key: attack for attack in attacks for entry in GRAY_BOX if entry.label == attack.name}
     facts = {"seed": 0, "data": "d"}
-    return Plan(subject, tuple(families), attacks, facts, (other,), gray_box=by_key, slow_count=2, network_steps=STEPS)
+    return Plan(
+        subject=subject,
+        families=tuple(families),
+        attacks=attacks,
+        facts=facts,
+        slow_count=2,
+        noise_std=0.1,
+        network_steps=STEPS,
+        others=(other,),
+        gray_box=by_key,
+    )
 
 
 def bits(right: Tensor) -> str:

@@ -21,11 +21,11 @@ from ..evaluation.options import (
     EXPERIMENTS,
     GRAY_BOX,
     MIFGSM_EPS,
-    NEEDS_CLASSES,
     AdaptiveOptions,
     CertifyOptions,
     ConvergenceOptions,
     Experiment,
+    adaptive_attack,
     experiment,
     not_empty,
 )
@@ -218,8 +218,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             common(matches, listing)
         apart = self._apart(listing)
         for attack in self.adaptive.attacks if any(one.key == "adaptive" for one in self.asked) else ():
-            if len(listing.classes) < NEEDS_CLASSES.get(attack, 2):
-                raise ValueError(f"{attack} needs {NEEDS_CLASSES[attack]} classes or more, got {len(listing.classes)}")
+            if len(listing.classes) < (least := adaptive_attack(attack).classes):
+                raise ValueError(f"{attack} needs {least} classes or more, got {len(listing.classes)}")
         attacks = self._attacks()
         dtype = dtype_of(self.compute_dtype)
         needs = Needs(pixelcnn=self._pixelcnn(), compute_dtype=dtype)
@@ -393,7 +393,7 @@ def _lists() -> str:
         "experiments": [(entry.key, entry.title) for entry in EXPERIMENTS]
         + [(REPORT, "draw the figures and the report in OUT again, from its JSON files"), (ALL, every)],
         "gray-box attacks": [(attack.key, f"{attack.label}, {'' if attack.targeted else 'un'}targeted") for attack in GRAY_BOX],
-        "adaptive attacks": list(ADAPTIVE_ATTACKS.items()),
+        "adaptive attacks": [(attack.key, attack.description) for attack in ADAPTIVE_ATTACKS],
         "defenses": [(defense.key, defense.label) for defense in DEFENSES]
         + [
             (f"KEY{IN_VIEWS}", "any of them in four views"),

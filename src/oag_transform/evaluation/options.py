@@ -34,28 +34,60 @@ GRAY_BOX: tuple[GrayBoxAttack, ...] = (
     GrayBoxAttack("cw", "C&W", None, targeted=False),
 )
 
-ADAPTIVE_ATTACKS: dict[str, str] = {
-    "transfer": "PGD on the undefended target; the result is given to the defense",
-    "noise": "PGD through the noise that comes first, with the rest of the defense left out; BPDA if that has no gradient",
-    "bpda": "PGD + EOT on the cross entropy, with the identity as the defense's derivative",
-    "margin": "PGD + EOT on the CW margin, with the identity as the defense's derivative",
-    "dlr": "PGD + EOT on the difference of logits ratio, with the identity as the defense's derivative",
-    "restart": "margin, from a random start",
-    "exact": "CW margin by exact gradients: OAG through every network step; BPDA where a defense has none",
-    "exact-eot": "exact, with four draws for each gradient",
-    "expected": "exact, where thresholds and ReLU masks have the derivative of their mean over the Langevin noise",
-    "surrogate": "CW margin through a differentiable surrogate of a baseline, such as JPEG's codec; BPDA where it has none",
-    "gray": "BPDA with perturbations that are the same in all channels",
-    "smooth": "BPDA with perturbations interpolated from a coarse grid",
-    "apgd": "APGD of pyautoattack on the mean over draws, cross entropy",
-    "apgd-dlr": "APGD of pyautoattack on the mean over draws, difference of logits ratio",
-    "apgd-targeted": "APGD of pyautoattack on the mean over draws, targeted DLR towards the three likeliest wrong classes",
-    "square": "Square attack of pyautoattack on the mean over draws: black box",
-    "hopskipjump": "HopSkipJump of foolbox on one fixed draw: decisions only",
-}
-BLACK_BOX = ("square", "hopskipjump")
-NEEDS_CLASSES = {"dlr": 3, "apgd-dlr": 3, "apgd-targeted": 4}
-"""Least number of classes of attacks whose losses compare more logits than two."""
+
+@dataclass(frozen=True)
+class AdaptiveEntry:
+    """An adaptive attack; :func:`~oag_transform.evaluation.attacks.adaptive.make_attack` makes it.
+
+    Attributes:
+        key: its name on a command line.
+        description: what it does, in one line.
+        classes: least number of classes: some losses compare more logits than two.
+        black_box: it uses no gradient.
+    """
+
+    key: str
+    description: str
+    classes: int = 2
+    black_box: bool = False
+
+
+ADAPTIVE_ATTACKS: tuple[AdaptiveEntry, ...] = (
+    AdaptiveEntry("transfer", "PGD on the undefended target; the result is given to the defense"),
+    AdaptiveEntry(
+        "noise",
+        "PGD through the noise that comes first, with the rest of the defense left out; BPDA if that has no gradient",
+    ),
+    AdaptiveEntry("bpda", "PGD + EOT on the cross entropy, with the identity as the defense's derivative"),
+    AdaptiveEntry("margin", "PGD + EOT on the CW margin, with the identity as the defense's derivative"),
+    AdaptiveEntry(
+        "dlr",
+        "PGD + EOT on the difference of logits ratio, with the identity as the defense's derivative",
+        classes=3,
+    ),
+    AdaptiveEntry("restart", "margin, from a random start"),
+    AdaptiveEntry("exact", "CW margin by exact gradients: OAG through every network step; BPDA where a defense has none"),
+    AdaptiveEntry("exact-eot", "exact, with four draws for each gradient"),
+    AdaptiveEntry(
+        "expected",
+        "exact, where thresholds and ReLU masks have the derivative of their mean over the Langevin noise",
+    ),
+    AdaptiveEntry(
+        "surrogate",
+        "CW margin through a differentiable surrogate of a baseline, such as JPEG's codec; BPDA where it has none",
+    ),
+    AdaptiveEntry("gray", "BPDA with perturbations that are the same in all channels"),
+    AdaptiveEntry("smooth", "BPDA with perturbations interpolated from a coarse grid"),
+    AdaptiveEntry("apgd", "APGD of pyautoattack on the mean over draws, cross entropy"),
+    AdaptiveEntry("apgd-dlr", "APGD of pyautoattack on the mean over draws, difference of logits ratio", classes=3),
+    AdaptiveEntry(
+        "apgd-targeted",
+        "APGD of pyautoattack on the mean over draws, targeted DLR towards the three likeliest wrong classes",
+        classes=4,
+    ),
+    AdaptiveEntry("square", "Square attack of pyautoattack on the mean over draws: black box", black_box=True),
+    AdaptiveEntry("hopskipjump", "HopSkipJump of foolbox on one fixed draw: decisions only", black_box=True),
+)
 
 MOST_JUDGES = 1000
 """Largest number of draws that judge what an attack found: each judgement has draws of its own."""
@@ -112,7 +144,7 @@ class AdaptiveOptions:
             raise ValueError("--adaptive.linf and --adaptive.l2 are both empty; give a bound")
         not_empty("--adaptive.attacks", self.attacks)
         for attack in self.attacks:
-            _checks.choice("--adaptive.attacks", attack, ADAPTIVE_ATTACKS)
+            _checks.choice("--adaptive.attacks", attack, [entry.key for entry in ADAPTIVE_ATTACKS])
 
 
 @dataclass(frozen=True)
@@ -228,6 +260,15 @@ def gray_box_attack(key: str) -> GrayBoxAttack:
         ValueError: there is none; the message lists the keys.
     """
     return _by_key("attack", GRAY_BOX, key)
+
+
+def adaptive_attack(key: str) -> AdaptiveEntry:
+    """The adaptive attack of this key.
+
+    Raises:
+        ValueError: there is none; the message lists the keys.
+    """
+    return _by_key("attack", ADAPTIVE_ATTACKS, key)
 
 
 def experiment(key: str) -> Experiment:

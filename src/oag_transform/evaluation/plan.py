@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 PAPER_STEPS = (300, 240, 180, 120, 60, 30)  # T_N of the trade-off at the paper's setting
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is measured, and on what.
 
@@ -37,15 +37,15 @@ class Plan:
         families: the defenses.
         attacks: those of Table I.
         facts: that go with every result.
+        slow_count: images for slow defenses.
+        noise_std: standard deviation of the Gaussian noise of ``tune`` and Fig. 4, on the [0, 1] scale.
+        network_steps: T_N of OAG, tuned.
         others: further targets and their images, for Tables II and III.
         gray_box: gray-box attacks by their keys, for the other tables and figures; the paper's where it has none.
         transfer: images attacked by another tool, for ``transfer``.
         unfiltered: the target and images that are right or wrong, for ``certify``.
         apart: images apart from these, for ``certify`` with batch normalization adapted.
-        slow_count: images for slow defenses.
         shift: of the views in pixels; None: by the size of the image.
-        noise_std: standard deviation of the Gaussian noise of ``tune`` and Fig. 4, on the [0, 1] scale.
-        network_steps: T_N of OAG, tuned.
         needs: what some defenses are made with.
         paper: OAG has the paper's setting with closed-form Langevin steps, in place of the default; results then have files of
             their own.
@@ -56,15 +56,15 @@ class Plan:
     families: tuple[Family, ...]
     attacks: tuple[Attack, ...]
     facts: dict[str, Any]
+    slow_count: int
+    noise_std: float
+    network_steps: int
     others: tuple[Subject, ...] = ()
     gray_box: Mapping[str, Attack] = dataclasses.field(default_factory=dict)
     transfer: Transfer | None = None
     unfiltered: Subject | None = None
     apart: Listing | None = None
-    slow_count: int = 20
     shift: int | None = None
-    noise_std: float = 0.1
-    network_steps: int = 9
     needs: Needs = Needs()
     paper: bool = False
     adaptive: AdaptiveOptions = AdaptiveOptions()

@@ -3,12 +3,13 @@
 A randomised defense misclassifies a clean image too when it is asked often enough, so clean images are judged in the same way.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ...defended import DefendedModel
+from ..options import AdaptiveEntry
 from ..result import Cell, bits
 from .pgd import AttackResult, Loss, Streams, gradient, margin, unknown
 
@@ -76,19 +77,18 @@ def diagnose(name: str, found: AttackResult) -> tuple[str, ...]:
     return tuple(said)
 
 
-def black_box_leads(cells: Mapping[str, Cell], black_box: Sequence[str]) -> tuple[str, ...]:
+def black_box_leads(cells: Mapping[AdaptiveEntry, Cell]) -> tuple[str, ...]:
     """A warning for each black-box attack that leaves fewer images right than every attack with gradients: a masked gradient.
 
     Args:
-        cells: what is left of a defense by attacks on the same images, by their names.
-        black_box: names of those attacks that see no gradient.
+        cells: what attacks on the same images leave of a defense.
     """
-    white = [cell.accuracy for name, cell in cells.items() if name not in black_box]
+    white = [cell.accuracy for attack, cell in cells.items() if not attack.black_box]
     least = min(white, default=0.0)
     return tuple(
-        f"{name} leaves {100 * cell.accuracy:.1f}%, less than attacks with gradients ({100 * least:.1f}%)"
-        for name, cell in cells.items()
-        if name in black_box and white and least - cell.accuracy > LEAD + 1 / cell.n
+        f"{attack.key} leaves {100 * cell.accuracy:.1f}%, less than attacks with gradients ({100 * least:.1f}%)"
+        for attack, cell in cells.items()
+        if attack.black_box and white and least - cell.accuracy > LEAD + 1 / cell.n
     )
 
 

@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from ..attacks.diagnostics import black_box_leads
 from ..columns import Adaptive, adaptive_columns
-from ..options import BLACK_BOX
+from ..options import adaptive_attack
 from ..plan import Plan, measure
 from ..result import Cell, Lines, Result, RowResult, format_seconds
 from ..statistics import worst
@@ -60,9 +60,9 @@ def _each_alone(plan: Plan, row: Row, norm: str) -> list[RowResult]:
     found = [_measured(plan, row, norm, (attack,)) for attack in attacks]
     left: list[Cell | None] = []
     for column in zip(*(each.cells for each in found), strict=True):
-        alone = {attack: cell for attack, cell in zip(attacks, column, strict=True) if cell is not None}
+        alone = {adaptive_attack(name): cell for name, cell in zip(attacks, column, strict=True) if cell is not None}
         least = worst(column)
-        left.append(least and replace(least, diagnostics=black_box_leads(alone, BLACK_BOX)))
+        left.append(least and replace(least, diagnostics=black_box_leads(alone)))
     named = [replace(each, name=f"{row.label}: {attack}") for each, attack in zip(found, attacks, strict=True)]
     return [*named, RowResult(f"{row.label}: worst for each image", tuple(left), defense=row.defense, setting=row.setting)]
 
