@@ -648,7 +648,7 @@ def test_one_that_diverges_does_not_take_its_batch_along(
         (["nothing", "--out", "o"], "no image in nothing"),
         (["a.png", "--out", "o", "--network-steps", "0"], "network_steps must be an integer >= 1, got 0"),
         (["a.png", "--out", "o", "--threshold", "-1"], "threshold must be a finite number >= 0, got -1.0"),
-        (["a.png", "--out", "o", "--strength", "2"], "strength must be None or a number above 0 and at most 1, got 2.0"),
+        (["a.png", "--out", "o", "--strength", "2"], "strength must be a finite number > 0 and <= 1, got 2.0"),
         (["a.png", "--out", "o", "--seed", "-3"], "seed must be None or an integer >= 0, got -3"),
         (["a.png", "--out", "o", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["a.png", "--out", "o", "--jobs", "0"], "--jobs must be at least 1, got 0"),

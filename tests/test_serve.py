@@ -666,7 +666,7 @@ def test_class_names(tmp_path: Path) -> None:
         (["--queue", "0"], "--queue must be an integer >= 1, got 0"),
         (["--timeout", "0"], "--timeout must be a finite number > 0"),
         (["--port", "70000"], "--port must be at most 65535"),
-        (["--strength", "2"], "strength must be None or a number above 0 and at most 1"),
+        (["--strength", "2"], "strength must be a finite number > 0 and <= 1"),
         (["--device", "cuda:99"], "--device cuda:99 can't be used"),
         ([], "give --labels FILE"),
         (["--labels", "nothing.txt"], "--labels must be a file: nothing.txt is missing"),

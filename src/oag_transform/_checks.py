@@ -94,17 +94,6 @@ def number(
     return _plain(value)
 
 
-def share(name: str, value: Any) -> Any:
-    """``value`` as a Python number above 0 and at most 1, or None.
-
-    Raises:
-        ValueError: anything else.
-    """
-    if value is not None and not (_is_number(value) and 0 < value <= 1):
-        raise ValueError(f"{name} must be None or a number above 0 and at most 1, got {value!r}")
-    return _plain(value)
-
-
 def choice(name: str, value: Any, choices: Collection[Any]) -> Any:
     """``value``, which must be one of the choices.
 

@@ -322,7 +322,7 @@ def alternate(inputs: Inputs, every: int) -> Iterator[State]:
     s = inputs.settings
     start, generators = begin(inputs)
     chunk = Chunk(start, s, generators, inputs.strength)
-    updates, steps_per_update = (1, s.image_steps) if s.langevin == "closed_form" else (s.image_steps, 1)
+    updates, steps_per_update = s.image_updates
     decay, std = langevin.law(s.step_size, steps_per_update)
 
     def image_update() -> None:

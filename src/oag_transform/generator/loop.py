@@ -25,8 +25,7 @@ def alternate(inputs: Inputs, every: int) -> Iterator[State]:
     conv_lr = pair.new_full((count,), s.conv_lr)
     taps = energy.kernel_to_cells(pair.new_ones(start.shape[1], s.kernel_size, s.kernel_size), s.stride)
     lr_factor, best = pair.new_ones(count), pair.new_full((count,), math.inf)
-    # closed form: one update of T_I steps with a fixed mask; exact: T_I updates of one step, each with its own mask
-    updates, steps_per_update = (1, s.image_steps) if s.langevin == "closed_form" else (s.image_steps, 1)
+    updates, steps_per_update = s.image_updates
     dtype = s.compute_dtype or pair.dtype
     network = theta.cast(dtype)  # operands of the products; theta keeps the precision of the state
     velocity, buffers = torch.zeros_like(network.fc), energy.Buffers.of(network)

@@ -94,7 +94,7 @@ class Common:
         clean images keep more detail (:func:`oag_transform.noise_level.matching_strength`). ``1`` ignores the estimate, which
         is too low for a perturbation that is smooth, lies in a small part of the image, or was resized or saved as JPEG. It
         lowers clean accuracy and hardly changes that under gray-box attack (docs/cifar10.md, docs/results.md).""",
-        _checks.share,
+        lambda name, value: None if value is None else _checks.number(name, value, above=0, at_most=1),
     )
     init: Init = argument(
         "gabor",
@@ -179,6 +179,14 @@ class Settings(Common):
             )
         if self.init == "gabor" and self.kernel_size == 1:
             raise ValueError('init="gabor" needs a kernel_size of at least 2 (a cosine of one pixel is constant), got 1')
+
+    @property
+    def image_updates(self) -> tuple[int, int]:
+        """How often a network step updates the image, each time with a mask of its own, and by how many steps of Eq. 3.
+
+        Closed form: one update of T_I steps with a fixed mask. Exact: T_I updates of one step.
+        """
+        return (1, self.image_steps) if self.langevin == "closed_form" else (self.image_steps, 1)
 
 
 SIZED = ("kernel_size", "stride", "filters", "threshold", "scale")

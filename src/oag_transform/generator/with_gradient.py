@@ -59,7 +59,7 @@ def purify(
     bias = torch.stack([theta.bias for theta in thetas])[..., None]
     fc = torch.stack([theta.fc for theta in thetas]).flatten(2)
     seen, image = patches(reference), torch.zeros_like(reference)
-    updates, steps = (1, s.image_steps) if s.langevin == "closed_form" else (s.image_steps, 1)
+    updates, steps = s.image_updates
     decay, added_std = langevin.law(s.step_size, steps)
     whole_std = langevin.law(s.step_size, s.image_steps)[1]
     lr_factor, best = images.new_ones(count), images.new_full((count,), math.inf)
