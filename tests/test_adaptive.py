@@ -226,6 +226,13 @@ def subject_of(images: Tensor, folder: Path, chunk: int = 2) -> Subject:
     return Subject(target, pixels, labels, classes, names, len(images), Store(folder, chunk=chunk), 3, torch.device("cpu"))
 
 
+class Rounding(nn.Module):
+    """A defense of somebody's own, without a gradient."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.detach() * 8).round() / 8
+
+
 def test_exact_gradients_are_bpda_where_there_are_none() -> None:
     options, (images, labels) = AdaptiveOptions(exact_steps=4, steps=4), examples(2)
 
@@ -235,10 +242,11 @@ def test_exact_gradients_are_bpda_where_there_are_none() -> None:
         exact, bpda = (attack(model, images, labels, images, pgd.unknown).images for attack in attacks)
         return exact, bpda
 
-    exact, bpda = found(JPEG(50))
+    exact, bpda = found(Rounding())
     assert exact.equal(bpda)
-    exact, bpda = found(small())
-    assert not exact.equal(bpda)
+    for defense in (small(), JPEG(50)):
+        exact, bpda = found(defense)
+        assert not exact.equal(bpda)
 
 
 def test_a_surrogate_has_the_defenses_values_and_another_gradient() -> None:
@@ -249,7 +257,44 @@ def test_a_surrogate_has_the_defenses_values_and_another_gradient() -> None:
     torch.testing.assert_close(shown(images), model(images))
     slopes = [pgd.gradient(each, images, labels, pgd.margin, [[0, 1]])[1] for each in (shown, model)]
     assert not torch.allclose(slopes[0], slopes[1], rtol=0.1)
-    assert attack.differentiated(DefendedModel(Linear(), small(), shift=0), images).gradient == "straight_through"
+    oag = DefendedModel(Linear(), small(), shift=0)
+    slopes = [pgd.gradient(each, images, labels, pgd.margin, [[0, 1]])[1] for each in (attack.differentiated(oag, images), oag)]
+    assert torch.equal(slopes[0], slopes[1])  # BPDA
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, Compose, lambda *parts: v2.Compose(parts)])
+def test_noise_and_surrogate_see_what_comes_in_sequence(wrap: Callable[..., Any]) -> None:
+    images, labels = examples(2)
+
+    def slope(name: str, defense: Any) -> Tensor:
+        model = DefendedModel(Linear(), defense, shift=0)
+        attack = make_attack(name, LINF, AdaptiveOptions(), randomised=True, views=False)
+        return pgd.gradient(attack.differentiated(model, images), images, labels, pgd.margin, [[0, 1]])[1]
+
+    defense = wrap(GaussianNoise(8, seed=0), JPEG(20))
+    assert torch.equal(slope("noise", defense), slope("noise", GaussianNoise(8, seed=0)))
+    surrogate, bpda = slope("surrogate", defense), slope("margin", defense)
+    assert not torch.allclose(surrogate, bpda, rtol=0.1)
+    assert torch.equal(slope("surrogate", defense), slope("exact", defense))
+
+
+def test_noise_is_bpda_for_several_defenses_in_one_model() -> None:
+    images, _ = examples(2)
+    model = DefendedModel(Linear(), [JPEG(20), GaussianNoise(8, seed=0)], shift=0)
+    attack = make_attack("noise", LINF, AdaptiveOptions(), randomised=True, views=False)
+    assert attack.differentiated(model, images) is model
+
+
+def test_a_defense_that_requires_index_has_its_own_gradient() -> None:
+    class Scaled(nn.Module):
+        def forward(self, images: Tensor, *, index: Any) -> Tensor:
+            return 0.5 * images
+
+    images, labels = examples(2)
+    attack = make_attack("exact", LINF, AdaptiveOptions(exact_steps=1), randomised=True, views=False)
+    model = attack.differentiated(DefendedModel(Linear(), Scaled(), shift=0), images)
+    assert model.gradient == "own"
+    assert attack(model, images, labels, images, pgd.unknown).images.shape == images.shape
 
 
 # of a randomised defense with 11 steps, 3 draws, 12 exact steps, 13 expected ones, 14 of APGD and 15 queries
@@ -499,8 +544,8 @@ def test_gradients_of_two_sets_of_draws_agree_where_draws_say_something() -> Non
 def test_bpda_passes_a_defense_without_a_gradient() -> None:
     images, labels = examples()
     with pytest.raises(RuntimeError):
-        PGD(LINF, 1, 1)(unrolled(DefendedModel(Linear(), JPEG(50), shift=0)), images, labels)
-    found = PGD(LINF, 8, 1)(DefendedModel(Linear(), JPEG(50), shift=0), images, labels)
+        PGD(LINF, 1, 1)(unrolled(DefendedModel(Linear(), Rounding(), shift=0)), images, labels)
+    found = PGD(LINF, 8, 1)(DefendedModel(Linear(), Rounding(), shift=0), images, labels)
     assert found.losses[-1].mean() > found.losses[0].mean()
 
 

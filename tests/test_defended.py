@@ -13,11 +13,14 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision import transforms as v1
 from torchvision import tv_tensors
 from torchvision.models import ResNet18_Weights, SqueezeNet1_1_Weights, WeightsEnum
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import Lambda, Normalize, Resize
 
 from oag_transform import DefendedModel, DivergenceError, OnlineAlternateGenerator
+from oag_transform.baselines.compose import Compose
 from oag_transform.baselines.target_aware import AntiAdversary
 from oag_transform.defended import shifted
 from oag_transform.evaluation.attacks.unrolled import has_gradient, unrolled
@@ -646,3 +649,18 @@ def test_a_checkpoint_reaches_a_defense_that_shares_the_target_by_assignment_too
     for name, value in other.items():
         assert torch.equal(loaded[f"target.{name}"], value)
         assert torch.equal(loaded[f"defense.target.{name}"], value)
+
+
+@pytest.mark.parametrize("wrap", [nn.Sequential, lambda *parts: v1.Compose(parts), lambda *parts: v2.Compose(parts)])
+def test_a_container_passes_the_streams_on(wrap: Callable[..., Any]) -> None:
+    def oag() -> OnlineAlternateGenerator:
+        return OnlineAlternateGenerator(network_steps=2, filters=4, seed=0)
+
+    images = rand(2, 3, 32, 32)
+    target = make_target()
+    parts = (v2.Identity(), oag(), oag())
+    models = [DefendedModel(target, defense, shift=0) for defense in (wrap(*parts), Compose(*parts))]
+    assert torch.equal(models[0].purify(images, index=[3, 5]), models[1].purify(images, index=[3, 5]))
+    alone = DefendedModel(target, wrap(oag()), shift=0)
+    assert torch.equal(alone.purify(images, index=4), oag()(images, index=4))
+    assert not torch.equal(alone.purify(images, index=4), alone.purify(images, index=5))

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision import transforms as v1
 from torchvision.models import WeightsEnum
-from torchvision.transforms.v2 import Normalize
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from . import _checks
@@ -44,8 +45,9 @@ class DefendedModel(nn.Module):
         target: any classifier (N, C, H, W) -> logits (N, classes), or -> an object with these as ``.logits``, such as the
             classifiers of Hugging Face.
         defense: a batch transform of [0, 1] images; default ``OnlineAlternateGenerator()``. A defense that takes ``index`` gets
-            the random stream of each image. A list of D modules is D defenses; they are kept as a ``torch.nn.ModuleList``, and
-            their results for an image must have the same size.
+            the random stream of each image, also inside ``torch.nn.Sequential`` and torchvision's ``Compose``. A list of D
+            modules is D defenses; they are kept as a ``torch.nn.ModuleList``, and their results for an image must have the same
+            size.
         normalize: the target's preprocessing of a [0, 1] image, e.g. ``torchvision.transforms.Normalize(mean, std)``. ``None``
             if the target takes [0, 1] images.
         samples: the number k of independent purifications by each defense whose class probabilities are averaged. It costs k
@@ -133,7 +135,7 @@ class DefendedModel(nn.Module):
         weights, builder = _classifier(model)
         preset = weights.transforms()
         target = torchvision.models.get_model(builder, weights=weights, progress=progress).eval()
-        normalize = Normalize(mean=preset.mean, std=preset.std)
+        normalize = v2.Normalize(mean=preset.mean, std=preset.std)
         return cls(target, defense, normalize=normalize, samples=samples, shift=shift, clip=clip, gradient=gradient)
 
     @classmethod
@@ -175,7 +177,7 @@ class DefendedModel(nn.Module):
             raise ValueError(f"expected a model of timm such as 'resnet50', got {model!r}")
         target = timm.create_model(model, pretrained=pretrained).eval()
         config = timm.data.resolve_model_data_config(target)
-        normalize = Normalize(mean=list(config["mean"]), std=list(config["std"]))
+        normalize = v2.Normalize(mean=list(config["mean"]), std=list(config["std"]))
         return cls(target, defense, normalize=normalize, samples=samples, shift=shift, clip=clip, gradient=gradient)
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
@@ -317,8 +319,33 @@ def average(logits: Sequence[Tensor], samples: int) -> Tensor:
 
 
 def applied(function: Callable[..., Tensor], images: Tensor, index: Any) -> Tensor:
-    """A defense or a model on images, with ``index`` for their random streams where it takes that keyword."""
-    return function(images, index=index) if _takes_index(function) else function(images)
+    """A defense or a model on images, with ``index`` for their random streams where it takes that keyword.
+
+    ``torch.nn.Sequential`` and torchvision's ``Compose`` have no such keyword: their parts get it, see :func:`in_sequence`.
+    """
+    if not _takes_index(function):
+        return function(images)
+    parts = parts_of(function)
+    return in_sequence(parts, images, index) if parts else function(images, index=index)
+
+
+def in_sequence(parts: Sequence[Callable[..., Tensor]], images: Tensor, index: Any) -> Tensor:
+    """Defenses or models one after the other on images.
+
+    Number d of D gets stream ``index * D + d`` of each image, so that two defenses of one seed draw different numbers.
+    """
+    first = _checks.indices(index, len(images))
+    for d, part in enumerate(parts):
+        images = applied(part, images, [i * len(parts) + d for i in first])
+    return images
+
+
+def parts_of(function: Any) -> Sequence[Callable[..., Tensor]]:
+    """What ``torch.nn.Sequential`` and torchvision's ``Compose`` apply in sequence; of anything else nothing."""
+    inner = unwrapped(function)
+    if type(inner) is nn.Sequential:
+        return list(inner)
+    return list(inner.transforms) if type(inner) in (v1.Compose, v2.Compose) else ()
 
 
 def unwrapped(function: Any) -> Any:
@@ -329,6 +356,8 @@ def unwrapped(function: Any) -> Any:
 
 
 def _takes_index(function: Any) -> bool:
+    if parts := parts_of(function):
+        return any(map(_takes_index, parts))
     function = unwrapped(function)
     call = function.forward if isinstance(function, nn.Module) else function
     try:

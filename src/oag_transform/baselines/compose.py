@@ -4,8 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .. import _checks
-from ..defended import applied
+from ..defended import in_sequence
 
 
 class Compose(nn.Module):
@@ -21,7 +20,4 @@ class Compose(nn.Module):
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """The result of the last defense for images (N, C, H, W) in [0, 1]."""
-        first = _checks.indices(index, len(images))
-        for d, defense in enumerate(self.defenses):
-            images = applied(defense, images, [i * len(self.defenses) + d for i in first])
-        return images
+        return in_sequence(list(self.defenses), images, index)

@@ -66,7 +66,9 @@ ADAPTIVE_ATTACKS: tuple[AdaptiveEntry, ...] = (
         classes=3,
     ),
     AdaptiveEntry("restart", "margin, from a random start"),
-    AdaptiveEntry("exact", "CW margin by exact gradients: OAG through every network step; BPDA where a defense has none"),
+    AdaptiveEntry(
+        "exact", "CW margin by the gradient that fits: OAG through every network step, a baseline as in surrogate; else BPDA"
+    ),
     AdaptiveEntry("exact-eot", "exact, with four draws for each gradient"),
     AdaptiveEntry(
         "expected",
@@ -74,7 +76,7 @@ ADAPTIVE_ATTACKS: tuple[AdaptiveEntry, ...] = (
     ),
     AdaptiveEntry(
         "surrogate",
-        "CW margin through a differentiable surrogate of a baseline, such as JPEG's codec; BPDA where it has none",
+        "CW margin by the gradient of a baseline or of its differentiable surrogate, such as JPEG's codec; else BPDA",
     ),
     AdaptiveEntry("gray", "BPDA with perturbations that are the same in all channels"),
     AdaptiveEntry("smooth", "BPDA with perturbations interpolated from a coarse grid"),
@@ -104,7 +106,7 @@ CHECKPOINTS = (".pt", ".pth")
 class AdaptiveOptions:
     """How adaptive attacks are run and judged."""
 
-    attacks: tuple[str, ...] = ("bpda", "margin")
+    attacks: tuple[str, ...] = ("bpda", "exact")
     """One after another on the images that are still right, each from where the one before it ended; see the list."""
     each_alone: bool = False
     """A row for each attack by itself, on all images: to compare attacks."""

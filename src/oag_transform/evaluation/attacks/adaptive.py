@@ -12,13 +12,12 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from ... import _checks
-from ...baselines import surrogate
 from ...baselines.compose import Compose
 from ...defended import DefendedModel
 from ..options import AdaptiveOptions
 from .libraries import APGD, HopSkipJump, Square
 from .pgd import PGD, AttackResult, Bound, OneView, Streams, dlr, margin
-from .unrolled import has_gradient, settings_of, unrolled
+from .unrolled import first_defense, has_gradient, unrolled, with_surrogates
 
 AttackGradient = Literal["bpda", "exact", "expected", "surrogate", "noise", "target"]
 """See :class:`AdaptiveAttack`."""
@@ -34,9 +33,9 @@ class AdaptiveAttack:
     Attributes:
         algorithm: PGD, APGD, Square or HopSkipJump.
         gradient: ``"bpda"``: as the model is differentiated, which is the identity for the defense; ``"exact"`` and
-            ``"expected"``: see :func:`.unrolled.unrolled`, and BPDA where a defense then has no gradient; ``"surrogate"``: of
-            :mod:`oag_transform.baselines.surrogate`, likewise; ``"noise"``: of the noise that comes first, with everything
-            behind it left out, likewise; ``"target"``: of the undefended target (transfer).
+            ``"expected"``: see :func:`.unrolled.unrolled`; ``"surrogate"``: see :func:`.unrolled.with_surrogates`;
+            ``"noise"``: of the noise that comes first, with everything behind it left out; each of these is BPDA where the
+            defense then has no gradient. ``"target"``: of the undefended target (transfer).
         one_view: PGD sees the views one at a time, see :class:`.pgd.OneView`.
         continues: it starts where the attack before it ended, in place of the images.
     """
@@ -63,16 +62,15 @@ class AdaptiveAttack:
         """The model that is differentiated in place of the defended one."""
         if self.gradient == "target":
             return DefendedModel(model.target, nn.Identity(), normalize=model.normalize, shift=0)
-        if self.gradient == "noise":
-            first = model.defense.defenses[0] if isinstance(model.defense, Compose) else model.defense
-            noise = DefendedModel(model.target, first, normalize=model.normalize, shift=0, gradient="own")
-            return noise if has_gradient(first, images[:1]) else model
-        if self.gradient in ("exact", "expected"):
+        if self.gradient == "noise" and not isinstance(model.defense, nn.ModuleList):
+            own = DefendedModel(model.target, first_defense(model), normalize=model.normalize, shift=0, gradient="own")
+        elif self.gradient == "surrogate":
+            own = with_surrogates(model)
+        elif self.gradient in ("exact", "expected"):
             own = unrolled(model, expected=self.gradient == "expected")
-            return own if has_gradient(own.defense, images[:1]) else model
-        if self.gradient == "surrogate" and (smooth := surrogate.differentiable(model.defense)) is not None:
-            return DefendedModel(model.target, smooth, **settings_of(model) | {"gradient": "own"})
-        return model
+        else:
+            return model
+        return own if has_gradient(own.defense, images[:1]) else model
 
 
 def make_attack(name: str, bound: Bound, options: AdaptiveOptions, *, randomised: bool, views: bool) -> AdaptiveAttack:

@@ -1,9 +1,10 @@
-"""OAG with a gradient of its own, through every network step, for attackers."""
+"""The gradient that fits a defense, for attackers: OAG's through every network step, a baseline's exact or of a surrogate."""
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,13 @@ from ... import _checks, streams
 from ...baselines import surrogate
 from ...baselines.compose import Compose
 from ...baselines.own import OwnDefense
-from ...defended import DefendedModel, applied, unwrapped
+from ...defended import DefendedModel, applied, parts_of, unwrapped
 from ...generator import reference, with_gradient
 from ...straight_through import straight_through
 from ...transform import OnlineAlternateGenerator
+
+OfOAG = Callable[[OnlineAlternateGenerator], nn.Module]
+"""What stands for OAG in an attack."""
 
 
 class Unrolled(nn.Module):
@@ -52,11 +56,11 @@ class Unrolled(nn.Module):
 
 
 def unrolled(model: DefendedModel, *, expected: bool = False) -> DefendedModel:
-    """The same model, with gradients through its defense: OAG unrolled, any other's own.
+    """The same model, with gradients through its defense.
 
-    A defense that has no gradient of its own raises RuntimeError when it is attacked. Of several defenses in one model such a
-    one has its surrogate's gradient (:func:`~oag_transform.baselines.surrogate.differentiable`), or the identity's (BPDA) where
-    there is none: left out, it would hide its part of the model from the attack.
+    OAG is unrolled. A baseline has the gradient of :func:`~oag_transform.baselines.surrogate.differentiable`, and any other
+    defense its own. A defense without a gradient raises RuntimeError when it is attacked. Of several defenses in one model such
+    a one has the identity's gradient (BPDA): left out, it would hide its part of the model from the attack.
 
     Args:
         model: what is attacked.
@@ -65,14 +69,22 @@ def unrolled(model: DefendedModel, *, expected: bool = False) -> DefendedModel:
             standard deviation s has the normal density of s. Values are the same.
 
     Raises:
-        ModuleNotFoundError: kornia is missing, for JPEG among several defenses.
+        ModuleNotFoundError: kornia is missing, for JPEG.
     """
-    if isinstance(model.defense, nn.ModuleList):
-        parts = [_unrolled(each, expected) for each in model.defense]
-        defense: Any = [_OwnOrIdentity(surrogate.differentiable(part) or part) for part in parts]
-    else:
-        defense = _unrolled(model.defense, expected)
-    return DefendedModel(model.target, defense, **settings_of(model) | {"gradient": "own"})
+    return _with_gradients(model, partial(Unrolled, expected=expected))
+
+
+def with_surrogates(model: DefendedModel) -> DefendedModel:
+    """As :func:`unrolled`, but OAG keeps its own gradient, which is the identity's (BPDA) by default."""
+    return _with_gradients(model, lambda transform: transform)
+
+
+def first_defense(model: DefendedModel) -> Any:
+    """What comes first in a model's defense, which may be a single one; several in one model have no first one."""
+    inner = _opened(model.defense)
+    while parts := _parts(inner):
+        inner = _opened(parts[0])
+    return inner
 
 
 def has_gradient(defense: Callable[[Tensor], Tensor], images: Tensor) -> bool:
@@ -82,7 +94,7 @@ def has_gradient(defense: Callable[[Tensor], Tensor], images: Tensor) -> bool:
     point = images.detach().requires_grad_()
     try:
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(defense(point).sum(), point)
+            (slope,) = torch.autograd.grad(applied(defense, point, 0).sum(), point)
     except RuntimeError:  # the graph ends in it, or it is NumPy's, which takes no tensor that requires a gradient
         return False
     return bool(slope.any())
@@ -91,6 +103,14 @@ def has_gradient(defense: Callable[[Tensor], Tensor], images: Tensor) -> bool:
 def settings_of(model: DefendedModel) -> dict[str, Any]:
     """All keyword arguments of a model."""
     return {name: getattr(model, name) for name in ("normalize", "samples", "shift", "clip", "gradient")}
+
+
+def _with_gradients(model: DefendedModel, of_oag: OfOAG) -> DefendedModel:
+    if isinstance(model.defense, nn.ModuleList):
+        defense: Any = [_OwnOrIdentity(_with_gradient(each, of_oag)) for each in model.defense]
+    else:
+        defense = _with_gradient(model.defense, of_oag)
+    return DefendedModel(model.target, defense, **settings_of(model) | {"gradient": "own"})
 
 
 class _Expected(torch.autograd.Function):
@@ -119,22 +139,27 @@ class _OwnOrIdentity(nn.Module):
         return straight_through(images, lambda _: found) if images.requires_grad and not found.requires_grad else found
 
 
-def _unrolled(defense: Any, expected: bool) -> Any:
-    inner = unwrapped(defense)
+def _with_gradient(defense: Any, of_oag: OfOAG) -> Any:
+    inner = _opened(defense)
     if isinstance(inner, OnlineAlternateGenerator):
-        return Unrolled(inner, expected=expected)
-    if isinstance(inner, OwnDefense):
-        return _unrolled(inner.defense, expected)
-    if isinstance(inner, Compose):
-        return Compose(*(_unrolled(each, expected) for each in inner.defenses))
-    if isinstance(inner, nn.Sequential):
-        return nn.Sequential(*(_unrolled(each, expected) for each in inner))
-    if isinstance(inner, v2.Compose):
-        return v2.Compose([_unrolled(each, expected) for each in inner.transforms])
+        return of_oag(inner)
+    if parts := _parts(inner):
+        return v2.Compose([_with_gradient(each, of_oag) for each in parts])
     if isinstance(inner, nn.Module) and any(isinstance(each, OnlineAlternateGenerator) for each in inner.modules()):
         warnings.warn(
-            f"the OnlineAlternateGenerator in {type(inner).__name__} keeps its straight-through gradient: unrolled() sees into "
-            "nn.Sequential, Compose, v2.Compose, functools.partial and torch.compile only",
-            stacklevel=3,
+            f"the OnlineAlternateGenerator in {type(inner).__name__} keeps its straight-through gradient: attacks see into "
+            "nn.Sequential, Compose, torchvision's Compose, functools.partial and torch.compile only",
+            stacklevel=4,
         )
-    return defense
+    return surrogate.differentiable(defense) or defense
+
+
+def _parts(defense: Any) -> Sequence[Any]:
+    """The defenses that one applies in sequence; none if it is a single one."""
+    return list(defense.defenses) if isinstance(defense, Compose) else parts_of(defense)
+
+
+def _opened(defense: Any) -> Any:
+    """What functools.partial, torch.compile and the command line wrap."""
+    inner = unwrapped(defense)
+    return _opened(inner.defense) if isinstance(inner, OwnDefense) else inner
