@@ -338,6 +338,17 @@ def test_adapted_statistics_are_those_of_noisy_images(folder: Path) -> None:
     assert found.fingerprint != target.fingerprint
 
 
+def test_images_for_batch_normalization_that_cannot_be_read_end_the_run(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in sorted(folder.iterdir()):
+        (tmp_path / "apart" / path.name).mkdir(parents=True)
+        (tmp_path / "apart" / path.name / "0.png").write_text("no image")
+    every = ("--model", "tests.tiny:normalized", "--certify.batch-norm", str(tmp_path / "apart"))
+    assert main(arguments(folder, tmp_path / "out", *every)) != 0
+    assert "none of the images for batch normalization can be read" in caplog.text
+
+
 def test_a_target_without_batch_normalization_is_named(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -379,7 +379,10 @@ def test_as_a_v2_transform_it_purifies_images_and_passes_everything_else() -> No
 def test_gabor_functions_need_two_pixels() -> None:
     with pytest.raises(ValueError, match='init="gabor" needs a kernel_size of at least 2'):
         OnlineAlternateGenerator(kernel_size=1, stride=1)
-    assert OnlineAlternateGenerator(kernel_size=1, stride=1, init="uniform", seed=0)(rand(3, 4, 4)).shape == (3, 4, 4)
+    dots = OnlineAlternateGenerator(kernel_size=1, stride=1, init="uniform", seed=0)
+    assert dots(rand(3, 4, 4)).shape == (3, 4, 4)
+    with pytest.raises(ValueError, match="at least 2"):
+        dots(rand(3, 1, 4))
 
 
 def test_an_index_without_dimensions_is_an_integer() -> None:

@@ -8,6 +8,7 @@ import struct
 import warnings
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -376,3 +377,16 @@ def test_a_large_image_is_not_refused_as_a_bomb(tmp_path: Path, monkeypatch: pyt
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read(path).size == (40, 40)
+
+
+def test_threads_that_read_leave_warnings_as_they_are(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (64, 64)).save(file, "PNG")
+    before, shown = list(warnings.filters), warnings.showwarning
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            list(pool.map(lambda _: (files.decode(file.getvalue()), files.size(file.getvalue())), range(16)))
+    assert warnings.filters == before
+    assert warnings.showwarning is shown
+    with pytest.warns(UserWarning, match="still shown"):
+        warnings.warn("still shown", stacklevel=1)

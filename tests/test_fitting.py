@@ -131,6 +131,8 @@ def test_a_loss_that_is_not_finite_and_images_that_cannot_be_read_are_errors(
     monkeypatch.setattr(fitting, "build", tiny_build)
     with pytest.raises(ValueError, match=r"the training loss is (nan|inf) in epoch \d: lower the learning rate"):
         fit_target(flowers, "resnet18", epochs=3, lr=1e38)
+    with pytest.raises(ValueError, match=r"the logits are not finite in epoch \d: lower the learning rate"):
+        fit_target(flowers, "resnet18", epochs=3, lr=1e38, adversarial=AdversarialExamples(4))
     for name in ("a", "b"):
         (tmp_path / "broken" / name).mkdir(parents=True)
         (tmp_path / "broken" / name / "0.png").write_text("no image")

@@ -626,7 +626,7 @@ def test_one_that_diverges_does_not_take_its_batch_along(
     monkeypatch.setattr(OnlineAlternateGenerator, "forward", diverging)
     assert purify(tmp_path / "in", "--out", tmp_path / "o", "--batch-size", "3") == 1
     assert sorted(tree(tmp_path / "o")) == ["0.png", "2.png"]
-    assert capsys.readouterr().err == f"{tmp_path}/in/1.png: diverged\n"
+    assert capsys.readouterr().err == f"{tmp_path}/in/1.png: the energy network diverged for this image\n"
 
 
 @pytest.mark.parametrize(

@@ -305,18 +305,19 @@ class KilledOnce(cluster_purify.PartWorker):
         return super().make(batch)
 
 
+@pytest.mark.parametrize("rows", [3, 1])
 def test_a_killed_worker_is_restarted_without_loss_or_duplicates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for i in range(9):
         save(tmp_path / "in" / f"{i:02d}.png", seed=i)
     assert purify(tmp_path / "in", "--out", tmp_path / "expected", *SEED) == 0
     monkeypatch.setattr(cluster_purify, "PartWorker", KilledOnce)
-    assert purify(tmp_path / "in", "--out", tmp_path / "o", "--rows", "3", *SEED, *RAY) == 0
+    assert purify(tmp_path / "in", "--out", tmp_path / "o", "--rows", rows, *SEED, *RAY) == 0
     assert last_line(capsys) == "9 purified, 0 there already, 0 failed"
     assert tree(tmp_path / "o") == tree(tmp_path / "expected")  # nothing half written is left either
     early = {name: tuple(mark) for name, mark in json.loads((tmp_path / "killed").read_text()).items()}
-    assert "03.png" in early  # of the same part
+    assert "03.png" in early or rows == 1  # of the same part
     assert early.items() <= written(tmp_path / "o").items()
 
 
@@ -376,6 +377,19 @@ def test_an_image_that_takes_its_worker_along_is_a_failure_and_the_others_go_on(
     assert purify(tmp_path / "in", "--out", tmp_path / "o", "--rows", "5", "--batch-size", "5", *RAY) == 1
     assert capsys.readouterr().err == f"{tmp_path}/in/2.png: {cluster_purify.ENDED_WORKER}\n"
     assert sorted(results_of(tmp_path / "o")) == ["0.png", "1.png", "3.png", "4.png"]
+
+
+def test_parquet_files_in_the_folder_of_results_are_read_only_to_go_on_with(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "o"
+    out.mkdir()
+    pq.write_table(pa.table({"x": [1]}), out / "part-a.parquet")
+    assert purify(folder, "--out", out, *SEED, *RAY) == 1  # for the broken files of the folder
+    assert results_of(out)
+    capsys.readouterr()
+    assert purify(folder, "--out", out, "--format", "parquet", "--skip-existing", *SEED, *RAY) == 2
+    assert f"{out}/part-a.parquet, which has no readable names in column 'name'" in capsys.readouterr().err
 
 
 # refused
@@ -599,7 +613,8 @@ def test_a_blocked_result_folder_does_not_hide_the_failures(tmp_path: Path, caps
 def test_rows_that_cannot_be_written_are_skipped_and_files_of_several_rows_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    names = [f"{'x' * 300}.png", "a.png", "a.png", "b.png"]
+    deep = "/".join("x" * 2000) + "/0.png"  # pathlib makes parents by recursion
+    names = [f"{'x' * 300}.png", deep, "a.png", "a.png", "b.png"]
     rows = pa.Table.from_pylist([{"name": name, "image": b"i"} for name in names])
     assert dataset.write_images(ray.data.from_arrow(rows), tmp_path / "o") == 2
     assert sorted(tree(tmp_path / "o")) == ["a.png", "b.png"]

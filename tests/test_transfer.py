@@ -42,7 +42,7 @@ def attack(folder: Path, to: Path, by: int, *, suffix: str = ".png") -> Path:
 
 def transfer(folder: Path, out: Path, *more: str) -> int:
     here = ["--model", "tests.tiny:brightness", "--data", str(folder), "--out", str(out), "--resize", "40", "--crop", "40"]
-    return main(["evaluate", "transfer", *here, "--count", "6", "--defenses", "mean", "noise-4-views", *more])
+    return main(["evaluate", "transfer", *here, "--count", "6", "--defenses", "mean", "noise-4-views:9", *more])
 
 
 def test_every_row_judges_the_images_of_each_folder(folder: Path, tmp_path: Path) -> None:
@@ -78,6 +78,7 @@ def test_a_control_is_compared_image_by_image(folder: Path, tmp_path: Path, monk
     rows = {row.name: row for row in result.rows}
     assert rows["Mean filter, size 3"].notes["against Undefended"] == "6, 0 (p = 0.031)"
     assert rows["Undefended"].notes["against Undefended, 4 views"] == "0, 0 (p = 1)"
+    assert "against Gaussian noise, 4 views, grey levels 9" in rows["Mean filter, size 3"].notes
 
 
 def test_jpeg_other_sizes_and_unreadable_files_are_said(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

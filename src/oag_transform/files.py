@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -25,6 +26,7 @@ GREY = ("1", "L", "LA", "La")  # modes
 XMP, COMMENT, EXIF_TEXT = "XML:com.adobe.xmp", "Comment", "Raw profile type exif"  # names of texts in PNG
 STALE = ("exif", EXIF_TEXT, "xmp", XMP)
 """Entries of Pillow's ``info`` that state the orientation of the file's pixels."""
+_RECORDING = threading.Lock()  # catch_warnings changes the whole process
 TURNED = re.compile(rb'tiff:Orientation="[0-9]"|<tiff:Orientation>[0-9]</tiff:Orientation>')  # in XMP
 
 
@@ -87,7 +89,7 @@ def decode(source: Path | bytes, *, name: str | None = None, formats: tuple[str,
     named = _name(source, name)
     notes: list[str] = []
     try:
-        with warnings.catch_warnings(record=True) as warned:
+        with _RECORDING, warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             with _open(source, formats, notes) as file:
                 white, inverted = _white(file)  # before the pixels: tags of TIFF belong to the present frame
@@ -118,7 +120,7 @@ def size(source: Path | bytes, *, name: str | None = None, formats: tuple[str, .
         UnreadableImageError: the file has no header of an image, or the header states more pixels than Pillow's limit.
     """
     try:
-        with warnings.catch_warnings():
+        with _RECORDING, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with _open(source, formats, []) as file:
                 return file.size

@@ -107,7 +107,8 @@ class SmoothedModel(nn.Module):
             another random stream for each draw.
         sigma: standard deviation of the noise, on the [0, 1] scale. It must be fixed before any image is seen.
         samples: the number of draws that :meth:`forward` averages over.
-        batch_size: the number of noisy images in a call of ``model``; they may belong to several images.
+        batch_size: the number of noisy images in a call of ``model`` by :meth:`predict` and :meth:`certify`; they may belong to
+            several images. :meth:`forward` gives it the whole batch, once for each draw.
         seed: an integer repeats the noise. None draws fresh entropy in each call, as a defender should.
 
     Raises:

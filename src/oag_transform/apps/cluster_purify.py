@@ -77,7 +77,7 @@ def run(
     attempts = ray.remote(Attempts).options(num_cpus=0).remote()
     purified = parts.map_batches(
         PartWorker,
-        fn_constructor_args=(plan, packed, shards.names_in(plan.out, packed), attempts),
+        fn_constructor_args=(plan, packed, shards.names_in(plan.out, packed) if plan.parquet else shards.NONE, attempts),
         batch_size=rows,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),
@@ -131,7 +131,7 @@ class PartWorker:
     def __call__(self, part: pa.Table) -> pa.Table:
         """One row: the pickled list of :class:`.worker.PurifyOutcome`."""
         jobs = self._jobs(part)
-        key = streams.index_of("\0".join(job.name for job in jobs))
+        key = streams.index_of("part\0" + "\0".join(job.name for job in jobs))  # not that of an image alone
         again = self._begin(key) > 0
         outcomes, waiting = [], []
         for job in jobs:

@@ -61,7 +61,7 @@ class ClusterStore(Store):
         begun: dict[int, ray.ObjectRef[Array]] = {}
 
         def collect(rows: range) -> Array:
-            if rows.start not in begun:  # none of the later chunks is there either, as they are kept in order
+            if rows.start not in begun:  # later chunks are rarely there, as they are kept in order
                 begun.update(self._begin(compute, rows.start, len(inputs[0]), chunk or self.chunk))
             try:
                 part: Array = ray.get(begun.pop(rows.start))

@@ -230,7 +230,7 @@ def write_images(
             if problem is None and job.content is not None:
                 try:
                     saving.write(job.target, job.content, token)
-                except OSError as failure:
+                except (OSError, RecursionError) as failure:  # pathlib makes parents by recursion
                     problem = files.reason(failure)
             lines.append(f"{files.one_line(str(job.source))}: skipped, {problem}" if problem else "")
             targets.append("" if problem else files.one_line(str(job.target)))

@@ -30,6 +30,7 @@ BLOCK = 64  # samples of a shard that are read together
 INTEGERS, TEXTS = ("cls", "cls2", "index"), ("txt", "text", "json")  # parts of WebDataset samples; all others are bytes
 
 Hashes = npt.NDArray[np.int64]
+NONE: Hashes = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,11 @@ def names_in(folder: Path, shards: Shards | None) -> Hashes:
     column = "name" if shards is None else shards.name
     found: list[int] = []
     for path in sorted(folder.glob("part-*.parquet")):
-        found += (streams.index_of(name) for name in _names(pq.read_table(path, columns=[column]), column) if name is not None)
+        try:
+            names = _names(pq.read_table(path, columns=[column]), column)
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"--out has {path}, which has no readable names in column {column!r}: {reason(error)}") from error
+        found += (streams.index_of(name) for name in names if name is not None)
     return np.sort(np.array(found, dtype=np.int64))
 
 

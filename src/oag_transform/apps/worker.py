@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from .. import _checks, files, images, streams
-from ..transform import OnlineAlternateGenerator
+from ..transform import DivergenceError, OnlineAlternateGenerator
 from . import saving
 from .sources import Job
 
@@ -146,6 +146,8 @@ def batches(jobs: Iterable[Job], size: int) -> Iterator[tuple[Job, ...]]:
 
 def failed(job: Job, error: BaseException | str, notes: tuple[str, ...] = ()) -> PurifyOutcome:
     """The outcome of a failed image."""
+    if isinstance(error, DivergenceError):  # its remedy is for callers of the transform
+        error = "the energy network diverged for this image"
     line = files.reason(ValueError(error) if isinstance(error, (str, RuntimeError)) else error)
     named = files.one_line(str(job.source))
     return PurifyOutcome(job, None, line if named in line else f"{named}: {line}", notes)

@@ -75,4 +75,4 @@ def extra(module: str, needed: str) -> Any:
 
 def kornia(module: str, user: str) -> Any:
     """A module of kornia, such as ``"color"``, for ``user``; see :func:`extra`."""
-    return extra(f"kornia.{module}", f"{user} needs the package kornia: pip install 'oag-transform[baselines]'")
+    return extra(f"kornia.{module}", f"{user} needs the package kornia: pip install 'oag-transform[eval]'")

@@ -292,10 +292,13 @@ def _fit_all(
             crops = torch.stack([augment(image) for image in images]).to(device).float() / 255
             crops, truth = crops.contiguous(memory_format=torch.channels_last), labels.to(device)
             mixed = torch.autocast(device.type, compute_dtype, enabled=compute_dtype is not None)
-            with _working_on(crops), mixed:
-                if adversarial is not None:
-                    crops = adversarial(model, crops, truth, generator)
-                logits = _checks.logits(model(crops), len(crops))
+            try:
+                with _working_on(crops), mixed:
+                    if adversarial is not None:
+                        crops = adversarial(model, crops, truth, generator)
+                    logits = _checks.logits(model(crops), len(crops))
+            except _checks.NonFiniteLogitsError as error:  # of the attack's model
+                raise ValueError(f"the logits are not finite in epoch {epoch + 1}: lower the learning rate") from error
             value = nn.functional.cross_entropy(logits.float(), truth)
             if not value.isfinite():
                 raise ValueError(

@@ -72,7 +72,7 @@ def versions(*packages: str) -> list[str]:
     for package in packages:
         try:
             found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:  # bm3d and kornia come with extras of their own
+        except PackageNotFoundError:  # bm3d comes with an extra of its own
             found.append(f"no {package}")
     return found
 

@@ -37,7 +37,8 @@ PAPER: dict[str, Any] = {
 clean and 25 Gaussian-noised images: accuracy varies by at most one image from step 200 to 300, and no image diverges."""
 
 PAPER_CLOSED_FORM = PAPER | {"langevin": "closed_form"}
-"""The same images within 0.3 dB, in a tenth of the time: what ``evaluate`` measures as the paper's setting."""
+"""The same images within 0.3 dB, in a tenth of the time: what ``evaluate`` measures as the paper's setting, in its
+own ``--compute-dtype``."""
 
 
 def argument(default: Any, meaning: str, check: Callable[[str, Any], Any]) -> Any:
@@ -126,7 +127,7 @@ class Common:
     )
     tile_size: int | None = argument(
         512,
-        """larger images are purified in tiles of at most this many pixels a side, which overlap and fade into each other, so
+        """larger images are purified in tiles of about this many pixels a side, which overlap and fade into each other, so
         that memory stays bounded. The tiles of an image have the same initial network and the same strength. At least 128;
         ``None``: no tiles.""",
         lambda name, value: None if value is None else _checks.integer(name, value, at_least=128),
@@ -307,7 +308,7 @@ class BySize(Common):
     @property
     def minimum_size(self) -> int:
         """The smallest height and width of an image in pixels."""
-        return 2 if self.kernel_size is None else self.kernel_size
+        return 2 if self.kernel_size is None else max(2, self.kernel_size)
 
 
 def meanings(arguments: type[Common], indent: str) -> Iterator[str]:

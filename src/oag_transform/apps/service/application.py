@@ -161,7 +161,9 @@ class Api:
         try:
             work = Work(kind, tuple(image.shape), attack, 0 if attack is None else next(self.attacks))
             return await asyncio.wrap_future(self.batcher.submit(work, image))
-        except (DivergenceError, ValueError) as error:
+        except DivergenceError as error:
+            raise RefusedError(422, "This image can't be processed: the energy network diverged.") from error
+        except ValueError as error:
             raise RefusedError(422, f"This image can't be processed: {' '.join(str(error).split())}.") from error
 
     # the routes

@@ -61,6 +61,8 @@ def certify(plan: Plan) -> Iterator[Result]:
         raise ValueError("certify needs images whether the target gets them right or not")
     if plan.apart is not None:
         apart = read_images(plan.apart, shuffled(plan.apart, subject.seed)[:ADAPTED_ON], subject.target.preprocessing)[0]
+        if not len(apart):
+            raise ValueError("none of the images for batch normalization can be read")
     clean, _ = classify(subject, UNDEFENDED.model(subject), subject.images, "undefended")
     for sigma in options.sigma:
         kinds = [None] if apart is None else [None, apart]

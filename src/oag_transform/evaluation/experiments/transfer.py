@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from ...baselines.catalogue import NONE, VIEWS
+from ...baselines.catalogue import IN_VIEWS, NONE, VIEWS
 from ..columns import CLEAN
 from ..plan import Plan
 from ..result import Result, RowResult
 from ..statistics import paired
 
-CONTROL = "noise-4-views"  # white noise in the same views
+CONTROL = f"noise{IN_VIEWS}"  # white noise in the same views, at any setting
 
 
 def transfer(plan: Plan) -> Result:
@@ -45,7 +45,7 @@ def transfer(plan: Plan) -> Result:
 def _with_controls(rows: Sequence[RowResult]) -> list[RowResult]:
     """The rows with notes on how each compares with the controls, paired."""
     names = (NONE, f"{NONE}, {VIEWS}")
-    controls = [row for row in rows if not row.error and (row.name in names or row.defense == CONTROL)]
+    controls = [row for row in rows if not row.error and (row.name in names or row.defense.partition(":")[0] == CONTROL)]
     found = []
     for row in rows:
         notes = {}
