@@ -25,7 +25,7 @@ from oag_transform.evaluation.attacks.pgd import PGD, AttackResult, Bound
 from oag_transform.evaluation.attacks.unrolled import Unrolled, has_gradient, unrolled
 from oag_transform.evaluation.columns import Adaptive, adaptive_columns
 from oag_transform.evaluation.data import Preprocessing
-from oag_transform.evaluation.options import ADAPTIVE_ATTACKS, LEAST_BOUND, AdaptiveOptions, adaptive_attack
+from oag_transform.evaluation.options import ADAPTIVE_ATTACKS, LEAST_BOUND, AdaptiveOptions, adaptive_entry
 from oag_transform.evaluation.result import Cell
 from oag_transform.evaluation.store import Store
 from oag_transform.evaluation.subject import Row, Subject
@@ -506,13 +506,11 @@ def test_nothing_is_said_of_an_attack_that_works() -> None:
     images, labels = examples()
     found = PGD(Bound("linf", 0.01), 40, 1, loss=pgd.margin)(undefended(), images, labels)
     assert diagnostics.diagnose("PGD", found) == ()
-    assert diagnostics.black_box_leads({adaptive_attack("bpda"): Cell("000"), adaptive_attack("square"): Cell("010")}) == ()
+    assert diagnostics.black_box_leads({adaptive_entry("bpda"): Cell("000"), adaptive_entry("square"): Cell("010")}) == ()
 
 
 def test_a_black_box_that_wins_is_said() -> None:
-    said = diagnostics.black_box_leads(
-        {adaptive_attack("bpda"): Cell("1" * 9 + "0"), adaptive_attack("square"): Cell("0" * 10)}
-    )
+    said = diagnostics.black_box_leads({adaptive_entry("bpda"): Cell("1" * 9 + "0"), adaptive_entry("square"): Cell("0" * 10)})
     assert said == ("square leaves 0.0%, less than attacks with gradients (90.0%)",)
 
 

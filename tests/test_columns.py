@@ -23,7 +23,7 @@ from oag_transform.evaluation.columns import (
     along,
     attacked,
     classify,
-    gray_box,
+    gray_box_column,
     noise,
     noised,
     probabilities,
@@ -84,7 +84,7 @@ def test_measurements_equal_the_plain_computation_for_any_chunks(folder: Path, t
         images = attacked(subject, igsm(4))
         oag = Row("OAG", lambda seed: OnlineAlternateGenerator(network_steps=4, seed=seed))
         cells = along(subject, oag.model(subject), images, [2, 4], "")
-        row = measure(subject, oag, [gray_box(igsm(4))])
+        row = measure(subject, oag, [gray_box_column(igsm(4))])
         found.append((images, noised(subject, 0.1), row.cells[0], cells))
         target, defense = subject.target.model, OnlineAlternateGenerator(network_steps=4, seed=7)
         plain = igsm(4)(target, subject.images.float() / 255, subject.labels, classes=2, seed=7)
@@ -148,7 +148,7 @@ def test_a_column_may_give_each_row_images_of_its_own(subject: Subject) -> None:
 
 
 def test_a_gray_box_column_passes_over_the_row(subject: Subject) -> None:
-    column = gray_box(igsm(4))
+    column = gray_box_column(igsm(4))
     few = Row("few", lambda _: MeanFilter(3), count=2)
     assert torch.equal(column.of(subject), attacked(subject, igsm(4)))
     assert torch.equal(noise(0.1).of(subject), noised(subject, 0.1))

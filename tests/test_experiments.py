@@ -43,7 +43,7 @@ def make_plan(folder: Path, cache: Path, *, attacks: tuple[Attack, ...] = (fgsm(
         noise_std=0.1,
         network_steps=STEPS,
         others=(other,),
-        gray_box=by_key,
+        attacks_by_key=by_key,
     )
 
 

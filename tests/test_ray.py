@@ -313,7 +313,7 @@ def test_a_killed_worker_is_restarted_without_loss_or_duplicates(
         save(tmp_path / "in" / f"{i:02d}.png", seed=i)
     assert purify(tmp_path / "in", "--out", tmp_path / "expected", *SEED) == 0
     monkeypatch.setattr(cluster_purify, "PartWorker", KilledOnce)
-    assert purify(tmp_path / "in", "--out", tmp_path / "o", "--rows", rows, *SEED, *RAY) == 0
+    assert purify(tmp_path / "in", "--out", tmp_path / "o", "--rows", str(rows), *SEED, *RAY) == 0
     assert last_line(capsys) == "9 purified, 0 there already, 0 failed"
     assert tree(tmp_path / "o") == tree(tmp_path / "expected")  # nothing half written is left either
     early = {name: tuple(mark) for name, mark in json.loads((tmp_path / "killed").read_text()).items()}

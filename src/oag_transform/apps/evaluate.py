@@ -25,7 +25,7 @@ from ..evaluation.options import (
     CertifyOptions,
     ConvergenceOptions,
     Experiment,
-    adaptive_attack,
+    adaptive_entry,
     experiment,
     not_empty,
 )
@@ -218,7 +218,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             common(matches, listing)
         apart = self._apart(listing)
         for attack in self.adaptive.attacks if any(one.key == "adaptive" for one in self.asked) else ():
-            if len(listing.classes) < (least := adaptive_attack(attack).classes):
+            if len(listing.classes) < (least := adaptive_entry(attack).classes):
                 raise ValueError(f"{attack} needs {least} classes or more, got {len(listing.classes)}")
         attacks = self._attacks()
         dtype = dtype_of(self.compute_dtype)
@@ -259,7 +259,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             subject=subject,
             families=families,
             attacks=tuple(attacks[key] for key in dict.fromkeys(self.attacks)),
-            gray_box=attacks,
+            attacks_by_key=attacks,
             facts=common_facts(subject, Path(kind_of(self.data)[1]).resolve().name)
             | {"compute_dtype": str(operands(Settings(compute_dtype=dtype), device, torch.float32))}
             | ({} if self.shift is None else {"shift of the views": self.shift}),

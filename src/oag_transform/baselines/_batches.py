@@ -30,12 +30,12 @@ def generators(seed: int | None, indices: Sequence[int], device: torch.device) -
     return streams.generators(streams.seed_or_fresh(seed), indices, device)
 
 
-def integer(low: int, high: int, generator: Generator) -> int:
+def draw_integer(low: int, high: int, generator: Generator) -> int:
     """A random integer, uniform in [low, high)."""
     return int(torch.randint(low, high, (), generator=generator, device=generator.device))
 
 
-def uniform(low: float, high: float, generator: Generator) -> float:
+def draw_uniform(low: float, high: float, generator: Generator) -> float:
     """A random number, uniform in [low, high)."""
     return low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64, device=generator.device))
 

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from .. import _checks
 from ..straight_through import straight_through
 from . import torch_filters
-from ._batches import CPU, generators, in_numpy, integer, kornia, one_by_one, uniform
+from ._batches import CPU, draw_integer, draw_uniform, generators, in_numpy, kornia, one_by_one
 from .base import Baseline
 from .denoisers import NonLocalMeans, Wavelets
 from .filters import JPEG, MeanFilter, MedianFilter
@@ -67,23 +67,23 @@ class BaRT(Baseline):
 
 
 def _color_precision(image: Tensor, draw: Generator) -> Tensor:
-    steps = _of_each_channel(image, draw, lambda: integer(8, 201, draw))
+    steps = _of_each_channel(image, draw, lambda: draw_integer(8, 201, draw))
     return straight_through(image, lambda x: (x * steps).round() / steps)
 
 
 def _jpeg(image: Tensor, draw: Generator) -> Tensor:
-    return straight_through(image, JPEG(integer(55, 96, draw)))
+    return straight_through(image, JPEG(draw_integer(55, 96, draw)))
 
 
 def _swirl(image: Tensor, draw: Generator) -> Tensor:
     height, width = image.shape[-2:]
-    center = (integer(0, width, draw), integer(0, height, draw))
-    return torch_filters.swirl(image, center, uniform(0.01, 3, draw), _pixels(image, uniform(10, 200, draw)))
+    center = (draw_integer(0, width, draw), draw_integer(0, height, draw))
+    return torch_filters.swirl(image, center, draw_uniform(0.01, 3, draw), _pixels(image, draw_uniform(10, 200, draw)))
 
 
 def _noise(image: Tensor, draw: Generator) -> Tensor:
     """The noises of scikit-image's ``random_noise`` at its defaults, drawn on the CPU like all random numbers here."""
-    kind = integer(0, 6, draw)
+    kind = draw_integer(0, 6, draw)
     if kind in (0, 1):  # Gaussian, and speckle
         noise = 0.1 * torch.randn(image.shape, generator=draw, dtype=image.dtype, device=CPU).to(image.device)
         return image + noise * (image if kind else 1)
@@ -97,7 +97,7 @@ def _noise(image: Tensor, draw: Generator) -> Tensor:
 
 def _fourier(image: Tensor, draw: Generator) -> Tensor:
     spectrum = torch.fft.fft2(image)
-    keep = [uniform(0, 0.95, draw) for _ in range(image.shape[1])]
+    keep = [draw_uniform(0, 0.95, draw) for _ in range(image.shape[1])]
     mask = torch.ones(image.shape, dtype=image.dtype, device=CPU)
     for channel, share in enumerate(keep):  # a share above one half keeps everything
         for axis, side in enumerate(image.shape[-2:]):
@@ -108,7 +108,7 @@ def _fourier(image: Tensor, draw: Generator) -> Tensor:
 
 
 def _zoom(image: Tensor, draw: Generator) -> Tensor:
-    top, bottom, left, right = (round(_pixels(image, uniform(10, 50, draw))) for _ in range(4))
+    top, bottom, left, right = (round(_pixels(image, draw_uniform(10, 50, draw))) for _ in range(4))
     height, width = image.shape[-2:]
     cropped = image[..., top : max(height - bottom, top + 1), left : max(width - right, left + 1)]
     return F.interpolate(cropped, (height, width), mode="bilinear", align_corners=False)
@@ -123,9 +123,9 @@ _COLOR_SPACES = (  # name, largest change of each channel, lowest and highest va
 
 
 def _color_space(image: Tensor, draw: Generator) -> Tensor:
-    color, (name, most, low, high) = kornia("color", "BaRT"), _COLOR_SPACES[integer(0, 4, draw)]
+    color, (name, most, low, high) = kornia("color", "BaRT"), _COLOR_SPACES[draw_integer(0, 4, draw)]
     change, least, greatest = (
-        image.new_tensor(values)[:, None, None] for values in ([uniform(-each, each, draw) for each in most], low, high)
+        image.new_tensor(values)[:, None, None] for values in ([draw_uniform(-each, each, draw) for each in most], low, high)
     )
     # the roots in these conversions have no finite gradient at black
     moved = getattr(color, f"rgb_to_{name}")(image.clamp(1e-4, 1)) + change
@@ -133,65 +133,65 @@ def _color_space(image: Tensor, draw: Generator) -> Tensor:
 
 
 def _contrast(image: Tensor, draw: Generator) -> Tensor:
-    kind = integer(0, 3, draw)
+    kind = draw_integer(0, 3, draw)
     if kind == 0:
-        bins = integer(40, 257, draw)
+        bins = draw_integer(40, 257, draw)
         # in float64: a nearly uniform channel has fewer float32 values than bins
         return straight_through(
             image, lambda x: in_numpy(x, lambda y, _: _by_channel(lambda z: equalize_hist(z.astype(float), bins), y))
         )
     if kind == 1:
         side = min(image.shape[-2:])
-        kernel = [max(round(uniform(side / 10, side / 6, draw)), 1) for _ in range(2)]
-        limit = uniform(0.01, 0.04, draw)
+        kernel = [max(round(draw_uniform(side / 10, side / 6, draw)), 1) for _ in range(2)]
+        limit = draw_uniform(0.01, 0.04, draw)
         return straight_through(
             image, lambda x: in_numpy(x, lambda y, _: _by_channel(lambda z: equalize_adapthist(z, kernel, limit), y))
         )
-    together = integer(0, 2, draw) == 0
+    together = draw_integer(0, 2, draw) == 0
     values = image.flatten(1)[:, None] if together else image.flatten(2)
-    shares = image.new_tensor([uniform(0.01, 0.04, draw), uniform(0.96, 0.99, draw)])
+    shares = image.new_tensor([draw_uniform(0.01, 0.04, draw), draw_uniform(0.96, 0.99, draw)])
     low, high = torch.quantile(values, shares, dim=-1)[..., None, None]
     return (image - low) / (high - low).clamp(min=1e-3)
 
 
 def _grey_mix(image: Tensor, draw: Generator) -> Tensor:
     """Replace all channels by grey, mix all partly, replace two, or mix one partly."""
-    kind, own = integer(0, 4, draw), torch.eye(3, dtype=torch.float64, device=CPU)
-    odd = integer(0, 3, draw)
-    ratios = torch.tensor([uniform(0, 1, draw) + 1e-9 for _ in range(3)], dtype=torch.float64, device=CPU)
+    kind, own = draw_integer(0, 4, draw), torch.eye(3, dtype=torch.float64, device=CPU)
+    odd = draw_integer(0, 3, draw)
+    ratios = torch.tensor([draw_uniform(0, 1, draw) + 1e-9 for _ in range(3)], dtype=torch.float64, device=CPU)
     if kind > 1:
         ratios[odd] = 0
     grey = (ratios / ratios.sum()).expand(3, 3)
     if kind == 0:
         kept = torch.zeros(3, dtype=torch.float64, device=CPU)
     elif kind == 1:
-        kept = torch.tensor([max(uniform(0, 1, draw), 0.2) for _ in range(3)], dtype=torch.float64, device=CPU)
+        kept = torch.tensor([max(draw_uniform(0, 1, draw), 0.2) for _ in range(3)], dtype=torch.float64, device=CPU)
     elif kind == 2:
         kept = own[odd]
     else:
-        kept = 1 - own[odd] * uniform(0.1, 0.9, draw)
+        kept = 1 - own[odd] * draw_uniform(0.1, 0.9, draw)
     mixing = kept[:, None] * own + (1 - kept[:, None]) * grey
     return torch.einsum("oc,nchw->nohw", mixing.to(image), image)
 
 
 def _denoise(image: Tensor, draw: Generator) -> Tensor:
-    kind, filters = integer(0, 7, draw), kornia("filters", "BaRT")
+    kind, filters = draw_integer(0, 7, draw), kornia("filters", "BaRT")
     if kind == 0:
-        sigma = uniform(0.1, 2, draw)
+        sigma = draw_uniform(0.1, 2, draw)
         size = 2 * math.ceil(4 * sigma) + 1
         return filters.gaussian_blur2d(image, (size, size), image.new_full((1, 2), sigma), border_type="replicate")
     if kind in (1, 2):
-        return (MedianFilter, MeanFilter)[kind - 1](2 * integer(2, 4, draw) + 1)(image)
+        return (MedianFilter, MeanFilter)[kind - 1](2 * draw_integer(2, 4, draw) + 1)(image)
     if kind == 3:
-        size = 2 * max(round(_pixels(image, uniform(2, 30, draw))), 1) + 1
-        return filters.bilateral_blur(image, (size, size), uniform(5, 30, draw) / 255, (size / 2, size / 2), "replicate")
+        size = 2 * max(round(_pixels(image, draw_uniform(2, 30, draw))), 1) + 1
+        return filters.bilateral_blur(image, (size, size), draw_uniform(5, 30, draw) / 255, (size / 2, size / 2), "replicate")
     if kind == 4:
-        return torch_filters.chambolle(image, uniform(0.05, 0.3, draw), 50)
+        return torch_filters.chambolle(image, draw_uniform(0.05, 0.3, draw), 50)
     strength = 255 * float(_noise_level(image.detach()))
     if kind == 5:
         return straight_through(image, Wavelets(max(strength, 0.1)))
-    arguments = {"patch_size": 2 * integer(2, 4, draw) + 1, "patch_distance": integer(6, 12, draw)}
-    return straight_through(image, NonLocalMeans(max(uniform(0.6, 1.15, draw) * strength, 0.1), **arguments))
+    arguments = {"patch_size": 2 * draw_integer(2, 4, draw) + 1, "patch_distance": draw_integer(6, 12, draw)}
+    return straight_through(image, NonLocalMeans(max(draw_uniform(0.6, 1.15, draw) * strength, 0.1), **arguments))
 
 
 _GROUPS: tuple[Callable[[Tensor, Generator], Tensor], ...] = (
@@ -213,7 +213,7 @@ def _pixels(image: Tensor, of_256: float) -> float:
 def _of_each_channel(image: Tensor, draw: Generator, drawn: Callable[[], float]) -> Tensor:
     """One number for all channels or, with probability 1/2, one for each: (C, 1, 1)."""
     count = image.shape[1]
-    values = [drawn() for _ in range(count)] if integer(0, 2, draw) else [drawn()] * count
+    values = [drawn() for _ in range(count)] if draw_integer(0, 2, draw) else [drawn()] * count
     return image.new_tensor(values)[:, None, None]
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from .. import _checks, noise_level, streams
-from ._batches import CPU, generators, in_numpy, integer, kornia
+from ._batches import CPU, draw_integer, generators, in_numpy, kornia
 from .base import Baseline
 from .surrogate import Surrogate
 
@@ -224,9 +224,9 @@ class Randomization(Baseline):
 
     def _placed(self, image: Tensor, limits: list[int], generator: Generator) -> Tensor:
         sides = image.shape[-2:]
-        factor = integer(max(sides), max(*limits, max(sides) + 1), generator) / max(sides)
+        factor = draw_integer(max(sides), max(*limits, max(sides) + 1), generator) / max(sides)
         height, width = (round(factor * side) for side in sides)
-        top, left = (integer(0, limit - size + 1, generator) for limit, size in zip(limits, (height, width), strict=True))
+        top, left = (draw_integer(0, limit - size + 1, generator) for limit, size in zip(limits, (height, width), strict=True))
         margins = (left, limits[1] - left - width, top, limits[0] - top - height)
         return F.pad(F.interpolate(image, (height, width), mode="nearest"), margins, value=self.fill)
 

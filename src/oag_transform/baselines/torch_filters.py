@@ -26,7 +26,7 @@ def chambolle(images: Tensor, weight: float, iterations: int) -> Tensor:
     """
 
     def step(dual: Tensor) -> tuple[Tensor]:
-        slope = gradient(images - divergence(dual))
+        slope = differences(images - divergence(dual))
         return ((dual - 0.25 * slope) / (1 + 0.25 / weight * length(slope)),)
 
     (dual,) = repeated(step, (images.new_zeros(2, *images.shape),), iterations - 1, images)
@@ -55,7 +55,7 @@ def minimize_tv(images: Tensor, kept: Tensor, weight: float, iterations: int) ->
     def step(u: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
         descent = u + primal_step * divergence(dual)
         descent = descent + pull * (images - descent)
-        ascent = dual + dual_step * gradient(2 * descent - u)
+        ascent = dual + dual_step * differences(2 * descent - u)
         ascent = ascent / (length(ascent) / weight).clamp(min=1)
         return u + relaxation * (descent - u), dual + relaxation * (ascent - dual)
 
@@ -92,13 +92,13 @@ def checkpointed(function: Callable[..., Any], source: Tensor, *inputs: Tensor) 
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
-def gradient(images: Tensor) -> Tensor:
+def differences(images: Tensor) -> Tensor:
     """Forward differences (2, ..., H, W) along both axes, zero at the end."""
     return torch.stack([F.pad(images.diff(dim=-2), (0, 0, 0, 1)), F.pad(images.diff(dim=-1), (0, 1))])
 
 
 def divergence(dual: Tensor) -> Tensor:
-    """Minus the transpose of :func:`gradient`, (2, ..., H, W) -> (..., H, W), for fields that are zero at the end of axes."""
+    """Minus the transpose of :func:`differences`, (2, ..., H, W) -> (..., H, W), for fields that are zero at the end of axes."""
     down, right = dual
     return down + right - F.pad(down[..., :-1, :], (0, 0, 1, 0)) - F.pad(right[..., :-1], (1, 0))
 

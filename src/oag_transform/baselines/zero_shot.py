@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import _checks
-from ._batches import generators, integer, one_by_one, with_gradients
+from ._batches import draw_integer, generators, one_by_one, with_gradients
 from .base import Baseline, Fitted
 from .per_image import initialise
 
@@ -138,7 +138,7 @@ class Noise2Fast(Fitted):
         recent: list[Tensor] = []
         closest, since = float("inf"), 0
         for _ in tqdm(range(self.steps), desc="Noise2Fast", unit="step", leave=False, disable=not self.progress):
-            half, other = pairs[integer(0, 4, generator)]
+            half, other = pairs[draw_integer(0, 4, generator)]
             optimizer.zero_grad()
             F.binary_cross_entropy(network(half), other).backward()
             optimizer.step()

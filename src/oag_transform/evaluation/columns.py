@@ -62,7 +62,7 @@ def given(label: str, pixels: Tensor) -> Images:
     return Images(label, lambda _: pixels)
 
 
-def gray_box(attack: Attack) -> Images:
+def gray_box_column(attack: Attack) -> Images:
     """Images attacked by someone who knows the target and no defense."""
     return Images(str(attack), lambda subject: attacked(subject, attack))
 

@@ -11,7 +11,7 @@ EPS, MIFGSM_EPS = 6, 4  # the paper's bounds of FGSM and IGSM, and of MI-FGSM on
 
 
 @dataclass(frozen=True)
-class GrayBoxAttack:
+class GrayBoxEntry:
     """An attack of the paper, on the target alone; :func:`~oag_transform.evaluation.attacks.gray_box.make` makes it.
 
     Attributes:
@@ -27,11 +27,11 @@ class GrayBoxAttack:
     targeted: bool
 
 
-GRAY_BOX: tuple[GrayBoxAttack, ...] = (
-    GrayBoxAttack("fgsm", "FGSM", EPS, targeted=True),
-    GrayBoxAttack("igsm", "IGSM", EPS, targeted=True),
-    GrayBoxAttack("mifgsm", "MI-FGSM", MIFGSM_EPS, targeted=False),
-    GrayBoxAttack("cw", "C&W", None, targeted=False),
+GRAY_BOX: tuple[GrayBoxEntry, ...] = (
+    GrayBoxEntry("fgsm", "FGSM", EPS, targeted=True),
+    GrayBoxEntry("igsm", "IGSM", EPS, targeted=True),
+    GrayBoxEntry("mifgsm", "MI-FGSM", MIFGSM_EPS, targeted=False),
+    GrayBoxEntry("cw", "C&W", None, targeted=False),
 )
 
 
@@ -255,7 +255,7 @@ def not_empty(option: str, values: Sequence[Any]) -> None:
         raise ValueError(f"{option} is empty; give at least one value, or leave the option out")
 
 
-def gray_box_attack(key: str) -> GrayBoxAttack:
+def gray_box_entry(key: str) -> GrayBoxEntry:
     """The gray-box attack of this key.
 
     Raises:
@@ -264,7 +264,7 @@ def gray_box_attack(key: str) -> GrayBoxAttack:
     return _by_key("attack", GRAY_BOX, key)
 
 
-def adaptive_attack(key: str) -> AdaptiveEntry:
+def adaptive_entry(key: str) -> AdaptiveEntry:
     """The adaptive attack of this key.
 
     Raises:

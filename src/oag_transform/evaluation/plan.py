@@ -15,7 +15,7 @@ from ..generator.settings import PAPER_CLOSED_FORM
 from ..transform import OnlineAlternateGenerator
 from .adversarial import Transfer
 from .attacks.gray_box import Attack, make
-from .columns import CLEAN, Column, Images, gray_box
+from .columns import CLEAN, Column, Images, gray_box_column
 from .data import Listing
 from .options import AdaptiveOptions, CertifyOptions, ConvergenceOptions, experiment
 from .provenance import in_code, provenance
@@ -41,7 +41,7 @@ class Plan:
         noise_std: standard deviation of the Gaussian noise of ``tune`` and Fig. 4, on the [0, 1] scale.
         network_steps: T_N of OAG, tuned.
         others: further targets and their images, for Tables II and III.
-        gray_box: gray-box attacks by their keys, for the other tables and figures; the paper's where it has none.
+        attacks_by_key: gray-box attacks by their keys, for the other tables and figures; the paper's where it has none.
         transfer: images attacked by another tool, for ``transfer``.
         unfiltered: the target and images that are right or wrong, for ``certify``.
         apart: images apart from these, for ``certify`` with batch normalization adapted.
@@ -60,7 +60,7 @@ class Plan:
     noise_std: float
     network_steps: int
     others: tuple[Subject, ...] = ()
-    gray_box: Mapping[str, Attack] = dataclasses.field(default_factory=dict)
+    attacks_by_key: Mapping[str, Attack] = dataclasses.field(default_factory=dict)
     transfer: Transfer | None = None
     unfiltered: Subject | None = None
     apart: Listing | None = None
@@ -131,11 +131,11 @@ class Plan:
 
     def columns(self, attacks: Sequence[Attack]) -> list[Images]:
         """Clean images, and those of each gray-box attack."""
-        return [CLEAN, *map(gray_box, attacks)]
+        return [CLEAN, *map(gray_box_column, attacks)]
 
     def attack(self, key: str) -> Attack:
         """A gray-box attack."""
-        return self.gray_box[key] if key in self.gray_box else make(key)
+        return self.attacks_by_key[key] if key in self.attacks_by_key else make(key)
 
     def result(
         self,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import _checks, streams
-from ..options import EPS, MIFGSM_EPS, gray_box_attack
+from ..options import EPS, MIFGSM_EPS, gray_box_entry
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Please import `gaussian_filter`", DeprecationWarning)  # foolbox, on import
@@ -143,7 +143,7 @@ def make(key: str, eps: int | None = None, targeted: bool | None = None) -> Atta
     Raises:
         ValueError: no such attack, ``eps`` isn't an integer from 1 to 255, or the attack has none.
     """
-    entry = gray_box_attack(key)
+    entry = gray_box_entry(key)
     if entry.eps is None and eps is not None:
         raise ValueError(f"{entry.label} has no bound, got eps = {eps!r}")
     bound = {} if entry.eps is None else {"eps": entry.eps if eps is None else eps}

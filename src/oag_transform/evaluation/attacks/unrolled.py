@@ -1,5 +1,6 @@
 """The gradient that fits a defense, for attackers: OAG's through every network step, a baseline's exact or of a surrogate."""
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -102,7 +103,8 @@ def has_gradient(defense: Callable[[Tensor], Tensor], images: Tensor) -> bool:
 
 def settings_of(model: DefendedModel) -> dict[str, Any]:
     """All keyword arguments of a model."""
-    return {name: getattr(model, name) for name in ("normalize", "samples", "shift", "clip", "gradient")}
+    names = [name for name in inspect.signature(DefendedModel).parameters if name not in ("target", "defense")]
+    return {name: getattr(model, name) for name in names}
 
 
 def _with_gradients(model: DefendedModel, of_oag: OfOAG) -> DefendedModel:

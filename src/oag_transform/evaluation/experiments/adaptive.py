@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from ..attacks.diagnostics import black_box_leads
 from ..columns import Adaptive, adaptive_columns
-from ..options import adaptive_attack
+from ..options import adaptive_entry
 from ..plan import Plan, measure
 from ..result import Cell, Lines, Result, RowResult, format_seconds
 from ..statistics import worst
@@ -60,7 +60,7 @@ def _each_alone(plan: Plan, row: Row, norm: str) -> list[RowResult]:
     found = [_measured(plan, row, norm, (attack,)) for attack in attacks]
     left: list[Cell | None] = []
     for column in zip(*(each.cells for each in found), strict=True):
-        alone = {adaptive_attack(name): cell for name, cell in zip(attacks, column, strict=True) if cell is not None}
+        alone = {adaptive_entry(name): cell for name, cell in zip(attacks, column, strict=True) if cell is not None}
         least = worst(column)
         left.append(least and replace(least, diagnostics=black_box_leads(alone)))
     named = [replace(each, name=f"{row.label}: {attack}") for each, attack in zip(found, attacks, strict=True)]

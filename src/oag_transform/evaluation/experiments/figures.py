@@ -12,7 +12,7 @@ from ...images import to_uint8
 from ...stopping import smallest_flat_step
 from ...transform import DivergenceError
 from ..attacks.gray_box import igsm
-from ..columns import CLEAN, Images, along, attacked, gray_box, noise, probabilities, traced
+from ..columns import CLEAN, Images, along, attacked, gray_box_column, noise, probabilities, traced
 from ..plan import Plan, goal, measure, with_mean
 from ..result import Curve, ImageColumn, Iterations, Lines, Pair, Pixels, Residuals, Result, RowResult, Tradeoff
 from ..store import Array
@@ -56,7 +56,7 @@ def fig3(plan: Plan) -> Result:
 def fig4(plan: Plan) -> Result:
     """Fig. 4: accuracy against network steps under Gaussian noise, FGSM and IGSM; the first of them chooses T_N."""
     attacks = [plan.attack("fgsm"), plan.attack("igsm")]
-    columns = [noise(plan.noise_std), *map(gray_box, attacks)]
+    columns = [noise(plan.noise_std), *map(gray_box_column, attacks)]
     steps = PAPER_TRACE_STEPS if plan.paper else TRACE_STEPS
     longest = plan.oag("", network_steps=max(steps))
     model = longest.model(plan.subject)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from ...baselines.catalogue import OAG_KEY
 from ...transform import OnlineAlternateGenerator
-from ..columns import attacked, classify, gray_box, probabilities
+from ..columns import attacked, classify, gray_box_column, probabilities
 from ..plan import Plan, against_peers, goal, measure, target_facts, with_mean
 from ..result import Cost, Result, RowResult
 from ..statistics import recommend
@@ -93,7 +93,7 @@ def table3(plan: Plan) -> Result:
     """Table III: the defenses on several targets, under IGSM."""
     subjects = (plan.subject, *plan.others)
     attack = plan.attack("igsm")
-    lists = [plan.measured([gray_box(attack)], subject=subject, published=False) for subject in subjects]
+    lists = [plan.measured([gray_box_column(attack)], subject=subject, published=False) for subject in subjects]
     rows = []
     for lines in zip(*lists, strict=True):
         error = next((line.error for line in lines if line.error), "")
