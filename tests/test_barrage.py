@@ -110,8 +110,8 @@ def test_colour_spaces_are_scikit_images(index: int, monkeypatch: pytest.MonkeyP
     if name == "xyz":
         pytest.skip("another convention")
     image = 0.3 + 0.4 * rand(1, 3, 6, 6)
-    monkeypatch.setattr(barrage, "integer", lambda *_: index)
-    monkeypatch.setattr(barrage, "uniform", lambda low, high, _: high / 2)
+    monkeypatch.setattr(barrage, "draw_integer", lambda *_: index)
+    monkeypatch.setattr(barrage, "draw_uniform", lambda low, high, _: high / 2)
     there, back = getattr(color, f"rgb2{name}"), getattr(color, f"{name}2rgb")
     change = np.array(most) / 2 / ([2 * math.pi, 1, 1] if name == "hsv" else 1)  # hue is a share of the circle there
     changed = there(image[0].permute(1, 2, 0).numpy()) + change
@@ -139,10 +139,10 @@ def test_noise_has_the_sizes_of_random_noise(monkeypatch: pytest.MonkeyPatch) ->
     image = torch.full((1, 3, 100, 100), 0.5, dtype=torch.float64)
     expected = {0: 0.1, 1: 0.05, 2: None, 3: 0.5 * math.sqrt(0.05), 4: 0.5 * math.sqrt(0.05), 5: 0.5 * math.sqrt(0.05)}
     for kind, rms in expected.items():
-        monkeypatch.setattr(barrage, "integer", lambda *_, kind=kind: kind)
+        monkeypatch.setattr(barrage, "draw_integer", lambda *_, kind=kind: kind)
         found = (barrage._noise(image, draw(kind)) - 0.5).square().mean().sqrt().item()
         assert rms is None or abs(found - rms) < 0.05 * rms
-    monkeypatch.setattr(barrage, "integer", lambda *_: 2)
+    monkeypatch.setattr(barrage, "draw_integer", lambda *_: 2)
     levels = smooth(1, 3, 64, 64)
     photons = 2 ** math.ceil(math.log2(len(levels.unique())))
     variance = (barrage._noise(levels, draw(1)) - levels).square().mean()

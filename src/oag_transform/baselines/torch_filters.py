@@ -98,7 +98,7 @@ def differences(images: Tensor) -> Tensor:
 
 
 def divergence(dual: Tensor) -> Tensor:
-    """Minus the transpose of :func:`differences`, (2, ..., H, W) -> (..., H, W), for fields that are zero at the end of axes."""
+    """Minus the transpose of :func:`differences`, (2, ..., H, W) -> (..., H, W), for fields that end in zeros."""
     down, right = dual
     return down + right - F.pad(down[..., :-1, :], (0, 0, 1, 0)) - F.pad(right[..., :-1], (1, 0))
 
