@@ -12,6 +12,7 @@ from oag_transform.evaluation import result as results
 from oag_transform.evaluation.experiments.adaptive import ATTACKS
 from oag_transform.evaluation.render import tables
 from oag_transform.evaluation.result import Cell, Result, RowResult
+from oag_transform.evaluation.statistics import worst
 
 WITHOUT_VIEWS = {"none": NONE, "none-4-views": f"{NONE}, {VIEWS}"}  # rows without a defense have no key
 
@@ -73,7 +74,14 @@ def board(of: str, docs: Path) -> str:
     bound = at[0][2] if at else f"L∞ {given['linf']}/255" if "linf" in given else ""
     proven = None if certified is None else _column(certified, given.get("radius"))
     heading = [
-        *("Defense", "Clean", "Gray-box mean", "Gray-box worst", f"Adaptive{bound and f', {bound}'}", "Adaptive attacks, n"),
+        *(
+            "Defense",
+            "Clean",
+            "Gray-box mean",
+            "Gray-box, worst for each image",
+            f"Adaptive{bound and f', {bound}'}",
+            "Adaptive attacks, n",
+        ),
         "Certified" if certified is None else f"Certified, sigma {certified.facts['sigma']:g}, {proven}",
         "ms an image",
     ]
@@ -81,7 +89,7 @@ def board(of: str, docs: Path) -> str:
     certificates = [] if certified is None else list(certified.rows)
     for row in _union(table, [result for _, result in adaptive], certificates):
         measured = None if table is None else next((each for each in table.rows if _same(each, row)), None)
-        gray = ["", "", ""] if measured is None or table is None else _gray(table, measured)
+        gray = ["", "", ""] if measured is None else _gray(measured)
         gray = [_link(each, given["table1"], docs) for each in gray] if any(gray) else gray
         found = [(file, least) for file, result, column in at if (least := _least(result, row, column)) is not None]
         if found and not any(gray):
@@ -166,12 +174,9 @@ def _least(result: Result, row: RowResult, column: str) -> Adaptive | None:
     return Adaptive(cell, least.cells[0], least.notes.get(ATTACKS, attacks))
 
 
-def _gray(table: Result, row: RowResult) -> list[str]:
+def _gray(row: RowResult) -> list[str]:
     clean, *attacked, mean = row.cells
-    measured = [(cell.accuracy, name) for cell, name in zip(attacked, table.columns[1:-1], strict=True) if cell is not None]
-    least, attack = min(measured, default=(0.0, ""))
-    worst = f"{100 * least:.1f} ({attack.split()[0]})" if measured else ""  # the bounds are below the table
-    return [_percent(clean), _percent(mean), worst]
+    return [_percent(clean), _percent(mean), _percent(worst(attacked))]
 
 
 def _fewer(table: Result | None, row: RowResult | None) -> str:

@@ -38,8 +38,6 @@ ENGINES = (
     "purify --engine ray --jobs 2 --rows 16",
 )
 REPEATS = 7  # of which the median is taken
-GFLOP = 15  # of purifying an image of SIDE x SIDE pixels: docs/settings.md
-H100_TFLOPS, SHARE = 67, 0.3  # float32 outside of the tensor cores, NVIDIA's data sheet (SXM); the share is an assumption
 
 
 median_seconds = functools.partial(seconds, repeats=REPEATS)
@@ -133,12 +131,10 @@ def table(kind: str, found: dict[str, Any]) -> str:
         return "\n".join([*lines, "", f"{n} {made}"])
     purify = found["stages"]["purify"]
     other = sum(found["stages"].values()) - purify
-    gpu = GFLOP / (1000 * H100_TFLOPS * SHARE)
     lines = ["| | 1,000 | a million | a billion |", "|---|---|---|---|"]
     for name, each in (
         ("purify, CPU core hours (from the measured seconds)", purify),
         ("all other stages, CPU core hours (from the measured seconds)", other),
-        ("purify, H100 hours (computed, not measured)", gpu),
     ):
         lines.append(f"| {name} | {' | '.join(f'{_short(each * count / 3600)}' for count in (1e3, 1e6, 1e9))} |")
     return "\n".join(lines)

@@ -13,4 +13,3 @@ def test_tables_follow_the_measured_seconds() -> None:
     assert "| `purify --engine ray --jobs 2 --rows 16` | 6.00 | 1.50 | 1.5 |" in text
     assert "| purify, CPU core hours (from the measured seconds) | 0.1 | 100 | 100,000 |" in text
     assert "| all other stages, CPU core hours (from the measured seconds) | 0.005 | 5 | 5,000 |" in text
-    assert "| purify, H100 hours (computed, not measured) | 0.00021 | 0.21 | 210 |" in text  # 15 GFLOP at 20.1 TFLOP/s
