@@ -35,8 +35,7 @@ class DefendedModel(nn.Module):
     (docs/cifar10.md). docs/adversaries.md reports robust accuracy under adaptive attacks. See :func:`shifted`.
 
     Several defenses are given as a list. Each defense purifies every image, and the class probabilities are averaged over the
-    views of all, so that defenses with different errors correct each other. The cost is the sum of the defenses and four passes
-    of the target for each.
+    views of all. The cost is the sum of the defenses and four passes of the target for each.
 
     The target's parameters, training mode and gradient flags are not changed. The target is a submodule, so that ``.to()``,
     ``.eval()`` and ``parameters()`` reach it as in any module. A checkpoint of the undefended target also loads.
@@ -51,8 +50,7 @@ class DefendedModel(nn.Module):
         normalize: the target's preprocessing of a [0, 1] image, e.g. ``torchvision.transforms.Normalize(mean, std)``. ``None``
             if the target takes [0, 1] images.
         samples: the number k of independent purifications by each defense whose class probabilities are averaged. It costs k
-            times the time. Two hardly change accuracy with the default defense (docs/quality.md). Use 1 if the defense isn't
-            random.
+            times the time. Use 1 if the defense isn't random.
         shift: pixels by which each of the four views is shifted, up or down and left or right; less than the image's sides.
             An odd number lies off the grid of every even stride. 0: the purified image itself is the only view. ``None``:
             follows the image's short side, see :func:`~oag_transform.generator.settings.shift_for`; 5 at 224 pixels.
@@ -60,9 +58,11 @@ class DefendedModel(nn.Module):
             outside, such as NI-FGSM, SPSA and Gaussian noise. False: the default defense raises an error for them, so that
             images that were normalised by mistake are found. NaN and infinity are errors in both cases.
         gradient: ``"straight_through"``: the gradient of the identity in place of any defense (BPDA). ``"own"``: the defense's
-            own gradient. Each of several defenses contributes to the gradient of the averaged probabilities. With ``"own"``, a
-            defense without a gradient, such as ``OnlineAlternateGenerator(gradient="none")``, contributes nothing; with
-            ``"straight_through"`` it contributes the identity.
+            own gradient; that of OAG is straight-through too, and attackers differentiate it with
+            :func:`oag_transform.evaluation.attacks.unrolled.unrolled`. Each of several defenses contributes to the gradient of
+            the averaged probabilities. With ``"own"``, a defense without a gradient, such as
+            ``OnlineAlternateGenerator(gradient="none")``, contributes nothing; with ``"straight_through"`` it contributes the
+            identity.
 
     Returns (forward):
         (N, classes): the target's own logits for ``samples=1, shift=0`` and one defense; otherwise the log of the averaged
