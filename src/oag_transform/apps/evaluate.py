@@ -60,9 +60,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     out: Path
     """Folder of the results."""
     data: Annotated[str, default("none, for a report")] = ""
-    """Folder of folders of images, or KIND:ROOT of cifar10, cifar100, flower17, ilsvrc2012, transferattack."""
     model: Annotated[str, default("none, for a report")] = ""
-    """A torchvision model, efficientnet-lite0|1|2, module:function, FILE.pt, timm:NAME or robustbench:DATA/THREAT/NAME."""
     other: Annotated[tuple[str, ...], tyro.conf.arg(metavar="MODEL[=WEIGHTS]")] = ()
     """Further targets, for tables 2 and 3."""
     adversarial: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER")] = ()

@@ -119,7 +119,7 @@ class PurifyFiles:
             resize=self.resize,
             batch_size=self.batch_size,
             out=self.out.absolute() if self.engine == "ray" else self.out,
-            suffix=sources.FORMATS.get(self.format),
+            suffix=sources.FORMATS[self.format].suffix if self.format in sources.FORMATS else None,
             parquet=self.format == "parquet",
             keep=not self.overwrite,
         )

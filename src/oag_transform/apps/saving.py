@@ -13,27 +13,9 @@ from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
 from .. import files
-from .sources import SUFFIXES
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "png": {},
-    "jpeg": {"quality": 95, "subsampling": 0},
-    "webp": {"quality": 95},
-    "tiff": {"compression": "raw"},  # libtiff, which compresses, writes no EXIF
-    "bmp": {},
-}
-"""Arguments of Pillow's writers, for each format."""
+from .sources import FORMATS, SUFFIXES
 
 NAMES = {"exif": "EXIF", "icc_profile": "colour profile", "dpi": "resolution", "xmp": "XMP", "comment": "comment"}
-ROOM = {
-    "png": ("exif", "icc_profile", "dpi", "pnginfo"),
-    "jpeg": ("exif", "icc_profile", "dpi", "xmp", "comment"),
-    "webp": ("exif", "icc_profile", "xmp"),
-    "tiff": ("exif", "icc_profile", "dpi"),
-    "bmp": ("dpi",),
-}
-"""Metadata that Pillow writes into a format, by its arguments."""
-
 XMP_TAG = 700
 LAYOUT_TAGS = {
     *(*range(254, 269), 273, 274, *range(277, 282), 284, *range(288, 294), 297, 301, 317, *range(320, 333), *range(336, 348)),
@@ -100,7 +82,7 @@ def encode(image: PIL.Image.Image, suffix: str, kept: Metadata) -> tuple[bytes, 
     if name == "tiff" and files.XMP in texts:
         known["exif"] = _with_xmp(kept.exif, texts.pop(files.XMP))
     known |= {"xmp": texts.pop(files.XMP, None), "comment": texts.pop(files.COMMENT, None)}
-    found = {key: value for key, value in known.items() if value and key in ROOM[name]}
+    found = {key: value for key, value in known.items() if value and key in FORMATS[name].metadata}
     lost = [NAMES[key] for key, value in known.items() if value and key not in found]
     lost += [files.one_line(f"text {key!r}") for key in texts]
     notes = (f"its {' and '.join(lost)} can't be kept as {name}",) if lost else ()
@@ -129,7 +111,7 @@ def _encode(image: PIL.Image.Image, name: str, extra: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # reported in decoding
-        image.save(buffer, name.upper(), **OPTIONS[name], **extra)
+        image.save(buffer, name.upper(), **FORMATS[name].options, **extra)
     return buffer.getvalue()
 
 

@@ -7,15 +7,36 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .. import folders
 from ..files import one_line
 
-FORMATS = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "tiff": ".tif", "bmp": ".bmp"}
-"""Output formats and their suffixes: those that hold 8 bits per channel of an RGB or greyscale image."""
 
-SUFFIXES = {".jpeg": "jpeg", ".jfif": "jpeg", ".tiff": "tiff"} | {suffix: name for name, suffix in FORMATS.items()}
+class Format(NamedTuple):
+    """An output format, which holds 8 bits per channel of an RGB or greyscale image.
+
+    Attributes:
+        suffix: of its files.
+        metadata: that Pillow writes into it, by the writer's arguments.
+        options: other arguments of Pillow's writer.
+    """
+
+    suffix: str
+    metadata: tuple[str, ...]
+    options: dict[str, Any]
+
+
+FORMATS = {
+    "png": Format(".png", ("exif", "icc_profile", "dpi", "pnginfo"), {}),
+    "jpeg": Format(".jpg", ("exif", "icc_profile", "dpi", "xmp", "comment"), {"quality": 95, "subsampling": 0}),
+    "webp": Format(".webp", ("exif", "icc_profile", "xmp"), {"quality": 95}),
+    # libtiff, which compresses, writes no EXIF
+    "tiff": Format(".tif", ("exif", "icc_profile", "dpi"), {"compression": "raw"}),
+    "bmp": Format(".bmp", ("dpi",), {}),
+}
+
+SUFFIXES = {".jpeg": "jpeg", ".jfif": "jpeg", ".tiff": "tiff"} | {each.suffix: name for name, each in FORMATS.items()}
 """Suffixes that a result can keep, and their formats."""
 
 OTHER_SUFFIXES = (".apng", ".avif", ".dib", ".gif", ".jp2", ".jpe", ".pbm", ".pgm", ".pnm", ".ppm", ".tga")
