@@ -190,11 +190,11 @@ class Adaptive:
             attack = make_attack(
                 name, self.bound, self.options, randomised=randomised(attacker.defense), views=attacker.shift != 0
             )
-            start = time.process_time()
+            start = _cpu_clock(part.device)
             result = attack(
                 attacker, images[at], labels[at], points[at], self._streams(rows, at, number * STREAMS_OF_AN_ATTACK)
             )
-            seconds = (time.process_time() - start) / len(at)
+            seconds = (_cpu_clock(part.device) - start) / len(at)
             first = BETWEEN + MOST_JUDGES * (number + 1)
             right, votes, margins = self._judged(defender, result.images, labels[at], rows, at, first)
             for i, place in enumerate(at):
@@ -208,9 +208,9 @@ class Adaptive:
             if len(result.losses):
                 found["losses"][at, number, : len(result.losses)] = result.losses.T.cpu().numpy()
         # the least of several noisy counts is too low: fresh draws for what was chosen
-        start = time.process_time()
+        start = _cpu_clock(part.device)
         counts, votes, _ = self._judged(defender, points, labels, rows, range(count), JUDGED)
-        took = (time.process_time() - start) / count / self.draws(defender)
+        took = (_cpu_clock(part.device) - start) / count / self.draws(defender)
         return records(point=points.cpu(), right=votes & still, count=counts.int(), time=np.full(count, took), **found)
 
     def _judged(
@@ -338,6 +338,14 @@ def probabilities(subject: Subject, images: Tensor) -> Tensor:
             logits = model(part if part.is_floating_point() else part.float() / 255)
         found.append(logits.softmax(1).cpu())
     return torch.cat(found)
+
+
+def _cpu_clock(device: torch.device) -> float:
+    """Seconds of the processors, which other work on the machine doesn't lengthen; wall-clock seconds with CUDA."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+    return time.process_time()
 
 
 def _elapsed(start: float, device: torch.device) -> float:

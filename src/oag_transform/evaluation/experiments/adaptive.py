@@ -87,6 +87,6 @@ def _caption(plan: Plan) -> str:
     return (
         f"Accuracy in percent of images that the target classifies correctly. Untargeted. {alone}{seed} A vote of "
         f"{options.judge} fresh draws judges a randomised defense. A cell has the accuracy by vote with its 95% interval, the "
-        "accuracy of a single draw, and the share of images that every draw classifies correctly. Seconds include defense and "
-        "target, of one draw. Robust accuracies are upper bounds."
+        "accuracy of a single draw, and the share of images that every draw classifies correctly. Seconds are those of the "
+        "processors (wall-clock with CUDA) for defense and target, in one draw. Robust accuracies are upper bounds."
     )
