@@ -77,7 +77,7 @@ def run(
     attempts = ray.remote(Attempts).options(num_cpus=0).remote()
     purified = parts.map_batches(
         PartWorker,
-        fn_constructor_args=(plan, packed, shards.names_in(plan.out, packed) if plan.parquet else shards.NONE, attempts),
+        fn_constructor_args=(plan, packed, shards.names_in(plan.out, packed) if plan.parquet else shards.NO_NAMES, attempts),
         batch_size=rows,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers, initial_size=workers),

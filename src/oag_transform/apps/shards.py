@@ -30,7 +30,7 @@ BLOCK = 64  # samples of a shard that are read together
 INTEGERS, TEXTS = ("cls", "cls2", "index"), ("txt", "text", "json")  # parts of WebDataset samples; all others are bytes
 
 Hashes = npt.NDArray[np.int64]
-NONE: Hashes = np.zeros(0, np.int64)
+NO_NAMES: Hashes = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
