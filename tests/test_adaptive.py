@@ -873,3 +873,33 @@ def test_losses_of_different_views_choose_no_point() -> None:
     attack = PGD(LINF, 5, 1, loss=pgd.margin, deterministic=True)
     last = dataclasses.replace(attack, deterministic=False)
     assert torch.equal(attack(model, images, labels).images, last(pgd.OneView.of(model), images, labels).images)
+
+
+@pytest.mark.parametrize("attack", [PGD(LINF, 2, 1), Square(LINF, 2)], ids=["PGD", "Square"])
+def test_attacks_refuse_what_they_cannot_attack(attack: Any) -> None:
+    images, labels = examples(2)
+    model = undefended()
+    with pytest.raises(ValueError, match="divide 0-255 images by 255"):
+        attack(model, 255 * images, labels)
+    with pytest.raises(ValueError, match="purify before any normalisation"):
+        attack(model, (images - 0.45) / 0.22, labels)
+    with pytest.raises(TypeError, match=r"expected a DefendedModel, got Linear; the undefended target is"):
+        attack(Linear(), images, labels)
+    with pytest.raises(ValueError, match=r"expected 2 labels of at least 0, got \[0, -100\]"):
+        attack(model, images, torch.tensor([0, -100]))
+    with pytest.raises(TypeError, match=r"expected labels as a tensor of integers, got torch\.float32"):
+        attack(model, images, labels.float())
+
+
+def test_attacks_are_refused_with_what_is_no_bound_or_loss() -> None:
+    with pytest.raises(TypeError, match="bound must be a Bound, such as"):
+        PGD(4 / 255)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="bound must be a Bound, such as"):
+        Square(4 / 255)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"loss must be a function such as pgd\.margin, got 'margin'"):
+        PGD(LINF, loss="margin")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected a DefendedModel, got Sequential"):
+        unrolled(nn.Sequential(Linear()))  # type: ignore[arg-type]
+    images, labels = examples(2)
+    with pytest.raises(ValueError, match="draws must be an integer >= 1, got 0"):
+        diagnostics.judge(undefended(), images, labels, 0)

@@ -23,7 +23,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from oag_transform import OnlineAlternateGenerator
+from oag_transform import DivergenceError, OnlineAlternateGenerator
 from oag_transform.images import IMAGENET_MEAN, to_model_units, to_pixels
 from oag_transform.streams import index_of
 
@@ -201,7 +201,7 @@ def nested(layout: torch.layout) -> Tensor:
 
 
 BAD: list[tuple[object, type[Exception], str]] = [
-    (rand(3, 20, 20) * 2 - 1, ValueError, r"values in \[0, 1\], got \[-0\.99.*; use clamp\(0, 1\).*before any normalisation"),
+    (rand(3, 20, 20) * 2 - 1, ValueError, r"values in \[0, 1\], got \[-0\.99.*; purify before any normalisation"),
     (rand(3, 20, 20) * 1.04 - 0.02, ValueError, r"got \[-0\.0\d+, 1\.0\d+\]; use clamp\(0, 1\) where a resize"),
     (rand(3, 20, 20) * 4 - 1.9, ValueError, r"got \[-1\.\d+, 2\.\d+\]; purify before any normalisation, or use clamp"),
     (rand(3, 20, 20) * 255, ValueError, r"values in \[0, 1\], got \[0\.\d+, 25\d\.?\d*\]; divide 0-255 images by 255"),
@@ -505,3 +505,27 @@ def test_progress_without_tqdm_goes_on_with_a_warning(monkeypatch: pytest.Monkey
         purified = small(progress=True)(rand(3, 12, 12))
     assert caught[0].filename == __file__
     assert torch.equal(purified, small()(rand(3, 12, 12)))
+
+
+class Diverging(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, i: int) -> Tensor:
+        raise DivergenceError("image(s) {images}", [3])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_divergence_keeps_its_type_in_a_worker(workers: int) -> None:
+    with pytest.raises(DivergenceError, match=r"image\(s\) \[3\]"):
+        list(DataLoader(Diverging(), num_workers=workers))
+
+
+def test_further_tensors_of_the_size_of_the_image_are_a_warning() -> None:
+    first, second = rand(3, 12, 12), rand(3, 12, 12, seed=1)
+    with pytest.warns(UserWarning, match="only the first plain tensor of a sample is taken as an image"):
+        found = small()([first, second])
+    assert torch.equal(found[0], small()(first))
+    assert torch.equal(found[1], second)
+    small()((first, torch.rand(1, 12, 12), torch.zeros(3, 12, 12, dtype=torch.int64)))  # masks and labels are none

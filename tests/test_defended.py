@@ -664,3 +664,40 @@ def test_a_container_passes_the_streams_on(wrap: Callable[..., Any]) -> None:
     alone = DefendedModel(target, wrap(oag()), shift=0)
     assert torch.equal(alone.purify(images, index=4), oag()(images, index=4))
     assert not torch.equal(alone.purify(images, index=4), alone.purify(images, index=5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_what_a_defense_returns_has_the_dtype_of_the_images(dtype: torch.dtype) -> None:
+    model = DefendedModel(make_target(), lambda images: images.to(dtype), shift=0)
+    images = rand(2, 3, 20, 20)
+    assert model.purify(images).dtype == torch.float32
+    assert model(images).isfinite().all()
+
+
+def test_images_of_0_to_255_are_refused_where_they_cannot_be_meant() -> None:
+    images = rand(2, 3, 20, 20)
+    with pytest.raises(ValueError, match=r"expected the defense to return images in \[0, 1\], got values up to 25\d"):
+        DefendedModel(make_target(), lambda images: 255 * images)(images)
+    with pytest.raises(ValueError, match=r"slightly outside, got .*; divide 0-255 images by 255"):
+        DefendedModel(make_target(), defense(), clip=True)(255 * images)
+    assert DefendedModel(make_target(), defense(), clip=True)(1.2 * images - 0.1).isfinite().all()
+
+
+def test_a_class_in_place_of_a_target_is_named() -> None:
+    with pytest.raises(TypeError, match=r"must be a torch.nn.Module, got the class Linear"):
+        DefendedModel(nn.Linear)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_a_target_that_has_a_target_itself() -> None:
+    class Online(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.x = nn.Linear(2, 2)
+            self.target = nn.ModuleDict({"x": nn.Linear(2, 2)})
+
+    source = Online()
+    for state in (source.state_dict(), DefendedModel(source, defense()).state_dict()):
+        model = DefendedModel(Online(), defense())
+        model.load_state_dict(state)
+        for name, value in source.state_dict().items():
+            assert torch.equal(model.target.state_dict()[name], value)

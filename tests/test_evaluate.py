@@ -256,10 +256,20 @@ def test_bounds_and_goals_hold_for_attacks_that_table1_leaves_out(folder: Path, 
         (("certify", "--setting", "paper"), "--setting paper doesn't go with certify"),
         (("table1", "--setting", "paper", "--defenses", "oag-4-views:2"), "got --defenses oag-4-views:2"),
         (("table1", "--defenses", "pixeldefend"), "--defenses pixeldefend: it needs a PixelCNN"),
-        (("table2", "--other", "tests.tiny:left_half", "--defenses", "zeropur"), "its target, and was given none or several"),
+        (("table3", "--other", "tests.tiny:left_half", "--defenses", "zeropur"), "its target, and was given none or several"),
         (("adaptive", "--adaptive.attacks", "dlr"), "dlr needs 3 classes or more, got 2"),
         (("adaptive", "--adaptive.linf", "0.0001"), "--adaptive.linf must be"),
         (("convergence", "--convergence.linf", "300"), "--convergence.linf must be"),
+        (
+            ("certify", "--defenses", "tv"),
+            "--defenses has no effect on certify; the denoisers",
+        ),
+        (("table4", "fig5", "--defenses", "tv"), "--defenses has no effect on table4 and fig5"),
+        (("table1", "--defenses"), "--defenses is empty"),
+        (
+            ("table1", "--defenses", "tests.tiny:write_images"),
+            "must return the defense, and is called with seed and std",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_an_error(
@@ -514,3 +524,18 @@ def test_a_defense_of_ones_own_is_a_row_by_one_command(
         assert (alone.defense, views.defense) == ("my_defense:negative", "my_defense:negative-4-views")
     assert main([*run, "--defenses", "my_defense:positive"]) == 2
     assert "my_defense:positive can't be imported" in capsys.readouterr().err
+
+
+def test_a_defense_that_leaves_the_process_is_a_failed_row(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "leaving_defense.py").write_text(
+        "def make():\n    def defend(images):\n        raise SystemExit(3)\n    return defend\n"
+    )
+    run = arguments(folder, tmp_path, "table1", "--attacks", "fgsm", "--defenses", "jpeg", "leaving_defense:make", "--verbose")
+    assert main(run) == 1
+    rows = {row.name: row for row in read(tmp_path / "table1.json").rows}
+    assert rows["leaving_defense:make"].error == "SystemExit: 3"
+    assert not rows["JPEG, quality 75"].error
+    assert "Traceback" in caplog.text

@@ -886,3 +886,25 @@ def test_a_lack_of_memory_for_a_batch_is_not_one_for_each_of_its_images(
 )
 def test_only_the_suffix_of_an_image_is_replaced(name: str, suffix: str | None, expected: str) -> None:
     assert sources.target_in(Path("o"), Path(name), suffix) == Path("o") / expected
+
+
+def test_a_folder_without_images_says_what_it_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.heic", "b.heic"):
+        (tmp_path / "in" / name).touch()
+    assert main(["purify", str(tmp_path / "in"), "--out", str(tmp_path / "o")]) == 2
+    assert "2 .heic" in capsys.readouterr().err
+
+
+def test_an_empty_argument_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["purify", str(save(tmp_path / "a.png")), "--out", ""]) == 2
+    assert "an argument is empty" in capsys.readouterr().err
+
+
+def test_a_failure_names_the_file_whatever_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture(size=(1, 1)).save("a", "PNG")
+    assert main(["purify", "a", "--out", "o"]) == 1
+    assert capsys.readouterr().err.startswith("a: expected height and width of at least 2 pixels")

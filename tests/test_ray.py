@@ -438,7 +438,11 @@ def test_sources_without_required_columns(parquet: Path, tmp_path: Path, capsys:
 
 def test_purify_in_a_pipeline_of_files(folder: Path, expected: dict[str, bytes], tmp_path: Path) -> None:
     purified = dataset.read_images(folder).map_batches(
-        dataset.Purify, fn_constructor_kwargs={"seed": 1, "network_steps": 1}, batch_size=4, num_cpus=1, concurrency=1
+        dataset.Purify,
+        fn_constructor_kwargs={"seed": 1, "network_steps": 1},
+        batch_size=4,
+        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=1),
     )
     assert dataset.write_images(purified, tmp_path / "o") == 9
     assert tree(tmp_path / "o") == expected

@@ -39,7 +39,7 @@ import anyio
 import uvicorn
 
 from examples import ask_service
-from oag_transform import DivergenceError, OnlineAlternateGenerator
+from oag_transform import DivergenceError, OnlineAlternateGenerator, _checks
 from oag_transform.apps import cli
 from oag_transform.apps.serve import Serve
 from oag_transform.apps.service import application
@@ -468,6 +468,8 @@ class Faulty(Engine):
     def run(self, work: Work, images: Sequence[Tensor]) -> Sequence[Any]:
         if any(image.float().mean() > 240 for image in images):
             raise RuntimeError("a fault\nof two lines")
+        if any(100 < image.float().mean() < 110 for image in images):
+            raise _checks.NonFiniteLogitsError([0])
         if any(image.float().mean() < 10 for image in images):
             raise DivergenceError("the energy network diverged for image(s) [0]", [0])
         return super().run(work, images)
@@ -485,6 +487,11 @@ def test_a_fault_of_the_server_is_500_without_details_and_its_neighbours_are_ans
         refused(black, 422, "the energy network diverged")
         assert grey.status == 200
         assert server.ask("GET", "/health").status == 200
+
+
+def test_a_broken_classifier_is_no_fault_of_the_client() -> None:
+    with serving(Faulty(make_engine()), replace(SMALL, batch_size=1, workers=1)) as server:
+        refused(server.post("/classify", png(0.41)), 500, "in its log")
 
 
 # the rest

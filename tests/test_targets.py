@@ -4,6 +4,7 @@ import importlib
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -116,7 +117,7 @@ def test_torchvisions_own_weights_go_through_its_own_loading(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("model", "weights", "message"),
     [
-        ("tests.test_targets:tiny", None, r"shape \(1, 10\) for one image, but the data has 4 classes"),
+        ("tests.test_targets:tiny", None, r"shape \(1, 10\) for one image, but there are 4 classes"),
         ("tests.test_targets:no_module", None, "must return a torch.nn.Module, got int"),
         ("tests.test_targets:nothing", None, "can't be imported"),
         ("no.such.module:tiny", None, "can't be imported"),
@@ -129,7 +130,11 @@ def test_torchvisions_own_weights_go_through_its_own_loading(monkeypatch: pytest
         ("efficientnet-lite7", None, "efficientnet-lite7"),
         ("efficientnet-lite0", "DEFAULT", "has its own, got weights 'DEFAULT'"),
         ("missing.pt", None, "missing.pt is missing"),
-        ("tests.test_targets:number", None, r"must return logits, a floating-point tensor \(N, classes\), got float"),
+        (
+            "tests.test_targets:number",
+            None,
+            r"must return logits, .*, or an object with \.logits, got float",
+        ),
         ("tests.test_targets:guess", None, "got a tensor of torch.int64"),
         (".relative:tiny", None, "relative:tiny can't be imported: TypeError"),
     ],
@@ -222,7 +227,7 @@ def test_fingerprints_tell_versions_of_a_source_file_apart(tmp_path: Path, monke
 
 
 def test_one_class_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs at least two classes, but the data has 1"):
+    with pytest.raises(ValueError, match="needs at least two classes, but there are 1"):
         load_target("tests.test_targets:tiny", classes=names(1))
 
 
@@ -259,3 +264,42 @@ def test_robustbench_by_name_takes_the_datas_own_size(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "robustbench.utils", None)
     with pytest.raises(ValueError, match="pip install robustbench"):
         load_target("robustbench:cifar10/Linf/Wong2020Fast", classes=("r", "g", "b"))
+
+
+class OfLogits(nn.Module):
+    """Returns what classifiers of Hugging Face return."""
+
+    def forward(self, images: Tensor) -> Any:
+        return types.SimpleNamespace(logits=images.mean((2, 3)))
+
+
+def of_logits() -> nn.Module:
+    return OfLogits()
+
+
+def test_a_classifier_may_return_an_object_with_logits() -> None:
+    target = load_target("tests.test_targets:of_logits", classes=names(3), resize=8, crop=8)
+    images = torch.rand(2, 3, 8, 8)
+    assert torch.equal(target.model(images), images.mean((2, 3)))
+
+
+class Broken(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3)) * float("nan")
+
+
+def broken() -> nn.Module:
+    return Broken()
+
+
+def leaving() -> nn.Module:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("broken", "gives logits that are not finite for a random image"), ("leaving", r"leaving\(\) failed: SystemExit: 3")],
+)
+def test_a_classifier_that_cannot_be_used_is_named(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_target(f"tests.test_targets:{name}", classes=names(3), resize=8, crop=8)

@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 NOT_TRACED = "a defense can't be exported or traced: it trains a network for each image; export the target alone"
 NOT_VMAPPED = "a defense can't be vmapped: it takes batches (N, C, H, W) as they are; call it on the batch"
 DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+GREY_LEVELS = 16  # larger than the results of normalisation and noise: a scale of 0 to 255
 RANGE_TOLERANCE = 1e-4  # the rounding of a normalisation and its inverse; larger deviations are errors
 
 
@@ -219,22 +220,26 @@ def batch(value: Any) -> None:
         raise ValueError(f"expected images of shape (N, C, H, W), got {tuple(value.shape)}")
 
 
-def purified(result: Any, count: int) -> Tensor:
-    """The images that a defense returned for a batch of ``count`` images.
+def purified(result: Any, images: Tensor) -> Tensor:
+    """The images that a defense returned for a batch of images, in the dtype of that batch.
 
     Raises:
         TypeError: not a floating-point tensor.
-        ValueError: not of shape (``count``, C, H, W), or NaN or infinity.
+        ValueError: not of shape (N, C, H, W) of as many images, NaN or infinity, or values of 0 to 255.
     """
+    count = len(images)
     if not isinstance(result, Tensor) or not result.is_floating_point():
         got = result.dtype if isinstance(result, Tensor) else type(result).__name__
         raise TypeError(f"expected the defense to return a floating-point tensor, got {got}")
     if result.ndim != 4 or len(result) != count:
         raise ValueError(f"expected the defense to return {count} images (N, C, H, W), got shape {tuple(result.shape)}")
-    if result.numel() and not all(map(math.isfinite, _extremes(result))):  # one pass, without a mask of every value
+    low, high = _extremes(result) if result.numel() else (0.0, 1.0)  # one pass, without a mask of every value
+    if not (math.isfinite(low) and math.isfinite(high)):
         broken = (~result.detach().isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
         raise ValueError(f"expected finite images from the defense, got NaN or infinity for image(s) {broken} of its batch")
-    return result
+    if high > GREY_LEVELS:
+        raise ValueError(f"expected the defense to return images in [0, 1], got values up to {high:.4g}; divide them by 255")
+    return result.to(images.dtype)
 
 
 def logits(output: Any, count: int) -> Tensor:
@@ -261,14 +266,18 @@ def logits(output: Any, count: int) -> Tensor:
 
 
 def finite_pixels(images: Tensor) -> Tensor:
-    """The images themselves, if all their values are finite.
+    """The images themselves, if all their values are finite and not of 0 to 255: clipping can't repair these.
 
     Raises:
-        ValueError: NaN or infinity; clipping can't repair them.
+        ValueError: they aren't.
     """
-    if not images.isfinite().all():
-        low, high = _extremes(images)
+    low, high = _extremes(images) if images.numel() else (0.0, 1.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"expected finite values, got [{low:.4g}, {high:.4g}]; {_range_remedy(low, high)}")
+    if high > GREY_LEVELS:
+        raise ValueError(
+            f"expected images in [0, 1] or slightly outside, got [{low:.4g}, {high:.4g}]; {_range_remedy(low, high)}"
+        )
     return images
 
 
@@ -311,9 +320,9 @@ def _extremes(images: Tensor) -> tuple[float, float]:
 def _range_remedy(low: float, high: float) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return "NaN and infinity are no pixels"
-    if high > 16:  # larger than the results of normalisation and noise
+    if high > GREY_LEVELS:
         return "divide 0-255 images by 255"
-    if low >= -1 and high <= 2:
+    if low >= -0.3 and high <= 1.3:
         return (
             "use clamp(0, 1) where a resize, noise or an attack goes slightly beyond (or DefendedModel(..., clip=True)), "
             "and purify before any normalisation"

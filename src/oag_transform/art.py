@@ -58,6 +58,10 @@ class DefensePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]  # ART has
         self.clip = _checks.flag("clip", clip)
 
     def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
-        """Purified images (N, C, H, W) in [0, 1], and the labels unchanged."""
+        """Purified images (N, C, H, W) in [0, 1], and the labels unchanged.
+
+        Raises:
+            TypeError, ValueError: bad images, or the defense doesn't return as many images.
+        """
         x = clipped(x) if self.clip else x.clone()  # a copy: the defense may work in place
-        return straight_through(x, self.defense), y
+        return straight_through(x, lambda plain: _checks.purified(self.defense(plain), plain)), y

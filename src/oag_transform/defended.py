@@ -90,7 +90,8 @@ class DefendedModel(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(target, nn.Module):
-            raise TypeError(f"target must be a torch.nn.Module, got {type(target).__name__}")
+            got = f"the class {target.__name__}" if isinstance(target, type) else type(target).__name__
+            raise TypeError(f"target must be a torch.nn.Module, got {got}")
         if normalize is not None and not callable(normalize):
             raise TypeError(f"normalize must be callable or None, got {type(normalize).__name__}")
         self.samples = _checks.integer("samples", samples, at_least=1)
@@ -173,7 +174,7 @@ class DefendedModel(nn.Module):
             raise ModuleNotFoundError(
                 f"from_timm needs {error.name}: pip install 'oag-transform[timm]'", name=error.name
             ) from error
-        if not isinstance(model, str) or not timm.is_model(model):
+        if not isinstance(model, str) or not (":" in model or timm.is_model(model)):  # "hf-hub:...", "local-dir:..."
             raise ValueError(f"expected a model of timm such as 'resnet50', got {model!r}")
         target = timm.create_model(model, pretrained=pretrained).eval()
         config = timm.data.resolve_model_data_config(target)
@@ -222,7 +223,7 @@ class DefendedModel(nn.Module):
 
     def _purify(self, defense: Defense, own: Tensor, indices: list[int]) -> Tensor:
         def defend(batch: Tensor) -> Tensor:
-            return _checks.purified(applied(defense, batch, indices), len(batch))
+            return _checks.purified(applied(defense, batch, indices), batch)
 
         return straight_through(own, defend) if self.gradient == "straight_through" else defend(own)
 
@@ -369,10 +370,9 @@ def _takes_index(function: Any) -> bool:
 def _from_undefended_target(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Load a checkpoint without any of the target's names in this module as a checkpoint of the undefended target."""
     undefended = {f"{prefix}target.{name}": prefix + name for name in module.get_submodule("target").state_dict()}
-    if not undefended.keys() & state_dict.keys():
-        for name, old in undefended.items():
-            if old in state_dict:
-                state_dict[name] = state_dict.pop(old)
+    if sum(name in state_dict for name in undefended) < sum(old in state_dict for old in undefended.values()):
+        moved = {name: state_dict.pop(old) for name, old in undefended.items() if old in state_dict}
+        state_dict.update(moved)  # all at once: the target may have a target itself
         targets = {id(value): f"{prefix}target.{name}" for name, value in _values(module.get_submodule("target"))}
         for name, value in _values(module):  # a defense may share the target's
             if prefix + name not in undefended and prefix + name not in state_dict:

@@ -71,7 +71,8 @@ class DivergenceError(_checks.OfImages, RuntimeError):
         indices: the positions of these images in the batch, which stand in the message for ``{images}``.
     """
 
-    def __init__(self, message: str, indices: list[int]) -> None:
+    def __init__(self, message: str, indices: Sequence[int] = ()) -> None:  # DataLoader makes it anew from its message
+        indices = list(indices)
         super().__init__(message, indices)
         self.indices = indices
 
@@ -115,9 +116,12 @@ def _with_arguments(arguments: Callable[P, object]) -> Callable[[Callable[..., N
     return decorate
 
 
+_REASON: Any = {"reason": _checks.NOT_TRACED} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
+
+
 def uncompiled(function: F) -> F:
     """Exclude a method from ``torch.compile``, because it draws its own random numbers and works in place."""
-    return torch.compiler.disable(function)
+    return torch.compiler.disable(function, **_REASON)
 
 
 class OnlineAlternateGenerator(nn.Module):
@@ -398,6 +402,13 @@ def _images_among(leaves: list[Any]) -> list[int]:
     plain = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and not isinstance(leaf, tv_tensors.TVTensor)]
     if not plain:
         raise TypeError(f"expected an image in the sample, got {[type(leaf).__name__ for leaf in leaves]}")
+    first, *others = [leaves[i] for i in plain]
+    if any(first.is_floating_point() and each.dtype == first.dtype and each.shape == first.shape for each in others):
+        warnings.warn(
+            "only the first plain tensor of a sample is taken as an image, as in torchvision's v2 transforms; give several "
+            "images as a batch, or as tv_tensors.Image",
+            stacklevel=_callers_level(),
+        )
     return plain[:1]
 
 

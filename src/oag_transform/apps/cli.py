@@ -39,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asked = _parser(overview="-h" in given[:1] or "--help" in given[:1]).parse_args(given)
         called = f"{PROG} {asked.command}"
+        if "" in asked.arguments:
+            raise ValueError("an argument is empty; is a variable of the shell unset?")
         module = _module(asked.command)
         extra = module.EXTRA
         return _run(called, module, asked.arguments)

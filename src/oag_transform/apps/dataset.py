@@ -4,7 +4,8 @@
     from oag_transform.apps import dataset
 
     images = dataset.read_images("photos")  # or read_webdataset, or ray.data.read_parquet
-    purified = images.map_batches(dataset.Purify, fn_constructor_kwargs={"seed": 1}, num_cpus=2, concurrency=4)
+    pool = ray.data.ActorPoolStrategy(size=4)
+    purified = images.map_batches(dataset.Purify, fn_constructor_kwargs={"seed": 1}, num_cpus=2, compute=pool)
     dataset.write_images(purified, "purified")  # or purified.write_parquet
 
 ``oag-transform purify --engine ray`` adds resumption, a table of failures and progress. This module needs the extra ``ray``.

@@ -93,6 +93,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
     """Operands of OAG's convolutions."""
     progress: bool = False
     """Show progress bars even if the output is not a terminal."""
+    verbose: bool = False
+    """Show the traceback of what fails."""
     engine: Literal["local", "ray"] = "local"
     """ray (extra 'ray'): batches of images as tasks for a cluster, or for the processors of this machine."""
     address: Annotated[str | None, default("RAY_ADDRESS, or one on this machine for this run")] = None
@@ -128,6 +130,11 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         if any(one.key == TRANSFER for one in self.asked) != bool(self.adversarial):
             raise ValueError("transfer and --adversarial FOLDER need each other")
         not_empty("--attacks", self.attacks)
+        if self.defenses is not None:
+            not_empty("--defenses", self.defenses)
+            if not any(one.of_defenses for one in self.asked):
+                named = " and ".join(one.key for one in self.asked)
+                raise ValueError(f"--defenses has no effect on {named}; the denoisers of certify are --certify.denoisers")
         families = chosen(self.defenses or ())
         if self.setting == "paper":
             if any(one.key == "certify" for one in self.asked):
@@ -155,7 +162,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         Raises:
             ValueError: an argument is wrong; nothing was run.
         """
-        process.log_to_stderr()
+        process.log_to_stderr(verbose=self.verbose)
         # what draws, for a command that runs
         from ..evaluation import experiments
         from ..evaluation.render import render

@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from typing import TextIO
 
 
-def log_to_stderr() -> None:
-    """Print the library's log messages to standard error, one per line."""
+def log_to_stderr(*, verbose: bool = False) -> None:
+    """Print the library's log messages to standard error, one per line; ``verbose``: with tracebacks of what fails."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    if verbose:
+        logging.getLogger(__package__.partition(".")[0]).setLevel(logging.DEBUG)
 
 
 def look_for_modules_here() -> None:
-    """Find targets given as ``module:function`` in the current folder, too."""
-    sys.path.insert(0, os.getcwd())
+    """Find what is given as ``module:function`` in the current folder, too, behind what is installed."""
+    sys.path.append(os.getcwd())
 
 
 def open_missing_streams() -> None:

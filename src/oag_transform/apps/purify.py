@@ -177,7 +177,7 @@ class PurifyFiles:
         """The images to purify, and the number of images that already have a result."""
         jobs = sources.jobs_of(found.files, plan.out, plan.suffix)
         if not jobs and not found.problems:
-            raise ValueError(f"no image in {', '.join(self.images)}")
+            raise ValueError("; ".join([f"no image in {', '.join(self.images)}", *found.notes]))
         if plan.parquet:
             return jobs, 0
         there = sources.existing(jobs)

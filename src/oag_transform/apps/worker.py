@@ -150,7 +150,7 @@ def failed(job: Job, error: BaseException | str, notes: tuple[str, ...] = ()) ->
         error = "the energy network diverged for this image"
     line = files.reason(ValueError(error) if isinstance(error, (str, RuntimeError)) else error)
     named = files.one_line(str(job.source))
-    return PurifyOutcome(job, None, line if named in line else f"{named}: {line}", notes)
+    return PurifyOutcome(job, None, line if line.startswith((f"{named}:", f"{named} ")) else f"{named}: {line}", notes)
 
 
 def processors() -> int:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from .. import _checks, files
 from ..defended import applied
 
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 def imported(name: str) -> tuple[Callable[..., Any], str]:
     """What ``"module:function"`` names, and a hash of its source file, which tells its versions apart.
@@ -23,14 +25,14 @@ def imported(name: str) -> tuple[Callable[..., Any], str]:
     try:
         found = importlib.import_module(module)
         make = getattr(found, function)
-    except Exception as error:  # somebody's own code
+    except (Exception, SystemExit) as error:  # somebody's own code
         told = error if isinstance(error, (ImportError, AttributeError)) else files.reason(error)
         raise ValueError(f"{name} can't be imported: {told}") from error
     try:
         source = inspect.getfile(make)
     except TypeError:  # an object, such as functools.partial
         source = getattr(found, "__file__", None) or ""  # none: a module that is compiled into Python
-    return make, hashlib.sha256(Path(source).read_bytes() if source else b"").hexdigest()[:16]
+    return make, hashlib.sha256(Path(source).read_bytes() if Path(source).is_file() else b"").hexdigest()[:16]
 
 
 class OwnDefense(nn.Module):
@@ -52,13 +54,20 @@ class OwnDefense(nn.Module):
         make, self.source = imported(name)
         self.name, self.seed, self.std = name, seed, std
         known = {"seed": seed} | ({} if std is None else {"std": std})
-        self.defense = make(**{key: known[key] for key in inspect.signature(make).parameters if key in known})
+        parameters = inspect.signature(make).parameters.values()
+        required = [each.name for each in parameters if each.default is each.empty and each.kind not in VARIADIC]
+        if unknown := [each for each in required if each not in known]:
+            raise ValueError(
+                f"{name} must return the defense, and is called with seed and std at most; it is a function of "
+                f"{', '.join(unknown)}"
+            )
+        self.defense = make(**{each.name: known[each.name] for each in parameters if each.name in known})
         if not callable(self.defense):
             raise ValueError(f"{name}() must return a callable on images, got {type(self.defense).__name__}")
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """What the defense makes of images (N, C, H, W) in [0, 1]; ``index`` goes to one that takes it."""
-        result = _checks.purified(applied(self.defense, images, index), len(images))
+        result = _checks.purified(applied(self.defense, images, index), images)
         low, high = result.aminmax() if result.numel() else (0, 1)
         if low < -_checks.RANGE_TOLERANCE or high > 1 + _checks.RANGE_TOLERANCE:
             raise ValueError(f"{self.name} must return images in [0, 1], got values from {low:.4g} to {high:.4g}")

@@ -127,7 +127,7 @@ def build_timm(name: str, weights: str | None, classes: int) -> tuple[nn.Module,
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise ValueError(f"timm:{name} needs {error.name}: pip install 'oag-transform[timm]'") from error
-    if not timm.is_model(name):
+    if not (":" in name or timm.is_model(name)):  # "hf-hub:...", "local-dir:..."
         raise ValueError(f"timm has no model {name!r}")
     try:
         own = {"pretrained": True} if weights is None else {"checkpoint_path": weights, "num_classes": classes}

@@ -219,6 +219,7 @@ class Experiment:
         module: the module of :mod:`~oag_transform.evaluation.experiments` that holds the function.
         needs_other: it needs a second target.
         in_all: ``all`` means this one too.
+        of_defenses: it measures the defenses of ``--defenses``.
     """
 
     key: str
@@ -226,24 +227,27 @@ class Experiment:
     module: str
     needs_other: bool = False
     in_all: bool = True
+    of_defenses: bool = True
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("table1", "Table I: top-1 accuracy of defenses under gray-box attacks", "tables"),
-    Experiment("table2", "Table II: transfer of attacks between two targets", "tables", needs_other=True),
+    Experiment("table2", "Table II: transfer of attacks between two targets", "tables", needs_other=True, of_defenses=False),
     Experiment("table3", "Table III: several targets", "tables", needs_other=True),
-    Experiment("table4", "Table IV: image steps", "tables"),
-    Experiment("table5", "Table V: kernel size", "tables"),
+    Experiment("table4", "Table IV: image steps", "tables", of_defenses=False),
+    Experiment("table5", "Table V: kernel size", "tables", of_defenses=False),
     Experiment("table6", "Table VI: clean images against attacked ones", "tables"),
-    Experiment("autoencoder", "IV-H: an auto-encoder updated in one step, against the alternate update", "tables"),
+    Experiment(
+        "autoencoder", "IV-H: an auto-encoder updated in one step, against the alternate update", "tables", of_defenses=False
+    ),
     Experiment("fig1", "Fig. 1: what is left of an attack", "figures"),
     Experiment("fig3", "Fig. 3: accuracy against the strength of the attack", "figures"),
-    Experiment("fig4", "Fig. 4: accuracy against network steps", "figures"),
-    Experiment("fig5", "Fig. 5: images along the iterations", "figures"),
+    Experiment("fig4", "Fig. 4: accuracy against network steps", "figures", of_defenses=False),
+    Experiment("fig5", "Fig. 5: images along the iterations", "figures", of_defenses=False),
     Experiment("tradeoff", "Clean against attacked accuracy as the setting of each defense varies", "figures"),
     Experiment("adaptive", "Robust accuracy under adaptive attacks", "adaptive", in_all=False),
     Experiment("convergence", "Whether an adaptive attack has converged", "convergence", in_all=False),
-    Experiment("certify", "Certified accuracy by randomized smoothing", "certify", in_all=False),
+    Experiment("certify", "Certified accuracy by randomized smoothing", "certify", in_all=False, of_defenses=False),
     Experiment("transfer", "Accuracy on images attacked by another tool", "transfer", in_all=False),
     Experiment("tune", "Settings, tuned on clean and Gaussian-noised images", "figures", in_all=False),
 )

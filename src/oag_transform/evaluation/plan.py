@@ -184,7 +184,7 @@ def measure(subject: Subject, row: Row, columns: Sequence[Column]) -> RowResult:
         model = row.model(subject)
         found = replace(found, code=in_code(model))
         measured = [column.cell(subject, row, model) for column in columns]
-    except Exception as error:  # whatever a defense raises is its own result
+    except (Exception, SystemExit) as error:  # whatever a defense raises is its own result
         logger.warning("%s failed: %s", row.label, error, exc_info=logger.isEnabledFor(logging.DEBUG))
         return replace(found, error=f"{type(error).__name__}: {error}")
     seconds = [seconds for _, seconds in measured if seconds is not None]

@@ -127,18 +127,22 @@ def save_target(
 def _probe(name: str, model: nn.Module, side: int, classes: int, device: torch.device | str) -> list[int]:
     """The likeliest classes of a random image: code may differ where names and weights don't."""
     if classes < 2:
-        raise ValueError(f"{name} needs at least two classes, but the data has {classes}")
+        raise ValueError(f"{name} needs at least two classes, but there are {classes}")
     shape = (1, 3, side, side)
     with torch.no_grad(), failures_named(name, shape):
         logits = model(torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device))
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         got = f"a tensor of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"{name} must return logits, a floating-point tensor (N, classes), got {got}")
+        raise ValueError(
+            f"{name} must return logits, a floating-point tensor (N, classes), or an object with .logits, got {got}"
+        )
     if logits.shape != (1, classes):
         raise ValueError(
-            f"{name} gives an output of shape {tuple(logits.shape)} for one image, but the data has {classes} classes; "
-            "it needs a folder for each class of the model, which may be empty, and --labels a line"
+            f"{name} gives an output of shape {tuple(logits.shape)} for one image, but there are {classes} classes; the data "
+            "needs a folder for each class of the model, which may be empty, and --labels a line"
         )
+    if not logits.isfinite().all():
+        raise ValueError(f"{name} gives logits that are not finite for a random image: are its weights broken?")
     return logits[0].topk(min(8, classes)).indices.tolist()
 
 
@@ -190,11 +194,25 @@ def _call(name: str) -> tuple[nn.Module, str]:
     make, source = imported(name)
     try:
         made = make()
-    except Exception as error:  # somebody's own code
+    except (Exception, SystemExit) as error:  # somebody's own code
         raise ValueError(f"{name}() failed: {files.reason(error)}") from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"{name}() must return a torch.nn.Module, got {type(made).__name__}")
-    return made, source
+    return _OfLogits(made), source
+
+
+class _OfLogits(nn.Module):
+    """A classifier that may return an object with ``.logits``, as those of Hugging Face do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, images: Tensor) -> Any:
+        """The logits; an output without any as it is."""
+        output = self.model(images)
+        return output if isinstance(output, Tensor) else getattr(output, "logits", output)
 
 
 def _load_robustbench(name: str) -> nn.Module:

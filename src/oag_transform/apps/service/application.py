@@ -23,6 +23,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torchvision.transforms.v2 import functional as F
 
+from ... import _checks
 from ...transform import DivergenceError
 from . import upload
 from .batching import Batcher
@@ -163,6 +164,8 @@ class Api:
             return await asyncio.wrap_future(self.batcher.submit(work, image))
         except DivergenceError as error:
             raise RefusedError(422, "This image can't be processed: the energy network diverged.") from error
+        except _checks.NonFiniteLogitsError:  # the fault of the classifier
+            raise
         except ValueError as error:
             raise RefusedError(422, f"This image can't be processed: {' '.join(str(error).split())}.") from error
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ... import _checks
 from ...defended import DefendedModel
 from ..options import AdaptiveEntry
 from ..result import Cell, bits
-from .pgd import AttackResult, Loss, Streams, gradient, margin, unknown
+from .pgd import AttackResult, Loss, Streams, check, gradient, margin, unknown
 
 # first draws of a judge, of judgements between attacks, and of gradients that are compared: an attacker counts from 0
 JUDGED, BETWEEN, COMPARED = 1 << 31, 1 << 30, 1 << 29
@@ -33,7 +34,12 @@ def judge(
         draws: k.
         first: number of the first draw; attackers count from 0, so that these are none of theirs.
         streams: random stream of (image, draw).
+
+    Raises:
+        TypeError, ValueError: see :func:`.pgd.check`; or ``draws`` below 1.
     """
+    check(model, images, labels)
+    _checks.integer("draws", draws, at_least=1)
     counts, right, _ = verdict(model, images, labels, draws, first=first, streams=streams)
     return Cell(bits(right), draws=draws, counts=tuple(counts.tolist()) if draws > 1 else ())
 

@@ -55,8 +55,9 @@ class Attack:
             index: random stream of the first image.
 
         Raises:
-            ValueError: labels outside of 0 to ``classes`` - 1, or fewer than two classes.
+            TypeError, ValueError: bad images, labels outside of 0 to ``classes`` - 1, or fewer than two classes.
         """
+        _checks.batch(images)
         if classes < 2 or not bool(((labels >= 0) & (labels < classes)).all()):
             raise ValueError(f"expected labels from 0 to classes - 1 with classes >= 2, got classes = {classes}, {labels}")
         model = foolbox.PyTorchModel(target, bounds=(0, 1), device=images.device)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...defended import DefendedModel
-from .pgd import AttackResult, Bound, Streams, unknown, wrong
+from .pgd import AttackResult, Bound, Streams, check, check_bound, unknown, wrong
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,12 @@ class _LibraryAttack:
     bound: Bound
     streams: Streams = field(default=unknown, kw_only=True)
 
+    def __post_init__(self) -> None:
+        check_bound(self.bound)
+
     def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor) -> AttackResult:
         """See :class:`.pgd.PGD`."""
+        check(model, images, labels)
         device = images.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # libraries seed PyTorch's global generators
             rows = enumerate(zip(images.split(1), labels.split(1), strict=True))

@@ -9,7 +9,7 @@ perturbations.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor
 from ... import _checks, streams
 from ...defended import CORNERS, DefendedModel
 from ..options import LEAST_BOUND
-from .unrolled import settings_of
+from .unrolled import check_model, settings_of
 
 Norm = Literal["linf", "l2"]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -88,6 +88,31 @@ class AttackResult(NamedTuple):
     images: Tensor
     losses: Tensor
     gradients: Tensor
+
+
+def check(model: Any, images: Any, labels: Any) -> None:
+    """Raise unless an attack can be run on these.
+
+    Raises:
+        TypeError: the model isn't a :class:`~oag_transform.DefendedModel`, or the labels aren't integers.
+        ValueError: the images aren't (N, C, H, W) in [0, 1], or there isn't one label of at least 0 for each.
+    """
+    check_model(model)
+    _checks.batch(images)
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"expected labels as a tensor of integers, got {getattr(labels, 'dtype', type(labels).__name__)}")
+    if labels.shape != (len(images),) or bool((labels < 0).any()):
+        raise ValueError(f"expected {len(images)} labels of at least 0, got {labels.tolist()}")
+
+
+def check_bound(bound: Any) -> None:
+    """Raise unless ``bound`` is a :class:`Bound`.
+
+    Raises:
+        TypeError: it isn't.
+    """
+    if not isinstance(bound, Bound):
+        raise TypeError(f"bound must be a Bound, such as Bound('linf', 4 / 255), got {bound!r}")
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -225,9 +250,12 @@ class PGD:
     basis: Basis = "pixels"
 
     def __post_init__(self) -> None:
+        check_bound(self.bound)
         _checks.integer("steps", self.steps, at_least=1)
         _checks.integer("draws", self.draws, at_least=1)
         _checks.choice("basis", self.basis, get_args(Basis))
+        if not callable(self.loss):
+            raise TypeError(f"loss must be a function such as pgd.margin, got {self.loss!r}")
 
     def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor, *, start: Tensor | None = None) -> AttackResult:
         """Attacked images within the bound.
@@ -239,8 +267,9 @@ class PGD:
             start: points (N, C, H, W) to start from; in the basis of pixels only.
 
         Raises:
-            ValueError: ``start`` in another basis.
+            TypeError, ValueError: see :func:`check`; or ``start`` in another basis.
         """
+        check(model, images, labels)
         parameters = self._zeros(images)
         if self.random_start is not None:
             own = [self.streams(i, 0) for i in range(len(images))]  # of the image, wherever it is in its batch

@@ -101,6 +101,19 @@ def has_gradient(defense: Callable[[Tensor], Tensor], images: Tensor) -> bool:
     return bool(slope.any())
 
 
+def check_model(model: Any) -> None:
+    """Raise unless ``model`` is a :class:`~oag_transform.DefendedModel`.
+
+    Raises:
+        TypeError: it isn't.
+    """
+    if not isinstance(model, DefendedModel):
+        raise TypeError(
+            f"expected a DefendedModel, got {type(model).__name__}; the undefended target is "
+            "DefendedModel(target, torch.nn.Identity(), shift=0)"
+        )
+
+
 def settings_of(model: DefendedModel) -> dict[str, Any]:
     """All keyword arguments of a model."""
     names = [name for name in inspect.signature(DefendedModel).parameters if name not in ("target", "defense")]
@@ -108,6 +121,7 @@ def settings_of(model: DefendedModel) -> dict[str, Any]:
 
 
 def _with_gradients(model: DefendedModel, of_oag: OfOAG) -> DefendedModel:
+    check_model(model)
     if isinstance(model.defense, nn.ModuleList):
         defense: Any = [_OwnOrIdentity(_with_gradient(each, of_oag)) for each in model.defense]
     else:
