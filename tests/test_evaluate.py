@@ -203,15 +203,15 @@ def test_the_papers_setting_takes_its_own_tuned_steps(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "PAPER_STEPS", (2, 3))  # for time
-    paper = ["--defenses", "oag", "--setting", "paper", "--count", "1", "--slow-count", "1"]
-    assert main(arguments(folder, tmp_path, "tune", *paper)) == 0
+    paper = ["--setting", "paper", "--count", "1", "--slow-count", "1"]
+    assert main(arguments(folder, tmp_path, "tune", "--defenses", "oag", *paper)) == 0
     chosen = read(tmp_path / "tune-paper.json").facts["chosen"]["oag"]
     assert chosen in (2, 3)
     tuned = ["--tuned", str(tmp_path / "tune-paper.json")]
     monkeypatch.setattr("oag_transform.evaluation.experiments.tables.KERNEL_SIZES", (7,))
     assert main(arguments(folder, tmp_path, "table5", *paper, *tuned)) == 0
     assert {row.setting for row in read(tmp_path / "table5-paper.json").rows} == {chosen}
-    assert main(arguments(folder, tmp_path, "table5", "--defenses", "oag", *tuned)) == 2
+    assert main(arguments(folder, tmp_path, "table5", *tuned)) == 2
     assert "tune-paper.json has OAG at another setting; run tune with --setting default" in capsys.readouterr().err
 
 
@@ -317,7 +317,7 @@ def test_fit_pixelcnn_and_defend_with_it(
     ("change", "message"),
     [
         (["--data", "nowhere"], "nowhere is not a folder"),
-        (["--model", "tests.test_targets:tiny"], "the data has 2 classes"),
+        (["--model", "tests.test_targets:tiny"], "there are 2 classes"),
         (["--model", "resnet99"], "got 'resnet99'"),
         (["--count", "0"], "--count must be an integer >= 1, got 0"),
         (["--resize", "30"], "--resize must be at least --crop, got 30 and 40"),
@@ -356,7 +356,7 @@ def test_fit_pixelcnn_and_defend_with_it(
 def test_bad_arguments_are_named(
     change: list[str], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    experiment = [] if change[0].startswith(("table", "transfer")) else ["table4"]
+    experiment = [] if change[0].startswith(("table", "transfer")) else ["table1"]
     positional = change if not experiment else []
     run = arguments(folder, tmp_path, *experiment, *positional)
     assert main([*run, *(change if experiment else [])]) == 2
