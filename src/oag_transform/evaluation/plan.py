@@ -248,7 +248,7 @@ def against_peers(rows: Sequence[RowResult]) -> list[str]:
         if is_oag(row):
             more, fewer, p = paired(row.cells[1:-1], best.cells[1:-1])
             sentences.append(
-                f"{row.name}, against {best.name}: right under more of the attacks on {more} images, under fewer on {fewer} "
-                f"(exact sign test, p = {p:.2g})."
+                f"{row.name}, against {best.name}: correct under more attacks than the other on {more} images, under fewer on "
+                f"{fewer} (exact sign test, p = {p:.2g})."
             )
     return sentences
