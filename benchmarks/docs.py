@@ -173,7 +173,7 @@ def _certified(of: str) -> str:
 
 
 def _claims(of: str) -> str:
-    """A line for each pair of rows that a claim compares, on the images that both have."""
+    """A line for each pair of rows that a claim compares, on the images that both have, and on those of ``fresh``."""
     read = functools.cache(lambda file: results.read(DOCS / file))  # most entries are about the same few results
     lines = []
     for entry in _load(of):
@@ -182,6 +182,13 @@ def _claims(of: str) -> str:
         for other, column in itertools.product(entry["others"], entry["columns"]):
             one, two = _cells(here, entry["row"], column), _cells(there, other, entry.get("at", column))
             n = min(cell.n for cell in (*one, *two))
+            if "fresh" in entry:
+                added = [_cells(read(entry["fresh"]), name, column) for name in (entry["row"], other)]
+                one, two = (
+                    [Cell(cell.right[:n] + more.right) for cell, more in zip(cells, fresh, strict=True)]
+                    for cells, fresh in zip((one, two), added, strict=True)
+                )
+                n = min(cell.n for cell in (*one, *two))
             more, fewer, p = paired(one, two)
             means = [100 * sum(cell.right[:n].count("1") for cell in cells) / (n * len(cells)) for cells in (one, two)]
             where = f"{column} against {entry['at']}" if "at" in entry else column
@@ -189,6 +196,8 @@ def _claims(of: str) -> str:
             data = f"[{Path(file).parent.name}]({file})"
             if "beside" in entry:
                 data += f", [{Path(entry['beside']).stem}]({entry['beside']})"
+            if "fresh" in entry:
+                data += f" and [{Path(entry['fresh']).stem}]({entry['fresh']})"
             lines.append([entry["about"], entry["row"], other, f"{data}: {where}", *numbers])
     return "\n".join(tables.table(("About", "One", "Other", "Data", "n", "One, %", "Other, %", "better, worse, p"), lines))
 

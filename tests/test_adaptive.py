@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from oag_transform import DefendedModel, OnlineAlternateGenerator, streams
 from oag_transform.baselines.compose import Compose
 from oag_transform.baselines.filters import JPEG, BitDepth, GaussianNoise
+from oag_transform.baselines.own import OwnDefense
 from oag_transform.evaluation.attacks import adaptive, diagnostics, pgd
 from oag_transform.evaluation.attacks import unrolled as unrolled_module
 from oag_transform.evaluation.attacks.adaptive import AdaptiveAttack, make_attack
@@ -262,7 +263,14 @@ def test_a_surrogate_has_the_defenses_values_and_another_gradient() -> None:
     assert torch.equal(slopes[0], slopes[1])  # BPDA
 
 
-@pytest.mark.parametrize("wrap", [nn.Sequential, Compose, lambda *parts: v2.Compose(parts)])
+def noise_and_jpeg() -> nn.Module:
+    return Compose(GaussianNoise(8, seed=0), JPEG(20))
+
+
+WRAPS = [nn.Sequential, Compose, lambda *parts: v2.Compose(parts), lambda *_: OwnDefense(f"{__name__}:noise_and_jpeg")]
+
+
+@pytest.mark.parametrize("wrap", WRAPS, ids=["Sequential", "Compose", "v2.Compose", "OwnDefense"])
 def test_noise_and_surrogate_see_what_comes_in_sequence(wrap: Callable[..., Any]) -> None:
     images, labels = examples(2)
 

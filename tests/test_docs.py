@@ -193,6 +193,10 @@ def test_the_tests_behind_claims_are_made_from_the_results(folder: Path) -> None
         "[flowers](flowers/all.json): B against A", "8", "100.0", "87.5", "1, 0, 1"
     ]  # fmt: skip
     assert lines(others=["Few"], columns=["A"], beside="flowers/few.json")[0][4:] == ["4", "100.0", "0.0", "4, 0, 0.12"]
+    write(folder / "flowers", "fresh", columns, one, weak)
+    assert lines(others=["Weak"], columns=["A"], fresh="flowers/fresh.json")[0][3:] == [
+        "[flowers](flowers/all.json) and [fresh](flowers/fresh.json): A", "16", "87.5", "12.5", "14, 2, 0.0042"
+    ]  # fmt: skip
     with pytest.raises(ValueError, match="all has no 'Two' with 'A'"):
         lines(others=["Two"], columns=["A"])
 

@@ -167,7 +167,7 @@ def _with_gradient(defense: Any, of_oag: OfOAG) -> Any:
             "nn.Sequential, Compose, torchvision's Compose, functools.partial and torch.compile only",
             stacklevel=4,
         )
-    return surrogate.differentiable(defense) or defense
+    return surrogate.differentiable(inner) or defense
 
 
 def _parts(defense: Any) -> Sequence[Any]:
