@@ -74,14 +74,12 @@ def board(of: str, docs: Path) -> str:
     bound = at[0][2] if at else f"L∞ {given['linf']}/255" if "linf" in given else ""
     proven = None if certified is None else _column(certified, given.get("radius"))
     heading = [
-        *(
-            "Defense",
-            "Clean",
-            "Gray-box mean",
-            "Gray-box, worst for each image",
-            f"Adaptive{bound and f', {bound}'}",
-            "Adaptive attacks, n",
-        ),
+        "Defense",
+        "Clean",
+        "Gray-box mean",
+        "Gray-box, worst for each image",
+        f"Adaptive{bound and f', {bound}'}",
+        "Adaptive attacks, n",
         "Certified" if certified is None else f"Certified, sigma {certified.facts['sigma']:g}, {proven}",
         "ms an image",
     ]

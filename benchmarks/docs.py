@@ -33,7 +33,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +183,8 @@ def _claims(of: str) -> str:
             one, two = _cells(here, entry["row"], column), _cells(there, other, entry.get("at", column))
             n = min(cell.n for cell in (*one, *two))
             if "fresh" in entry:
-                added = [_cells(read(entry["fresh"]), name, column) for name in (entry["row"], other)]
-                one, two = (
-                    [Cell(cell.right[:n] + more.right) for cell, more in zip(cells, fresh, strict=True)]
-                    for cells, fresh in zip((one, two), added, strict=True)
-                )
+                fresh = read(entry["fresh"])
+                one, two = _with(one, fresh, entry["row"], column, n), _with(two, fresh, other, column, n)
                 n = min(cell.n for cell in (*one, *two))
             more, fewer, p = paired(one, two)
             means = [100 * sum(cell.right[:n].count("1") for cell in cells) / (n * len(cells)) for cells in (one, two)]
@@ -200,6 +197,11 @@ def _claims(of: str) -> str:
                 data += f" and [{Path(entry['fresh']).stem}]({entry['fresh']})"
             lines.append([entry["about"], entry["row"], other, f"{data}: {where}", *numbers])
     return "\n".join(tables.table(("About", "One", "Other", "Data", "n", "One, %", "Other, %", "better, worse, p"), lines))
+
+
+def _with(cells: Sequence[Cell], fresh: Result, name: str, column: str, n: int) -> list[Cell]:
+    """The first n images of a row's cells, and those of its cells in a result on other images."""
+    return [Cell(cell.right[:n] + more.right) for cell, more in zip(cells, _cells(fresh, name, column), strict=True)]
 
 
 def _named(result: Result, name: str) -> RowResult | None:

@@ -233,7 +233,7 @@ def purified(result: Any, images: Tensor) -> Tensor:
         raise TypeError(f"expected the defense to return a floating-point tensor, got {got}")
     if result.ndim != 4 or len(result) != count:
         raise ValueError(f"expected the defense to return {count} images (N, C, H, W), got shape {tuple(result.shape)}")
-    low, high = _extremes(result) if result.numel() else (0.0, 1.0)  # one pass, without a mask of every value
+    low, high = _extremes(result)  # one pass, without a mask of every value
     if not (math.isfinite(low) and math.isfinite(high)):
         broken = (~result.detach().isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()
         raise ValueError(f"expected finite images from the defense, got NaN or infinity for image(s) {broken} of its batch")
@@ -242,14 +242,19 @@ def purified(result: Any, images: Tensor) -> Tensor:
     return result.to(images.dtype)
 
 
+def logits_in(output: Any) -> Any:
+    """A classifier's output itself if it is a tensor, else its ``.logits`` (Hugging Face); None where it has none."""
+    return output if isinstance(output, Tensor) else getattr(output, "logits", None)
+
+
 def logits(output: Any, count: int) -> Tensor:
-    """The logits (``count``, classes) in a classifier's output: the tensor itself, or its ``.logits`` (Hugging Face).
+    """The logits (``count``, classes) in a classifier's output, see :func:`logits_in`.
 
     Raises:
         TypeError: the output is neither a tensor nor an object with ``.logits``, or its logits aren't floating point.
         ValueError: a shape other than (``count``, at least 2).
     """
-    found = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    found = logits_in(output)
     if not isinstance(found, Tensor):
         raise TypeError(
             f"expected the target to return logits (N, classes), or an object with .logits, got {type(output).__name__}"
@@ -271,7 +276,7 @@ def finite_pixels(images: Tensor) -> Tensor:
     Raises:
         ValueError: they aren't.
     """
-    low, high = _extremes(images) if images.numel() else (0.0, 1.0)
+    low, high = _extremes(images)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"expected finite values, got [{low:.4g}, {high:.4g}]; {_range_remedy(low, high)}")
     if high > GREY_LEVELS:
@@ -308,6 +313,9 @@ def _size(height: int, width: int, minimum: int) -> None:
 
 
 def _extremes(images: Tensor) -> tuple[float, float]:
+    """The least and the greatest value; 0 and 1 where there is none."""
+    if not images.numel():
+        return 0.0, 1.0
     try:
         low, high = torch.aminmax(images.detach())
         return float(low), float(high)

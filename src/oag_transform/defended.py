@@ -174,7 +174,7 @@ class DefendedModel(nn.Module):
             raise ModuleNotFoundError(
                 f"from_timm needs {error.name}: pip install 'oag-transform[timm]'", name=error.name
             ) from error
-        if not isinstance(model, str) or not (":" in model or timm.is_model(model)):  # "hf-hub:...", "local-dir:..."
+        if not isinstance(model, str) or not in_timm(timm, model):
             raise ValueError(f"expected a model of timm such as 'resnet50', got {model!r}")
         target = timm.create_model(model, pretrained=pretrained).eval()
         config = timm.data.resolve_model_data_config(target)
@@ -347,6 +347,11 @@ def parts_of(function: Any) -> Sequence[Callable[..., Tensor]]:
     if type(inner) is nn.Sequential:
         return list(inner)
     return list(inner.transforms) if type(inner) in (v1.Compose, v2.Compose) else ()
+
+
+def in_timm(timm: Any, name: str) -> bool:
+    """Whether timm has a model of this name, or is told where to find it: ``hf-hub:...``, ``local-dir:...``."""
+    return ":" in name or timm.is_model(name)
 
 
 def unwrapped(function: Any) -> Any:

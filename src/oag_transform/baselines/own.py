@@ -55,8 +55,8 @@ class OwnDefense(nn.Module):
         self.name, self.seed, self.std = name, seed, std
         known = {"seed": seed} | ({} if std is None else {"std": std})
         parameters = inspect.signature(make).parameters.values()
-        required = [each.name for each in parameters if each.default is each.empty and each.kind not in VARIADIC]
-        if unknown := [each for each in required if each not in known]:
+        required = (each.name for each in parameters if each.default is each.empty and each.kind not in VARIADIC)
+        if unknown := [name for name in required if name not in known]:
             raise ValueError(
                 f"{name} must return the defense, and is called with seed and std at most; it is a function of "
                 f"{', '.join(unknown)}"

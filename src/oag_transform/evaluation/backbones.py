@@ -9,6 +9,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from .. import _checks, files
+from ..defended import in_timm
 from .data import Preprocessing
 
 IMAGENET = Preprocessing(256, 224, v2.InterpolationMode.BILINEAR)
@@ -127,7 +128,7 @@ def build_timm(name: str, weights: str | None, classes: int) -> tuple[nn.Module,
         timm = importlib.import_module("timm")
     except ModuleNotFoundError as error:
         raise ValueError(f"timm:{name} needs {error.name}: pip install 'oag-transform[timm]'") from error
-    if not (":" in name or timm.is_model(name)):  # "hf-hub:...", "local-dir:..."
+    if not in_timm(timm, name):
         raise ValueError(f"timm has no model {name!r}")
     try:
         own = {"pretrained": True} if weights is None else {"checkpoint_path": weights, "num_classes": classes}

@@ -342,10 +342,7 @@ def probabilities(subject: Subject, images: Tensor) -> Tensor:
 
 def _cpu_clock(device: torch.device) -> float:
     """Seconds of the processors, which other work on the machine doesn't lengthen; wall-clock seconds with CUDA."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-    return time.process_time()
+    return _elapsed(0, device) if device.type == "cuda" else time.process_time()
 
 
 def _elapsed(start: float, device: torch.device) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from .. import files
+from .. import _checks, files
 from ..baselines.own import imported
 from .backbones import IMAGENET, build, build_lite, build_timm, build_torchvision, check_builder, is_lite
 from .data import Preprocessing, check_not_enlarged
@@ -212,7 +212,8 @@ class _OfLogits(nn.Module):
     def forward(self, images: Tensor) -> Any:
         """The logits; an output without any as it is."""
         output = self.model(images)
-        return output if isinstance(output, Tensor) else getattr(output, "logits", output)
+        found = _checks.logits_in(output)
+        return output if found is None else found
 
 
 def _load_robustbench(name: str) -> nn.Module:
