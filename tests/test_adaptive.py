@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from oag_transform import DefendedModel, OnlineAlternateGenerator, streams
-from oag_transform.baselines.compose import Compose
 from oag_transform.baselines.filters import JPEG, BitDepth, GaussianNoise
 from oag_transform.baselines.own import OwnDefense
+from oag_transform.defended import applied
 from oag_transform.evaluation.attacks import adaptive, diagnostics, pgd
 from oag_transform.evaluation.attacks import unrolled as unrolled_module
 from oag_transform.evaluation.attacks.adaptive import AdaptiveAttack, make_attack
@@ -264,13 +264,13 @@ def test_a_surrogate_has_the_defenses_values_and_another_gradient() -> None:
 
 
 def noise_and_jpeg() -> nn.Module:
-    return Compose(GaussianNoise(8, seed=0), JPEG(20))
+    return nn.Sequential(GaussianNoise(8, seed=0), JPEG(20))
 
 
-WRAPS = [nn.Sequential, Compose, lambda *parts: v2.Compose(parts), lambda *_: OwnDefense(f"{__name__}:noise_and_jpeg")]
+WRAPS = [nn.Sequential, lambda *parts: v2.Compose(parts), lambda *_: OwnDefense(f"{__name__}:noise_and_jpeg")]
 
 
-@pytest.mark.parametrize("wrap", WRAPS, ids=["Sequential", "Compose", "v2.Compose", "OwnDefense"])
+@pytest.mark.parametrize("wrap", WRAPS, ids=["Sequential", "v2.Compose", "OwnDefense"])
 def test_noise_and_surrogate_see_what_comes_in_sequence(wrap: Callable[..., Any]) -> None:
     images, labels = examples(2)
 
@@ -352,7 +352,6 @@ def test_an_attack_that_is_not_in_the_list_raises() -> None:
     [
         (nn.Identity(), False),
         (JPEG(50), False),
-        (Compose(JPEG(50), GaussianNoise(8)), True),
         (nn.Sequential(JPEG(50), GaussianNoise(8)), True),
         (nn.Sequential(JPEG(50), nn.Identity()), False),
         (v2.GaussianNoise(), True),
@@ -367,7 +366,7 @@ def test_whether_draws_differ(defense: Any, expected: bool) -> None:
 
 def test_unrolled_reaches_into_defenses_in_turn() -> None:
     purify = small(compute_dtype=torch.float32)  # unrolled has the images' own precision
-    model = DefendedModel(Linear(), Compose(GaussianNoise(8, seed=0), purify), shift=0, samples=2)
+    model = DefendedModel(Linear(), nn.Sequential(GaussianNoise(8, seed=0), purify), shift=0, samples=2)
     exact = unrolled(model)
     images = synthetic_image(2, 3, SIDE, SIDE).float().requires_grad_()
     torch.testing.assert_close(exact(images, index=[3, 5]), model(images, index=[3, 5]), rtol=1e-3, atol=1e-3)
@@ -738,7 +737,6 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
     "partial": functools.partial,
     "compile": functools.partial(torch.compile, backend="eager"),
     "Sequential": nn.Sequential,
-    "Compose": Compose,
     "v2.Compose": lambda defense: v2.Compose([defense]),
     "list": lambda defense: [nn.Sequential(defense)],
 }
@@ -791,7 +789,9 @@ def test_no_images_are_unrolled_to_none() -> None:
 
 def test_composed_noises_of_one_seed_are_independent() -> None:
     grey = torch.full((1, 3, 64, 64), 0.5)
-    once, twice = ((Compose(*[GaussianNoise(5, seed=0)] * count)(grey) - grey).std().item() for count in (1, 2))
+    once, twice = (
+        (applied(nn.Sequential(*[GaussianNoise(5, seed=0)] * count), grey, 0) - grey).std().item() for count in (1, 2)
+    )
     assert twice / once == pytest.approx(math.sqrt(2), rel=0.03)
 
 

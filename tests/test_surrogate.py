@@ -16,7 +16,6 @@ from torch import nn
 from oag_transform import DefendedModel
 from oag_transform.baselines import denoisers, torch_filters
 from oag_transform.baselines.barrage import BaRT
-from oag_transform.baselines.compose import Compose
 from oag_transform.baselines.denoisers import TVM, NonLocalMeans, PixelDeflection, TotalVariation, Wavelets
 from oag_transform.baselines.filters import JPEG, BitDepth, GaussianNoise, MeanFilter, MedianFilter, NoisyJPEG, Randomization
 from oag_transform.baselines.per_image import DeepImagePrior
@@ -114,10 +113,8 @@ SURROGATES: dict[str, nn.Module] = {
     "bit depth": BitDepth(3),
     "wavelets": Wavelets(5),
     "deflection": PixelDeflection(20, seed=2),
-    "two": Compose(BitDepth(4), JPEG(80), GaussianNoise(2, seed=1)),
-    "nothing first": Compose(nn.Identity(), BitDepth(4)),
 }
-NONE: list[nn.Module] = [DeepImagePrior(), TensorNetworkPurification(), Compose(JPEG(50), DeepImagePrior())]
+NONE: list[nn.Module] = [DeepImagePrior(), TensorNetworkPurification()]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

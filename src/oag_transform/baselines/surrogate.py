@@ -10,7 +10,6 @@ from ..defended import applied
 from ..images import work_type
 from ..straight_through import straight_through
 from .base import Baseline
-from .compose import Compose
 
 
 def differentiable(defense: nn.Module) -> nn.Module | None:
@@ -18,19 +17,15 @@ def differentiable(defense: nn.Module) -> nn.Module | None:
 
     The gradient is exact for baselines with a gradient of their own (see each class), for total variation, wavelets and pixel
     deflection. It is that of a surrogate for JPEG (kornia's differentiable codec: Reich et al. 2024; Shin & Song 2017),
-    non-local means (without the library's rounding of weights) and bit depth (the identity). A
-    :class:`~oag_transform.baselines.compose.Compose` has a gradient if all of its parts have one. BM3D, PixelDefend,
-    Noise2Fast, TNP, DIP and the auto-encoder have the straight-through gradient (BPDA) of a
-    :class:`~oag_transform.DefendedModel`. For OAG, see :func:`~oag_transform.evaluation.attacks.unrolled.unrolled`.
+    non-local means (without the library's rounding of weights) and bit depth (the identity). BM3D, PixelDefend, Noise2Fast,
+    TNP, DIP and the auto-encoder have the straight-through gradient (BPDA) of a :class:`~oag_transform.DefendedModel`. For OAG
+    and for defenses in sequence, see :func:`~oag_transform.evaluation.attacks.unrolled.unrolled`.
 
     Raises:
         ModuleNotFoundError: kornia is missing, for JPEG.
     """
     if isinstance(defense, nn.Identity):
         return defense
-    if isinstance(defense, Compose):
-        parts = [part for each in defense.defenses if (part := differentiable(each)) is not None]
-        return Compose(*parts) if len(parts) == len(defense.defenses) else None
     return defense.differentiable() if isinstance(defense, Baseline) else None
 
 

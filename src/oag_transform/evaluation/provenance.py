@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..baselines.compose import Compose
 from ..defended import DefendedModel
 from ..transform import OnlineAlternateGenerator
 from .store import fingerprint
@@ -79,8 +78,6 @@ def versions(*packages: str) -> list[str]:
 
 def _call(defense: Any) -> str:
     """``Class(...)`` with the arguments of a module that differ from their defaults, which it keeps as attributes."""
-    if isinstance(defense, Compose):
-        return f"Compose({', '.join(map(_call, defense.defenses))})"
     if isinstance(defense, nn.ModuleList):
         return f"[{', '.join(map(_call, defense))}]"
     if isinstance(defense, nn.Identity):

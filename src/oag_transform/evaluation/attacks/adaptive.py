@@ -12,8 +12,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from ... import _checks
-from ...baselines.compose import Compose
-from ...defended import DefendedModel
+from ...defended import DefendedModel, parts_of
 from ..options import AdaptiveOptions
 from .libraries import APGD, HopSkipJump, Square
 from .pgd import PGD, AttackResult, Bound, OneView, Streams, dlr, margin
@@ -118,7 +117,7 @@ def make_attack(name: str, bound: Bound, options: AdaptiveOptions, *, randomised
 
 def randomised(defense: Any) -> bool:
     """Whether one draw of a defense may differ from another: not of this package's and torch's modules without a seed."""
-    if isinstance(defense, (Compose, nn.ModuleList, nn.Sequential)):
-        return any(map(randomised, defense.defenses if isinstance(defense, Compose) else defense))
+    if parts := list(defense) if isinstance(defense, nn.ModuleList) else parts_of(defense):
+        return any(map(randomised, parts))
     package = type(defense).__module__.partition(".")[0]
     return hasattr(defense, "seed") or package not in ("oag_transform", "torch")

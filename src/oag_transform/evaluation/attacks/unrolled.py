@@ -3,7 +3,7 @@
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,6 @@ from torchvision.transforms import v2
 
 from ... import _checks, streams
 from ...baselines import surrogate
-from ...baselines.compose import Compose
 from ...baselines.own import OwnDefense
 from ...defended import DefendedModel, applied, parts_of, unwrapped
 from ...generator import reference, with_gradient
@@ -83,7 +82,7 @@ def with_surrogates(model: DefendedModel) -> DefendedModel:
 def first_defense(model: DefendedModel) -> Any:
     """What comes first in a model's defense, which may be a single one; several in one model have no first one."""
     inner = _opened(model.defense)
-    while parts := _parts(inner):
+    while parts := parts_of(inner):
         inner = _opened(parts[0])
     return inner
 
@@ -159,20 +158,15 @@ def _with_gradient(defense: Any, of_oag: OfOAG) -> Any:
     inner = _opened(defense)
     if isinstance(inner, OnlineAlternateGenerator):
         return of_oag(inner)
-    if parts := _parts(inner):
+    if parts := parts_of(inner):
         return v2.Compose([_with_gradient(each, of_oag) for each in parts])
     if isinstance(inner, nn.Module) and any(isinstance(each, OnlineAlternateGenerator) for each in inner.modules()):
         warnings.warn(
             f"the OnlineAlternateGenerator in {type(inner).__name__} keeps its straight-through gradient: attacks see into "
-            "nn.Sequential, Compose, torchvision's Compose, functools.partial and torch.compile only",
+            "nn.Sequential, torchvision's Compose, functools.partial and torch.compile only",
             stacklevel=4,
         )
     return surrogate.differentiable(inner) or defense
-
-
-def _parts(defense: Any) -> Sequence[Any]:
-    """The defenses that one applies in sequence; none if it is a single one."""
-    return list(defense.defenses) if isinstance(defense, Compose) else parts_of(defense)
 
 
 def _opened(defense: Any) -> Any:
