@@ -169,7 +169,7 @@ def test_its_own_gradient_averages_over_draws() -> None:
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kornia.color", None)
-    with pytest.raises(ModuleNotFoundError, match=r"BaRT needs the package kornia: pip install 'oag-transform\[eval\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"BaRT needs kornia: pip install 'oag-transform\[eval\]'"):
         BaRT()
 
 

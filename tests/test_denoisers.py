@@ -294,7 +294,7 @@ def test_wavelets_convert_rgb_noise_to_ycbcr() -> None:
 
 def test_bm3d_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bm3d", None)
-    with pytest.raises(ModuleNotFoundError, match=r"non-commercial use only: pip install 'oag-transform\[bm3d\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"purposes only, needs bm3d: pip install 'oag-transform\[bm3d\]'"):
         BM3D()
 
 

@@ -121,7 +121,7 @@ def test_without_scipy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     model = SmoothedModel(Halfspace(0.0), 0.1)
     for call in (model.predict, model.certify):
-        with pytest.raises(ModuleNotFoundError, match=r"need SciPy: pip install 'oag-transform\[certify\]'"):
+        with pytest.raises(ModuleNotFoundError, match=r"SmoothedModel needs scipy: pip install 'oag-transform\[certify\]'"):
             call(grey())
 
 

@@ -199,7 +199,7 @@ def test_a_defended_model_goes_through_it() -> None:
 
 def test_what_jpeg_needs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "kornia.enhance", None)
-    with pytest.raises(ModuleNotFoundError, match=r"the gradient of JPEG needs the package kornia"):
+    with pytest.raises(ModuleNotFoundError, match=r"the gradient of JPEG needs kornia"):
         differentiable(JPEG(50))
 
 

@@ -1,6 +1,7 @@
 """The validators. Their errors name the value and what was expected, before any work is done."""
 
 import contextlib
+import importlib
 import math
 import numbers
 from collections.abc import Collection, Iterator, Sequence
@@ -296,6 +297,19 @@ def finite(logits: Tensor) -> Tensor:
     if not good.all():
         raise NonFiniteLogitsError((~good).reshape(-1, logits.shape[-2]).any(0).nonzero().flatten().tolist())
     return logits
+
+
+def imported(module: str, user: str, extra: str) -> Any:
+    """A module that comes with an extra of this package, for ``user``.
+
+    Raises:
+        ModuleNotFoundError: it is missing; the message says who needs it and how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise ModuleNotFoundError(f"{user} needs {package}: pip install 'oag-transform[{extra}]'", name=package) from error
 
 
 @contextlib.contextmanager

@@ -168,12 +168,7 @@ class DefendedModel(nn.Module):
             ValueError: timm has no classifier of this name.
             ModuleNotFoundError: timm is missing.
         """
-        try:
-            import timm
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                f"from_timm needs {error.name}: pip install 'oag-transform[timm]'", name=error.name
-            ) from error
+        timm = _checks.imported("timm", "from_timm", "timm")
         if not isinstance(model, str) or not in_timm(timm, model):
             raise ValueError(f"expected a model of timm such as 'resnet50', got {model!r}")
         target = timm.create_model(model, pretrained=pretrained).eval()

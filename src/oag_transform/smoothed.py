@@ -328,10 +328,4 @@ def _drawn(counts: Tensor | None) -> Tensor:
 
 
 def _binomtest() -> Any:
-    try:
-        from scipy.stats import binomtest  # SciPy is not needed for anything else
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "predict and certify need SciPy: pip install 'oag-transform[certify]'", name="scipy"
-        ) from error
-    return binomtest
+    return _checks.imported("scipy.stats", "SmoothedModel", "certify").binomtest  # SciPy is not needed for anything else

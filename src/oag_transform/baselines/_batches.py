@@ -1,7 +1,6 @@
 """Functions that baselines share: checked batches, random streams, processing one image at a time, and in NumPy."""
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -61,18 +60,6 @@ def with_gradients() -> Iterator[None]:
         yield
 
 
-def extra(module: str, needed: str) -> Any:
-    """A module of a package that comes with an extra, imported late.
-
-    Raises:
-        ModuleNotFoundError: it is missing; the message is ``needed``.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(needed) from error
-
-
 def kornia(module: str, user: str) -> Any:
-    """A module of kornia, such as ``"color"``, for ``user``; see :func:`extra`."""
-    return extra(f"kornia.{module}", f"{user} needs the package kornia: pip install 'oag-transform[eval]'")
+    """A module of kornia, such as ``"color"``, for ``user``."""
+    return _checks.imported(f"kornia.{module}", user, "eval")

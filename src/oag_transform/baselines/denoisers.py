@@ -16,7 +16,7 @@ from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_
 from torch import Generator, Tensor, nn
 
 from .. import _checks
-from ._batches import CPU, extra, generators, in_numpy
+from ._batches import CPU, generators, in_numpy
 from .base import Baseline
 from .surrogate import Surrogate
 from .torch_filters import bayes_shrink, chambolle, minimize_tv, non_local_means
@@ -222,8 +222,7 @@ _OPPONENT = np.array([[1 / 3, 1 / 3, 1 / 3], [1 / 2, 0, -1 / 2], [1 / 4, -1 / 2,
 
 
 def _bm3d() -> Any:
-    licence = "whose licence allows non-commercial use only"
-    return extra("bm3d", f"BM3D needs the package bm3d, {licence}: pip install 'oag-transform[bm3d]'")
+    return _checks.imported("bm3d", "BM3D, whose library may be used for non-commercial purposes only,", "bm3d")
 
 
 class PixelDeflection(Baseline):
