@@ -127,7 +127,7 @@ def test_without_a_command_it_shows_how_it_is_used(arguments: list[str], capsys:
         ("fit-target --out a.pt --data ilsvrc2012:d", "needs --devkit"),
         ("fit-target --data d --out a.pt --seed 9223372036854775808", "--seed must be below 2^63"),
         ("fit-target --data d --out a.pt --batch-size 0", "--batch-size must be an integer >= 1, got 0"),
-        ("fit-target --data d --out a.pt --device tpu9", "--device tpu9 can't be used"),
+        ("fit-target --data d --out a.pt --device tpu9", "--device 'tpu9' can't be used here"),
         ("fit-pixelcnn --data d --out a.pt --resize 8 --crop 9", "--resize must be at least --crop, got 8 and 9"),
         ("serve --model m --prot 80", "--prot"),
         ("serve --model", "--model"),

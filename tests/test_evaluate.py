@@ -338,7 +338,7 @@ def test_fit_pixelcnn_and_defend_with_it(
         (["--adaptive.attacks", "pgd"], "--adaptive.attacks must be one of ('transfer'"),
         (["--certify.alpha", "1.5"], "--certify.alpha"),
         (["--device", "abacus"], "abacus"),
-        (["--device", "meta"], "--device meta can't be used"),
+        (["--device", "meta"], "--device 'meta' can't be used here"),
         (["--split", "test"], "--split is for flower17, cifar10, cifar100, got 'test' for "),
         (["--devkit", "here"], "--devkit is for ilsvrc2012, got it for "),
         (["--defenses", ".relative:make"], "--defenses .relative:make: .relative:make can't be imported: TypeError"),

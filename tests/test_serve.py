@@ -674,7 +674,7 @@ def test_class_names(tmp_path: Path) -> None:
         (["--timeout", "0"], "--timeout must be a finite number > 0"),
         (["--port", "70000"], "--port must be at most 65535"),
         (["--strength", "2"], "strength must be a finite number > 0 and <= 1"),
-        (["--device", "cuda:99"], "--device cuda:99 can't be used"),
+        (["--device", "cuda:99"], "--device 'cuda:99' can't be used here"),
         ([], "give --labels FILE"),
         (["--labels", "nothing.txt"], "--labels must be a file: nothing.txt is missing"),
         (["--labels", "."], "--labels must be a file: . is a folder"),

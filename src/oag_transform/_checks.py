@@ -299,6 +299,20 @@ def finite(logits: Tensor) -> Tensor:
     return logits
 
 
+def device(name: str, value: str) -> torch.device:
+    """The device of a name such as ``"cuda:1"``.
+
+    Raises:
+        ValueError: it can't be used here.
+    """
+    try:
+        found = torch.zeros(1, device=value)
+        found.cpu()  # fails on the device "meta"
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise ValueError(f"{name} {value!r} can't be used here: {str(error).splitlines()[0]}") from error
+    return found.device
+
+
 def imported(module: str, user: str, extra: str) -> Any:
     """A module that comes with an extra of this package, for ``user``.
 

@@ -132,14 +132,9 @@ class DeviceOptions:
         Raises:
             ValueError: it can't be used here.
         """
-        import torch
+        from .. import _checks  # imports torch
 
-        try:
-            found = torch.zeros(1, device=self.device)
-            found.cpu()  # fails on the device "meta"
-            return found.device
-        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
-            raise ValueError(f"--device {self.device} can't be used: {str(error).splitlines()[0]}") from error
+        return _checks.device("--device", self.device)
 
 
 def check_sides(resize: int | None, crop: int | None) -> None:

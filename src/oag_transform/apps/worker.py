@@ -61,10 +61,7 @@ class PurifyPlan:
         transform = transform_of(self)
         if self.resize is not None:
             _checks.integer("resize", self.resize, at_least=transform.settings.minimum_size)
-        try:
-            torch.zeros(1, device=self.device).cpu()
-        except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA raises AssertionError
-            raise ValueError(f"device {self.device!r} can't be used here: {files.reason(error)}") from error
+        _checks.device("device", self.device)
 
 
 class PurifyOutcome(NamedTuple):
