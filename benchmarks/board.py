@@ -213,5 +213,5 @@ def _link(text: str, file: str, docs: Path) -> str:
     """Text, linked to the page that shows a result in full."""
     if not text:
         return ""
-    page = next((page for page in sorted(docs.glob("*.md")) if f"<!-- table: {file} -->" in page.read_text("utf-8")), None)
+    page = next((page for page in sorted(docs.glob("*.md")) if f"<!-- table: {file} " in page.read_text("utf-8")), None)
     return text if page is None else f"[{text}]({page.name})"

@@ -4,7 +4,7 @@ python -m benchmarks.docs            (writes them anew where they differ; --chec
 
 A block begins with an HTML comment that says what it is made of, and ends with ``<!-- end -->``:
 
-- ``<!-- table: data/x/table1.json -->``: a whole result, its settings folded, and the figures that say more;
+- ``<!-- table: data/x/table1.json [| no caption] -->``: a whole result, its settings folded, and the figures that say more;
 - ``<!-- summary: NAME=data/x/table1.json[,data/x/adaptive-linf.json[,BOUND]] ... | KEY[:SETTING] ... -->``: clean, mean
   gray-box and adaptive accuracy of some defenses on several data sets side by side, each at its published setting unless it
   says otherwise, and the adaptive one at that setting too; ``none`` and ``none-4-views`` are no defense;
@@ -82,7 +82,8 @@ def main() -> int:
         for page in pages():
             for found in BLOCK.finditer(page.read_text(encoding="utf-8")):
                 if found[2] == "table":
-                    draw_figures(_shown(found[3].strip()), (DOCS / found[3].strip()).parent)
+                    file = found[3].partition("|")[0].strip()
+                    draw_figures(_shown(file), (DOCS / file).parent)
     return 1 if stale and options.check else 0
 
 
@@ -94,7 +95,12 @@ def _shown(path: str) -> Result:
 
 def _table(of: str) -> str:
     """A whole result but for its heading."""
+    of, _, option = (part.strip() for part in of.partition("|"))
     text = tables.to_markdown(_shown(of), folded=True).split("\n", 2)[2]
+    if option == "no caption":
+        text = text[text.index("\n|") :]
+    elif option:
+        raise ValueError(f"expected 'no caption' or nothing, got {option!r}")
     return re.sub(r"^(!\[.*\]\()(.*)(\))$", rf"\1{Path(of).parent.as_posix()}/\2\3", _unbroken(text), flags=re.MULTILINE)
 
 

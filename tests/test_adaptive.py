@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,12 +22,13 @@ from oag_transform.defended import applied
 from oag_transform.evaluation.attacks import adaptive, diagnostics, pgd
 from oag_transform.evaluation.attacks import unrolled as unrolled_module
 from oag_transform.evaluation.attacks.adaptive import AdaptiveAttack, make_attack
+from oag_transform.evaluation.attacks.diagnostics import BETWEEN
 from oag_transform.evaluation.attacks.libraries import APGD, HopSkipJump, Square
 from oag_transform.evaluation.attacks.pgd import PGD, AttackResult, Bound
 from oag_transform.evaluation.attacks.unrolled import Unrolled, has_gradient, unrolled
 from oag_transform.evaluation.columns import Adaptive, adaptive_columns
 from oag_transform.evaluation.data import Preprocessing
-from oag_transform.evaluation.options import ADAPTIVE_ATTACKS, LEAST_BOUND, AdaptiveOptions, adaptive_entry
+from oag_transform.evaluation.options import ADAPTIVE_ATTACKS, LEAST_BOUND, MOST_JUDGES, AdaptiveOptions, adaptive_entry
 from oag_transform.evaluation.result import Cell
 from oag_transform.evaluation.store import Store
 from oag_transform.evaluation.subject import Row, Subject
@@ -215,6 +217,26 @@ def test_expected_gradients_keep_the_values_and_include_jumps() -> None:
 )
 def test_whether_a_defense_has_a_gradient(defense: nn.Module, expected: bool) -> None:
     assert has_gradient(defense, synthetic_image(1, 3, SIDE, SIDE).float()) is expected
+
+
+class Starving(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("no memory for the graph")
+
+
+def test_a_defense_whose_sum_is_constant_has_a_gradient() -> None:
+    assert has_gradient(lambda images: images - images.mean((1, 2, 3), keepdim=True) + 0.5, torch.rand(2, 3, 8, 8))
+
+
+def test_a_defense_in_numpy_has_no_gradient() -> None:
+    assert not has_gradient(lambda images: torch.from_numpy(images.numpy()), torch.full((2, 3, 8, 8), 0.5))
+
+
+def test_a_defense_that_fails_under_attack_is_no_defense_without_a_gradient() -> None:
+    images, labels = examples(2)
+    attack = make_attack("surrogate", LINF, AdaptiveOptions(), randomised=True, views=False)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory for the graph"):
+        attack(DefendedModel(Linear(), Starving(), shift=0), images, labels, images, pgd.unknown)
 
 
 def subject_of(images: Tensor, folder: Path, chunk: int = 2) -> Subject:
@@ -466,6 +488,14 @@ class Coin(nn.Module):
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         drawn = [torch.rand((), generator=generator) < self.share for generator in _generators(images, index)]
         return torch.stack(drawn).float()[:, None, None, None].expand_as(images)
+
+
+class Dimming(Coin):
+    """As a coin that says class 1 always for bright images, every second time for images below 0.65, and never below 0.58."""
+
+    def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
+        mean = images.mean((1, 2, 3), keepdim=True)
+        return torch.where(mean > 0.65, 1, torch.where(mean > 0.58, super().forward(images, index=index), 0)).expand_as(images)
 
 
 class Brightness(nn.Module):
@@ -860,13 +890,34 @@ def test_a_weaker_attack_does_not_replace_the_point_of_a_stronger_one(tmp_path: 
     assert states["point"] == pytest.approx(0.51)
 
 
-def test_an_image_is_attacked_until_the_vote_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    attacks = Found(bpda=0.6, margin=0.55)
-    states, _ = judged_after(tmp_path, monkeypatch, Coin(0.6), attacks, (8,))
-    kept = states["votes"][:, 0]
-    assert (states["counts"][kept, 0] < 9).any()  # some draws miss, and it isn't lost
-    assert states["attacked"][kept, 1].all()
-    assert not states["attacked"][:, 1].all()
+def test_an_image_is_attacked_until_no_draw_is_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, _ = judged_after(tmp_path, monkeypatch, Dimming(0.15), Found(bpda=0.6, margin=0.55), (8,))
+    right = states["counts"][:, 0] > 0
+    assert right.any()
+    assert not right.all()
+    assert np.array_equal(states["attacked"][:, 1], right)
+
+
+def test_a_weak_attack_before_a_strong_one_does_not_protect_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vote that is lost by chance is no end: half of the images would keep the point of the weak attack."""
+    states, _ = judged_after(tmp_path, monkeypatch, Dimming(0.5), Found(bpda=0.6, exact=0.55), (8,))
+    assert not states["votes"][:, 0].all()
+    assert states["attacked"][:, 1].all()
+    assert not states["right"].any()
+    assert states["point"] == pytest.approx(0.55)
+
+
+def test_a_lost_vote_is_taken_at_a_lower_margin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two points the one whose vote is lost is better, whatever their margins."""
+    after = [BETWEEN + MOST_JUDGES * attack for attack in range(3)]  # none, the first, the second
+    said = {after[0]: (9, True, 0.0), after[1]: (3, True, 5.0), after[2]: (3, False, 1.0)}
+
+    def verdict(model: nn.Module, images: Tensor, *_: Any, first: int, **__: Any) -> tuple[Tensor, ...]:
+        return tuple(torch.tensor([value] * len(images)) for value in said.get(first, (9, True, 0.0)))
+
+    monkeypatch.setattr("oag_transform.evaluation.columns.verdict", verdict)
+    states, _ = judged_after(tmp_path, monkeypatch, Coin(0.5), Found(bpda=0.6, exact=0.55), (8,))
+    assert states["point"] == pytest.approx(0.55)
 
 
 def test_images_that_were_lost_at_a_smaller_bound_are_drawn_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from .. import _checks, streams
 from ..defended import DefendedModel
 from ..images import to_uint8
 from ..transform import OnlineAlternateGenerator
-from .attacks.adaptive import STREAMS_OF_AN_ATTACK, make_attack, randomised
+from .attacks.adaptive import STREAMS_OF_AN_ATTACK, AdaptiveAttack, make_attack, randomised
 from .attacks.diagnostics import BETWEEN, JUDGED, diagnose, verdict
 from .attacks.gray_box import Attack
 from .attacks.pgd import PGD, AttackResult, Bound, Streams, known, unknown
@@ -23,6 +23,14 @@ from .provenance import versions
 from .result import AttackRecord, Cell, bits
 from .store import Array, records
 from .subject import UNDEFENDED, Row, Subject
+
+
+class _Judged(NamedTuple):
+    """What the judge says of a point; the smaller of two is better for the attacker."""
+
+    kept: bool  # the vote
+    right: int  # draws
+    lead: float  # the mean over draws of the margin, with the other sign
 
 
 class Column(Protocol):
@@ -99,7 +107,7 @@ class Adaptive:
 
     def draws(self, model: DefendedModel) -> int:
         """Draws that judge a row: one, where another would give the same."""
-        return self.options.judge if randomised(model.defense) and not self.options.seed_known else 1
+        return self.options.judge if self._random(model) else 1
 
     def cell(self, subject: Subject, row: Row, model: DefendedModel) -> tuple[Cell, float | None]:
         """Accuracy under the attacks, and for clean images the seconds of one draw of defense and target."""
@@ -168,7 +176,7 @@ class Adaptive:
     ) -> Array:
         """The records of some rows, from the points of the smaller bound and who is still right."""
         images, labels = part.batch(part.images, rows), part.labels[rows.start : rows.stop].to(part.device)
-        points, count = points.to(part.device), len(rows)
+        points, count = points.to(part.device, copy=True), len(rows)
         shape = (count, len(self.attacks))
         longest = max(self.options.steps, self.options.exact_steps, self.options.expected_steps)
         found: dict[str, Any] = {
@@ -180,58 +188,62 @@ class Adaptive:
             "losses": np.full((*shape, longest), np.nan, np.float32),
         }
         at = still.nonzero().flatten().tolist() if self.bound is not None else []
-        least, closest, alive = torch.zeros(count, dtype=torch.int64), torch.zeros(count), still.clone()
-        if at:
-            least[at], _, closest[at] = self._judged(defender, points[at], labels[at], rows, at, BETWEEN)
+        best = dict(zip(at, self._judged(defender, points[at], labels[at], rows, at, BETWEEN), strict=True)) if at else {}
         for number, name in enumerate(self.attacks):
-            at = [i for i in at if alive[i]]
+            at = [i for i in at if best[i].right]  # a lost vote may be chance: later attacks go on until no draw is right
             if not at or self.bound is None:
                 continue
-            attack = make_attack(
-                name, self.bound, self.options, randomised=randomised(attacker.defense), views=attacker.shift != 0
-            )
+            attack = self._made(name, attacker, self.bound)
             start = _cpu_clock(part.device)
             result = attack(
                 attacker, images[at], labels[at], points[at], self._streams(rows, at, number * STREAMS_OF_AN_ATTACK)
             )
             seconds = (_cpu_clock(part.device) - start) / len(at)
             first = BETWEEN + MOST_JUDGES * (number + 1)
-            right, votes, margins = self._judged(defender, result.images, labels[at], rows, at, first)
+            judged = self._judged(defender, result.images, labels[at], rows, at, first)
             for i, place in enumerate(at):
-                if (right[i], -margins[i]) < (least[place], -closest[place]):
-                    least[place], closest[place], points[place] = right[i], margins[i], result.images[i]
-                    alive[place] = votes[i]
+                if judged[i] < best[place]:
+                    best[place], points[place] = judged[i], result.images[i]
             found["attacked"][at, number], found["seconds"][at, number] = True, seconds
-            found["counts"][at, number], found["votes"][at, number] = right.numpy(), votes.numpy()
+            found["counts"][at, number] = [each.right for each in judged]
+            found["votes"][at, number] = [each.kept for each in judged]
             if len(result.gradients):
                 found["gradients"][at, number] = result.gradients.cpu().numpy()
             if len(result.losses):
                 found["losses"][at, number, : len(result.losses)] = result.losses.T.cpu().numpy()
         # the least of several noisy counts is too low: fresh draws for what was chosen
         start = _cpu_clock(part.device)
-        counts, votes, _ = self._judged(defender, points, labels, rows, range(count), JUDGED)
+        judged = self._judged(defender, points, labels, rows, range(count), JUDGED)
         took = (_cpu_clock(part.device) - start) / count / self.draws(defender)
-        return records(point=points.cpu(), right=votes & still, count=counts.int(), time=np.full(count, took), **found)
+        kept, counts = np.array([each.kept for each in judged]), np.array([each.right for each in judged], np.int32)
+        return records(point=points.cpu(), right=kept & still.numpy(), count=counts, time=np.full(count, took), **found)
 
     def _judged(
         self, defender: DefendedModel, points: Tensor, labels: Tensor, rows: range, at: Sequence[int], first: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The :func:`.verdict` on the points in some places of the rows, on the CPU."""
+    ) -> list[_Judged]:
+        """The :func:`.verdict` on the points in some places of the rows."""
         streams = self._streams(rows, at, 0)
         counts, votes, margins = verdict(defender, points, labels, self.draws(defender), first=first, streams=streams)
-        return counts.cpu(), votes.cpu(), margins.cpu()
+        return list(map(_Judged, votes.tolist(), counts.tolist(), (-margins).tolist()))
 
     def _streams(self, rows: range, at: Sequence[int], first: int) -> Streams:
         """Streams of the images in some places of the rows, whichever chunk they are in."""
         chosen = known if self.options.seed_known else unknown
         return lambda image, draw: chosen(rows.start + at[image], draw + first)
 
+    def _random(self, model: DefendedModel) -> bool:
+        """Whether another draw of a row gives another result: not where its seed is fixed and known."""
+        return randomised(model.defense) and not self.options.seed_known
+
+    def _made(self, name: str, model: DefendedModel, bound: Bound) -> AdaptiveAttack:
+        """The attack of a name on a row."""
+        return make_attack(name, bound, self.options, randomised=self._random(model), views=model.shift != 0)
+
     def _gradients(self, name: str, row: Row, model: DefendedModel) -> int | None:
         """Gradients of a single draw that PGD takes for an image."""
         if self.bound is None:
             return None
-        views, random = model.shift != 0, randomised(model.defense)
-        algorithm = make_attack(name, self.bound, self.options, randomised=random, views=views).algorithm
+        algorithm = self._made(name, model, self.bound).algorithm
         return algorithm.steps * algorithm.draws if isinstance(algorithm, PGD) else None
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from ... import _checks
-from ...defended import DefendedModel, parts_of
+from ...defended import DefendedModel, parts_of, unwrapped
 from ..options import AdaptiveOptions
 from .libraries import APGD, HopSkipJump, Square
 from .pgd import PGD, AttackResult, Bound, OneView, Streams, dlr, margin
@@ -69,7 +69,7 @@ class AdaptiveAttack:
             own = unrolled(model, expected=self.gradient == "expected")
         else:
             return model
-        return own if has_gradient(own.defense, images[:1]) else model
+        return own if has_gradient(own.defense, images[:4]) else model
 
 
 def make_attack(name: str, bound: Bound, options: AdaptiveOptions, *, randomised: bool, views: bool) -> AdaptiveAttack:
@@ -117,7 +117,8 @@ def make_attack(name: str, bound: Bound, options: AdaptiveOptions, *, randomised
 
 def randomised(defense: Any) -> bool:
     """Whether one draw of a defense may differ from another: not of this package's and torch's modules without a seed."""
-    if parts := list(defense) if isinstance(defense, nn.ModuleList) else parts_of(defense):
+    inner = unwrapped(defense)
+    if parts := list(inner) if isinstance(inner, nn.ModuleList) else parts_of(inner):
         return any(map(randomised, parts))
-    package = type(defense).__module__.partition(".")[0]
-    return hasattr(defense, "seed") or package not in ("oag_transform", "torch")
+    seeded = any(hasattr(each, "seed") for each in inner.modules()) if isinstance(inner, nn.Module) else False
+    return seeded or type(inner).__module__.partition(".")[0] not in ("oag_transform", "torch")

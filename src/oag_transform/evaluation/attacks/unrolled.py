@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,8 @@ from ...defended import DefendedModel, applied, parts_of, unwrapped
 from ...generator import reference, with_gradient
 from ...straight_through import straight_through
 from ...transform import OnlineAlternateGenerator
+
+NO_DERIVATIVE = "requires grad|derivative|not implemented"  # what torch says of NumPy, of work in place, of an operator
 
 OfOAG = Callable[[OnlineAlternateGenerator], nn.Module]
 """What stands for OAG in an attack."""
@@ -88,16 +91,26 @@ def first_defense(model: DefendedModel) -> Any:
 
 
 def has_gradient(defense: Callable[[Tensor], Tensor], images: Tensor) -> bool:
-    """Whether autograd finds a gradient through a defense at images (N, C, H, W) in [0, 1], which isn't zero everywhere."""
+    """Whether autograd finds a gradient through a defense at images (N, C, H, W) in [0, 1], which isn't zero everywhere.
+
+    Raises:
+        RuntimeError: the defense fails, such as for want of memory.
+    """
     if isinstance(defense, nn.ModuleList):  # of a model with several
         return any(has_gradient(each, images) for each in defense)
     point = images.detach().requires_grad_()
     try:
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(applied(defense, point, 0).sum(), point)
-    except RuntimeError:  # the graph ends in it, or it is NumPy's, which takes no tensor that requires a gradient
-        return False
-    return bool(slope.any())
+            found = applied(defense, point, 0)
+            if not found.requires_grad:
+                return False
+            weights = torch.rand(found.shape, generator=torch.Generator().manual_seed(0)).to(found)  # a sum may be constant
+            (slope,) = torch.autograd.grad((found * weights).sum(), point, allow_unused=True)
+    except RuntimeError as error:
+        if re.search(NO_DERIVATIVE, str(error)):
+            return False
+        raise
+    return slope is not None and bool(slope.any())
 
 
 def check_model(model: Any) -> None:
