@@ -944,7 +944,7 @@ def test_attacks_refuse_what_they_cannot_attack(attack: Any) -> None:
         attack(model, (images - 0.45) / 0.22, labels)
     with pytest.raises(TypeError, match=r"expected a DefendedModel, got Linear; the undefended target is"):
         attack(Linear(), images, labels)
-    with pytest.raises(ValueError, match=r"expected 2 labels of at least 0, got \[0, -100\]"):
+    with pytest.raises(ValueError, match=r"expected labels of at least 0, got -100 to 0"):
         attack(model, images, torch.tensor([0, -100]))
     with pytest.raises(TypeError, match=r"expected labels as a tensor of integers, got torch\.float32"):
         attack(model, images, labels.float())
@@ -962,3 +962,38 @@ def test_attacks_are_refused_with_what_is_no_bound_or_loss() -> None:
     images, labels = examples(2)
     with pytest.raises(ValueError, match="draws must be an integer >= 1, got 0"):
         diagnostics.judge(undefended(), images, labels, 0)
+
+
+def test_pgd_in_inference_mode_and_with_any_integers() -> None:
+    images, labels = examples(2)
+    attack, model = PGD(LINF, 3, 1), undefended()
+    expected = attack(model, images, labels).images
+    with torch.inference_mode():
+        found = attack(model, images.clone(), labels.int()).images
+    assert torch.equal(found, expected)
+
+
+def test_labels_that_the_model_has_no_class_for_are_named() -> None:
+    images, _ = examples(2)
+    with pytest.raises(ValueError, match=r"expected labels from 0 to \d+, got 0 to 99"):
+        PGD(LINF, 1, 1)(undefended(), images, torch.tensor([0, 99]))
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: APGD(LINF, steps=0), "steps must be an integer >= 1"),
+        (lambda: APGD(LINF, draws=0), "draws must be an integer >= 1"),
+        (lambda: APGD(LINF, restarts=0), "restarts must be an integer >= 1"),
+        (lambda: APGD(LINF, targets=0), "targets must be an integer >= 1"),
+        (lambda: APGD(LINF, loss="DLR"), "loss must be one of"),  # type: ignore[arg-type]
+        (lambda: Square(LINF, queries=0), "queries must be an integer >= 1"),
+        (lambda: HopSkipJump(LINF, steps=0), "steps must be an integer >= 1"),
+        (lambda: PGD(LINF, decay=-1), "decay must be a finite number >= 0"),
+        (lambda: PGD(LINF, step_size=0), "step_size must be a finite number > 0"),
+        (lambda: PGD(LINF, halvings=(3,)), r"halvings \(shares of the steps\) must be a finite number"),
+    ],
+)
+def test_arguments_that_would_pass_for_robustness_are_errors(make: Callable[[], Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        make()

@@ -183,9 +183,9 @@ def test_budgets_are_grey_levels(eps: object) -> None:
 
 def test_labels_must_be_classes(target: Counting, images: Tensor) -> None:
     attack: Attack = fgsm()
-    with pytest.raises(ValueError, match="labels from 0 to classes - 1"):
+    with pytest.raises(ValueError, match="labels from 0 to"):
         attack(target, images, torch.tensor([0, 1, 2, 5]), classes=CLASSES)
-    with pytest.raises(ValueError, match="classes = 1"):
+    with pytest.raises(ValueError, match="classes must be an integer >= 2, got 1"):
         attack(target, images, torch.zeros(4, dtype=torch.int64), classes=1)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from oag_transform.evaluation.backbones import EFFICIENTNET_LITE_SIZES, build, efficientnet_lite
+from oag_transform.evaluation.backbones import EFFICIENTNET_LITE_SIZES, build, build_torchvision, efficientnet_lite
 from oag_transform.evaluation.targets import load_target
 from tests.test_targets import names
 
@@ -34,3 +34,10 @@ def test_weights_of_another_model_are_an_error() -> None:
         build("resnet18", "ResNet50_Weights.IMAGENET1K_V1", 3)
     with pytest.raises(ValueError, match="efficientnet-lite0 has its own, got weights 'DEFAULT'"):
         build("efficientnet-lite0", "DEFAULT", 3)
+
+
+def test_what_torchvision_sets_with_weights_is_set_where_they_come_from_a_file() -> None:
+    inception, googlenet = (build_torchvision(name, None, 3)[0][1] for name in ("inception_v3", "googlenet"))
+    assert inception.transform_input
+    assert googlenet.transform_input
+    assert googlenet.aux1 is None

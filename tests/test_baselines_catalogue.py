@@ -182,6 +182,10 @@ def too_bright() -> Any:
     return lambda images: 2 * images
 
 
+def dropping() -> nn.Module:
+    return nn.Dropout(0.9)
+
+
 made_before = functools.partial(negative)
 
 
@@ -189,6 +193,12 @@ def test_a_defense_of_ones_own_that_leaves_the_range_is_refused() -> None:
     with pytest.raises(ValueError, match=r"too_bright must return images in \[0, 1\], got values from"):
         by_key(f"{__name__}:too_bright").make(0, 4, NEEDS)(image())
     assert torch.equal(by_key(f"{__name__}:made_before").make(0, 4, NEEDS)(image()), 1 - image())
+
+
+def test_a_module_of_ones_own_is_in_eval_mode() -> None:
+    module: Any = by_key(f"{__name__}:dropping").make(0, 4, NEEDS)
+    assert not any(each.training for each in module.modules())
+    assert torch.equal(module(image()), image())
 
 
 def test_a_defense_of_ones_own() -> None:

@@ -114,6 +114,22 @@ def test_the_preprocessor_of_art_takes_transforms_only(wrong: Any) -> None:
 
 
 @pytest.mark.integrations
+def test_the_preprocessor_of_art_checks_what_it_is_given() -> None:
+    pytest.importorskip("art")
+    from oag_transform.art import DefensePreprocessor
+
+    grey = torch.full((1, 3, 32, 32), 0.5)
+    once, twice = (
+        DefensePreprocessor(nn.Sequential(*[GaussianNoise(9, seed=0)] * count)).forward(grey)[0] - grey for count in (1, 2)
+    )
+    assert not torch.allclose(twice, 2 * once, atol=1e-3)  # two of one seed draw different numbers
+    with pytest.raises(TypeError, match=r"expected floating-point images in \[0, 1\], got torch\.uint8"):
+        DefensePreprocessor(nn.Identity()).forward((255 * grey).byte())
+    with pytest.raises(ValueError, match="clip must be True or False"):
+        DefensePreprocessor(nn.Identity()).set_params(clip="yes")
+
+
+@pytest.mark.integrations
 def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ModuleNotFoundError, match=r"from_timm needs timm: pip install 'oag-transform\[timm\]'"):

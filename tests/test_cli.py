@@ -11,7 +11,7 @@ import pytest
 from docstring_parser import parse_from_object
 
 from oag_transform import DivergenceError
-from oag_transform.apps import cli, demo
+from oag_transform.apps import cli, demo, process
 from tests.tiny import write_images
 
 CONVERTED = [name for name in cli.COMMANDS if hasattr(cli._module(name), "COMMAND")]
@@ -171,3 +171,12 @@ def test_a_command_needs_no_more_than_its_extra(module: str, extra: str) -> None
     others = ["skimage", "pywt", "jinja2", "pyautoattack", "kornia", "bm3d"]
     program = f"import sys; sys.modules.update(dict.fromkeys({others})); import oag_transform.apps.{module}"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_what_an_encoding_lacks_is_written_as_an_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    process.print_everything()
+    sys.stdout.write("L\N{INFINITY}\n")
+    sys.stdout.flush()
+    assert written.getvalue() == b"L\\u221e\n"

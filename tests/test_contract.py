@@ -529,3 +529,11 @@ def test_further_tensors_of_the_size_of_the_image_are_a_warning() -> None:
     assert torch.equal(found[0], small()(first))
     assert torch.equal(found[1], second)
     small()((first, torch.rand(1, 12, 12), torch.zeros(3, 12, 12, dtype=torch.int64)))  # masks and labels are none
+
+
+def test_a_tensor_that_torchvision_calls_something_else_is_no_image() -> None:
+    class Points(tv_tensors.TVTensor):  # type: ignore[misc]
+        pass
+
+    with pytest.raises(TypeError, match=r"expected a PIL image, a tensor or a tv_tensors\.Image, got Points"):
+        OnlineAlternateGenerator()(torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)).as_subclass(Points))

@@ -20,6 +20,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import Lambda, Normalize, Resize
 
 from oag_transform import DefendedModel, DivergenceError, OnlineAlternateGenerator
+from oag_transform._checks import NonFiniteLogitsError
 from oag_transform.baselines.target_aware import AntiAdversary
 from oag_transform.defended import shifted
 from oag_transform.evaluation.attacks.unrolled import has_gradient, unrolled
@@ -702,3 +703,37 @@ def test_a_checkpoint_of_a_target_that_has_a_target_itself() -> None:
         model.load_state_dict(state)
         for name, value in source.state_dict().items():
             assert torch.equal(model.target.state_dict()[name], value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("gradient", "straight-through", "gradient must be one of"),
+        ("clip", 1, "clip must be True or False"),
+        ("samples", 0, "samples must be an integer >= 1"),
+        ("shift", -3, "shift must be an integer >= 0"),
+    ],
+)
+def test_settings_are_checked_when_they_are_changed(name: str, value: Any, told: str) -> None:
+    model = DefendedModel(make_target(), nn.Identity())
+    before = getattr(model, name)
+    with pytest.raises(ValueError, match=told):
+        setattr(model, name, value)
+    assert getattr(model, name) == before
+
+
+def test_a_function_in_a_lambda_gets_the_streams_too() -> None:
+    images = rand(2, 3, 20, 20)
+    model = DefendedModel(make_target(), [v2.Lambda(functools.partial(defense()))], shift=0)
+    assert torch.equal(model.purify(images, index=[7, 3]), defense()(images, index=[7, 3]))
+
+
+def test_a_stream_that_is_bound_stays() -> None:
+    images = rand(2, 3, 20, 20)
+    model = DefendedModel(make_target(), functools.partial(defense(), index=[5, 5]), shift=0)
+    assert torch.equal(model.purify(images, index=[7, 3]), defense()(images, index=[5, 5]))
+
+
+def test_logits_that_are_not_finite_keep_their_message_in_a_data_loader() -> None:
+    error = NonFiniteLogitsError([2, 3])
+    assert str(type(error)(str(error))) == str(error)

@@ -339,6 +339,18 @@ def test_bad_queries(server: Server, query: str) -> None:
     refused(server.post(f"/attack?{query}", png(0.5)), 422, f"Of the query, {query.partition(chr(61))[0]} must be one of")
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/attack?foo=1", "The query of this path has method, eps, got 'foo'."),
+        ("/classify?eps=1", "The query of this path has purified, got 'eps'."),
+        ("/purify?purified=true", "The query of this path is empty, got 'purified'."),
+    ],
+)
+def test_names_that_a_query_does_not_have(server: Server, path: str, told: str) -> None:
+    refused(server.post(path, png(0.5)), 422, told)
+
+
 def test_other_paths_and_methods(server: Server) -> None:
     refused(server.ask("GET", "/nothing"), 404, "/nothing")
     refused(server.ask("GET", "/page/../../engine.py"), 404, "nothing at")
@@ -605,6 +617,16 @@ def test_cancelled_items_are_not_processed() -> None:
     assert len(batcher) == 0
     assert [future.result() for future in (batcher.submit("a", 2), batcher.submit("a", 3))] == [2, 3]
     assert seen == [2, 3]
+    batcher.close()
+
+
+def test_work_that_returns_too_few_results_is_an_error_of_each_item() -> None:
+    batcher: Batcher[str, int, int] = Batcher(lambda *_: [], size=2, wait=60, workers=1)
+    waiting = [batcher.submit("a", item) for item in (1, 2)]
+    for future in waiting:
+        with pytest.raises(ValueError, match="zip"):
+            future.result()
+    assert batcher.alive()
     batcher.close()
 
 

@@ -117,6 +117,22 @@ def test_predict_is_cohens_test(counts: list[int], alpha: float, expected: int) 
     assert model.predict(grey(), n=len(classes), alpha=alpha).tolist() == [expected]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_noise_is_drawn_before_any_rounding(dtype: torch.dtype) -> None:
+    seen: list[Tensor] = []
+
+    class Spy(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images)
+            return images.flatten(1)[:, :2]
+
+    image = torch.full((1, 3, 8, 8), 0.5)
+    for each in (image, image.to(dtype)):
+        SmoothedModel(Spy(), 0.25, samples=1, seed=0)(each)
+    assert seen[1].dtype == dtype
+    assert torch.equal(seen[1], seen[0].to(dtype))
+
+
 def test_without_scipy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     model = SmoothedModel(Halfspace(0.0), 0.1)
@@ -349,3 +365,16 @@ def test_a_diverging_image_has_its_place_in_the_batch() -> None:
     with pytest.raises(DivergenceError) as raised:
         model.certify(images, n0=5, n=5)
     assert raised.value.indices == [1]  # at places 1 and 3 of the draws
+
+
+@pytest.mark.parametrize(
+    ("counted", "error", "told"),
+    [
+        ([1, 0], TypeError, r"counted must be None or an int64 tensor \(classes,\), got list"),
+        (torch.ones(2), TypeError, r"got torch\.float32 \(2,\)"),
+        (torch.tensor([3, -1]), ValueError, r"counted must have counts of at least 0, got \[3, -1\]"),
+    ],
+)
+def test_counts_are_checked(counted: Any, error: type[Exception], told: str) -> None:
+    with pytest.raises(error, match=told):
+        ClassCounts(None, counted)

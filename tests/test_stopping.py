@@ -90,10 +90,9 @@ IMAGES, LABELS = torch.rand(2, 3, 20, 20), torch.zeros(2, dtype=torch.int64)
         ({"images": IMAGES[0]}, r"images must be .* got torch.float32 \(3, 20, 20\)"),
         ({"images": IMAGES[:0]}, r"N >= 1, got torch.float32 \(0, 3"),
         ({"images": [1]}, "got list"),
-        ({"labels": LABELS[:1]}, r"labels must be an integer tensor of shape \(2,\), got torch.int64 \(1,\)"),
-        ({"labels": LABELS.float()}, "got torch.float32"),
-        ({"labels": LABELS + 3}, "labels must be from 0 to 2 for this target, got 3 to 3"),
-        ({"labels": LABELS - 1}, "labels must be from 0 to 2 for this target, got -1 to -1"),
+        ({"labels": LABELS[:1]}, r"expected labels of shape \(2,\), one for each image, got \(1,\)"),
+        ({"labels": LABELS + 3}, "expected labels from 0 to 2, got 3 to 3"),
+        ({"labels": LABELS - 1}, "expected labels of at least 0, got -1 to -1"),
         ({"noise_std": -0.1}, "noise_std must be a finite number >= 0, got -0.1"),
         ({"tolerance": float("nan")}, "tolerance must be a finite number >= 0, got nan"),
         ({"every": 0}, "every must be"),
@@ -104,6 +103,11 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     good: dict[str, Any] = {"target": lambda x: x.mean((2, 3)), "images": IMAGES, "labels": LABELS, "defense": defense()}
     with pytest.raises(ValueError, match=message):
         choose_network_steps(**(good | arguments))
+
+
+def test_labels_are_integers() -> None:
+    with pytest.raises(TypeError, match=r"expected labels as a tensor of integers, got torch\.float32"):
+        choose_network_steps(lambda x: x.mean((2, 3)), IMAGES, LABELS.float(), defense=defense())
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,16 @@ def test_a_flat_folder_is_matched_by_file_names(tmp_path: Path) -> None:
     assert found.surplus == ("1.png", "2.png")
 
 
+def test_classes_with_equal_folders_inside_are_told_apart(tmp_path: Path) -> None:
+    names = ("a/s/0.png", "b/s/0.png")
+    listing = Listing(names, (0, 1), ("a", "b"), lambda _: PIL.Image.new("RGB", (8, 8)))
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"")
+    found = match(tmp_path, listing)
+    assert {position: path.relative_to(tmp_path).as_posix() for position, path in found.files.items()} == dict(enumerate(names))
+
+
 def test_folders_without_a_common_name_are_errors(folder: Path, tmp_path: Path) -> None:
     listing = image_folder(folder)
     for name in ("one/a_dark/0.png", "two/a_dark/1.png", "other/x.png", "flat/0.png"):

@@ -34,11 +34,13 @@ class NonFiniteLogitsError(OfImages, ValueError):
         images: the positions of the images in the batch.
     """
 
-    def __init__(self, images: list[int]) -> None:
+    def __init__(self, images: list[int] | str) -> None:  # DataLoader makes it anew from its message
         super().__init__(images)
-        self.images = images
+        self.images = [] if isinstance(images, str) else images
 
     def __str__(self) -> str:
+        if isinstance(self.args[0], str):
+            return self.args[0]
         first = ", ".join(map(str, self.images[:10])) + (", ..." if len(self.images) > 10 else "")
         return (
             f"expected finite logits, got NaN or infinity for image(s) [{first}]; a network in float16 may overflow, "
@@ -175,7 +177,7 @@ def images(images: Any, *, minimum_size: int) -> None:
             raise ValueError(f"expected a PIL image of mode RGB or L, got mode {images.mode}; {_remedy(images.mode)}")
         _size(images.height, images.width, minimum_size)
         return
-    if not isinstance(images, Tensor) or isinstance(images, (tv_tensors.Mask, tv_tensors.BoundingBoxes)):
+    if not isinstance(images, Tensor) or _is_no_image(images):
         raise TypeError(f"expected a PIL image, a tensor or a tv_tensors.Image, got {type(images).__name__}")
     not_nested(images)
     if images.layout != torch.strided or images.is_meta:
@@ -299,6 +301,23 @@ def finite(logits: Tensor) -> Tensor:
     return logits
 
 
+def labels(given: Any, count: int, classes: int | None = None) -> None:
+    """Raise unless ``given`` are the integer labels (count,) of images, each below ``classes``.
+
+    Raises:
+        TypeError: they aren't a tensor of integers.
+        ValueError: another number of them, or labels out of range.
+    """
+    if not isinstance(given, Tensor) or given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
+        raise TypeError(f"expected labels as a tensor of integers, got {getattr(given, 'dtype', type(given).__name__)}")
+    if given.shape != (count,):
+        raise ValueError(f"expected labels of shape ({count},), one for each image, got {tuple(given.shape)}")
+    low, high = (int(given.min()), int(given.max())) if count else (0, 0)
+    if low < 0 or (classes is not None and high >= classes):
+        wanted = "of at least 0" if classes is None else f"from 0 to {classes - 1}"
+        raise ValueError(f"expected labels {wanted}, got {low} to {high}")
+
+
 def device(name: str, value: str) -> torch.device:
     """The device of a name such as ``"cuda:1"``.
 
@@ -323,7 +342,7 @@ def imported(module: str, user: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
-        raise ModuleNotFoundError(f"{user} needs {package}: pip install 'oag-transform[{extra}]'", name=package) from error
+        raise ModuleNotFoundError(f"{user} needs {package}: pip install 'oag-transform[{extra}]'") from error
 
 
 @contextlib.contextmanager
@@ -333,6 +352,11 @@ def rows_are(images: Sequence[int]) -> Iterator[None]:
         yield
     except OfImages as error:
         raise error.renamed(images) from error
+
+
+def _is_no_image(images: Tensor) -> bool:
+    """Whether torchvision says that a tensor is something else, such as boxes, key points or a mask."""
+    return isinstance(images, tv_tensors.TVTensor) and not isinstance(images, (tv_tensors.Image, tv_tensors.Video))
 
 
 def _size(height: int, width: int, minimum: int) -> None:

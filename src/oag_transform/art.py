@@ -7,6 +7,7 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from torch import Tensor
 
 from . import _checks
+from .defended import applied
 from .straight_through import clipped, straight_through
 from .transform import OnlineAlternateGenerator
 
@@ -52,10 +53,14 @@ class DefensePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]  # ART has
         device_type: str = "gpu",
     ) -> None:
         super().__init__(device_type=device_type, is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict)
-        if defense is not None and (not callable(defense) or isinstance(defense, type)):
-            raise TypeError(f"defense must be a batch transform or None, got {defense!r}")
         self.defense = OnlineAlternateGenerator() if defense is None else defense
-        self.clip = _checks.flag("clip", clip)
+        self.clip = clip
+        self._check_params()
+
+    def _check_params(self) -> None:  # ART calls it in set_params
+        if not callable(self.defense) or isinstance(self.defense, type):
+            raise TypeError(f"defense must be a batch transform or None, got {self.defense!r}")
+        _checks.flag("clip", self.clip)
 
     def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
         """Purified images (N, C, H, W) in [0, 1], and the labels unchanged.
@@ -63,5 +68,7 @@ class DefensePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]  # ART has
         Raises:
             TypeError, ValueError: bad images, or the defense doesn't return as many images.
         """
+        if not x.is_floating_point():
+            raise TypeError(f"expected floating-point images in [0, 1], got {x.dtype}; divide 0-255 images by 255")
         x = clipped(x) if self.clip else x.clone()  # a copy: the defense may work in place
-        return straight_through(x, lambda plain: _checks.purified(self.defense(plain), plain)), y
+        return straight_through(x, lambda plain: _checks.purified(applied(self.defense, plain, 0), plain)), y

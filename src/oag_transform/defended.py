@@ -94,15 +94,27 @@ class DefendedModel(nn.Module):
             raise TypeError(f"target must be a torch.nn.Module, got {got}")
         if normalize is not None and not callable(normalize):
             raise TypeError(f"normalize must be callable or None, got {type(normalize).__name__}")
-        self.samples = _checks.integer("samples", samples, at_least=1)
-        self.shift = None if shift is None else _checks.integer("shift", shift)
-        self.clip = _checks.flag("clip", clip)
-        self.gradient = _checks.choice("gradient", gradient, ("straight_through", "own"))
+        self.samples = samples
+        self.shift = shift
+        self.clip = clip
+        self.gradient = gradient
         self.target = target
         self.defense = OnlineAlternateGenerator() if defense is None else _one_or_list(defense)
         self.normalize = normalize
         self.training = target.training  # the wrapper's flag is that of the target
         self.register_load_state_dict_pre_hook(_from_undefended_target)  # type: ignore[no-untyped-call]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Settings are checked whenever they are set: a wrong gradient would pass for robustness."""
+        if name == "samples":
+            value = _checks.integer(name, value, at_least=1)
+        elif name == "shift":
+            value = None if value is None else _checks.integer(name, value)
+        elif name == "clip":
+            value = _checks.flag(name, value)
+        elif name == "gradient":
+            value = _checks.choice(name, value, ("straight_through", "own"))
+        super().__setattr__(name, value)
 
     @classmethod
     def from_torchvision(
@@ -318,6 +330,7 @@ def applied(function: Callable[..., Tensor], images: Tensor, index: Any) -> Tens
     """A defense or a model on images, with ``index`` for their random streams where it takes that keyword.
 
     ``torch.nn.Sequential`` and torchvision's ``Compose`` have no such keyword: their parts get it, see :func:`in_sequence`.
+    Hooks of the container don't run then.
     """
     if not _takes_index(function):
         return function(images)
@@ -337,10 +350,12 @@ def in_sequence(parts: Sequence[Callable[..., Tensor]], images: Tensor, index: A
 
 
 def parts_of(function: Any) -> Sequence[Callable[..., Tensor]]:
-    """What ``torch.nn.Sequential`` and torchvision's ``Compose`` apply in sequence; of anything else nothing."""
+    """What ``torch.nn.Sequential`` and torchvision's ``Compose`` and ``Lambda`` apply in sequence; of anything else nothing."""
     inner = unwrapped(function)
     if type(inner) is nn.Sequential:
         return list(inner)
+    if type(inner) is v2.Lambda and inner.types == (object,):
+        return [inner.lambd]
     return list(inner.transforms) if type(inner) in (v1.Compose, v2.Compose) else ()
 
 
@@ -359,6 +374,8 @@ def unwrapped(function: Any) -> Any:
 def _takes_index(function: Any) -> bool:
     if parts := parts_of(function):
         return any(map(_takes_index, parts))
+    if isinstance(function, functools.partial):
+        return "index" not in function.keywords and _takes_index(function.func)
     function = unwrapped(function)
     call = function.forward if isinstance(function, nn.Module) else function
     try:

@@ -41,6 +41,15 @@ class ClassCounts:
     selection: Tensor | None = None
     counted: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("selection", "counted"):
+            given = getattr(self, name)
+            if given is not None and (not isinstance(given, Tensor) or given.dtype != torch.int64 or given.ndim != 1):
+                got = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+                raise TypeError(f"{name} must be None or an int64 tensor (classes,), got {got}")
+            if given is not None and bool((given < 0).any()):
+                raise ValueError(f"{name} must have counts of at least 0, got {given.tolist()}")
+
     def draws(self, purpose: int) -> int:
         """The number of draws so far for a purpose, ``SELECTION`` or ``COUNTING``."""
         seen = self.selection if purpose == SELECTION else self.counted
@@ -207,7 +216,8 @@ class SmoothedModel(nn.Module):
                 then based on the draws until that point. Four interim analyses decide; ``alpha`` is split equally over them.
             index: see :meth:`forward`.
             counts: earlier counts, one object for each image, such as those of an interrupted call. The certification continues
-                from them and updates them in place. ``index`` must be the same; ``seed`` may be the same or another one.
+                from them and updates them in place. ``index``, ``n``, ``alpha`` and ``radius`` must be those of the interrupted
+                call: with others ``alpha`` would not cover all analyses. ``seed`` may be the same or another one.
 
         Raises:
             TypeError, ValueError: bad images or arguments, batch normalization in training mode, or logits that are not finite.
@@ -279,7 +289,8 @@ class SmoothedModel(nn.Module):
     def _logits(self, images: Tensor, indices: Sequence[int], draws: Sequence[int], purpose: int, seed: int) -> Tensor:
         # each combination of image, purpose and draw has its own stream
         own = [((index * 3 + purpose) << 40) + draw for index, draw in zip(indices, draws, strict=True)]
-        noisy = streams.add_normal(images, self.sigma, streams.noise_generators(seed, own, images.device))
+        wide = images.to(torch.promote_types(images.dtype, torch.float32))  # the theorem is about noise before any rounding
+        noisy = streams.add_normal(wide, self.sigma, streams.noise_generators(seed, own, images.device)).to(images.dtype)
         return _checks.finite(_checks.logits(applied(self.model, noisy, own), len(images)))
 
     def extra_repr(self) -> str:

@@ -59,9 +59,7 @@ def choose_network_steps(
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images must be a floating-point tensor (N, C, H, W) with N >= 1, got {got}")
-    if not isinstance(labels, Tensor) or labels.shape != images.shape[:1] or labels.is_floating_point():
-        got = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(f"labels must be an integer tensor of shape ({len(images)},), got {got}")
+    _checks.labels(labels, len(images))
     noise_std = _checks.number("noise_std", noise_std, at_least=0)
     tolerance = _checks.number("tolerance", tolerance, at_least=0)
     every, seed = _checks.integer("every", every, at_least=1), _checks.integer("seed", seed)
@@ -75,9 +73,7 @@ def choose_network_steps(
             for moment in defense.trace(noised, every=every, index=rows.start):
                 with torch.no_grad():
                     logits = _checks.finite(_checks.logits(target(moment.images), len(rows)))
-                if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-                    low, high = int(labels.min()), int(labels.max())
-                    raise ValueError(f"labels must be from 0 to {logits.shape[1] - 1} for this target, got {low} to {high}")
+                _checks.labels(labels, len(images), logits.shape[1])
                 right = logits.argmax(-1) == labels[rows]
                 correct[moment.step] = correct.get(moment.step, 0) + int(right.sum())
     curve = [(step, count / len(images)) for step, count in correct.items()]

@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: help or the version was asked for, or there is no such command.
     """
     process.open_missing_streams()
+    process.print_everything()
     given = sys.argv[1:] if arguments is None else arguments
     called, extra = PROG, "cli"  # without this extra no command can be imported
     try:

@@ -1,6 +1,7 @@
 """Set-up of a command's process: standard streams, log, and module search path."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -34,6 +35,13 @@ def open_missing_streams() -> None:
                 os.set_inheritable(number, True)
             stream = open(os.devnull, "r" if number == 0 else "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
             setattr(sys, name, stream)
+
+
+def print_everything() -> None:
+    """Let standard output and error write what their encoding lacks as escapes: a character must not end a run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def discard(stream: TextIO) -> None:

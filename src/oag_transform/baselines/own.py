@@ -38,7 +38,8 @@ def imported(name: str) -> tuple[Callable[..., Any], str]:
 class OwnDefense(nn.Module):
     """The defense that a function makes: a module or another callable on images (N, C, H, W) in [0, 1].
 
-    It is taken as randomised. Its repr changes with its source file, so that results of an older version aren't taken for it.
+    A module is put in eval mode. The defense is taken as randomised. Its repr changes with its source file, so that results of
+    an older version aren't taken for it.
 
     Args:
         name: ``"module:function"``, or ``"module:Class"``. It is called with those of ``seed`` and ``std`` that it takes.
@@ -64,6 +65,7 @@ class OwnDefense(nn.Module):
         self.defense = make(**{each.name: known[each.name] for each in parameters if each.name in known})
         if not callable(self.defense):
             raise ValueError(f"{name}() must return a callable on images, got {type(self.defense).__name__}")
+        self.eval()
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """What the defense makes of images (N, C, H, W) in [0, 1]; ``index`` goes to one that takes it."""

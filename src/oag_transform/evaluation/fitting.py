@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AdversarialExamples:
-    """Images to train on: for each image the point within ``eps`` with the highest loss that PGD found (Madry et al. 2018).
+    """Images to train on: for each image the last point within ``eps`` of PGD (Madry et al. 2018).
 
     One step of 1.25 ``eps`` from a random start is fast adversarial training (Wong et al. 2020); more are PGD with steps of
     2.5 ``eps`` over their number. A network may learn to fool that one step alone (catastrophic overfitting, ibid.): judge

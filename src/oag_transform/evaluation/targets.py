@@ -252,6 +252,8 @@ def _load_torchvision(name: str, weights: str | None, classes: int) -> tuple[str
         raise ValueError(f"{path} is missing")
     model, _ = build_torchvision(name, None, classes)
     state = _load_file(path)
+    if name == "googlenet" and isinstance(state, dict):  # its auxiliary heads serve training alone
+        state = {key: value for key, value in state.items() if not str(key).startswith(("aux1.", "aux2."))}
     try:
         model[1].load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -261,10 +261,10 @@ class BySize(Common):
     scale: float | None = _follows("scale")
     noise_std: float | None = argument(
         None,
-        """standard deviation of Gaussian noise that was added to the images, on the [0, 1] scale, above 0 and at most 1. It
+        """standard deviation of Gaussian noise that was added to the images, on the [0, 1] scale, from 1e-4 to 1. It
         sets ``strength``, ``threshold`` and ``scale``, see
         :func:`oag_transform.generator.settings.for_noise`. ``None``: the images have no noise of known strength.""",
-        lambda name, value: None if value is None else _checks.number(name, value, above=0, at_most=1),
+        lambda name, value: None if value is None else _checks.number(name, value, at_least=1e-4, at_most=1),
     )
 
     def __post_init__(self) -> None:

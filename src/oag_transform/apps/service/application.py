@@ -173,6 +173,7 @@ class Api:
 
     async def classify(self, request: Request) -> Response:
         """Five likeliest classes, undefended and defended; with ``?purified=true`` the purified image too."""
+        _only(request, "purified")
         want = _choice(request, "purified", ("false", "true"), "false") == "true"
 
         async def respond(body: bytes) -> Response:
@@ -190,6 +191,7 @@ class Api:
 
     async def purify(self, request: Request) -> Response:
         """The image purified at its own size, as a PNG."""
+        _only(request)
         pixels = min(self.service.pixels, self.service.purify_pixels)
 
         async def respond(body: bytes) -> Response:
@@ -200,6 +202,7 @@ class Api:
 
     async def attack(self, request: Request) -> Response:
         """The attacked image, and its purification step by step."""
+        _only(request, "method", "eps")
         method = _choice(request, "method", ATTACKS, ATTACKS[0])
         eps = int(_choice(request, "eps", tuple(str(eps) for eps in range(1, LARGEST_EPS + 1)), "6"))
 
@@ -297,6 +300,13 @@ async def _drain(request: Request, most: int) -> None:
             size += len(part)
             if size > most:
                 return
+
+
+def _only(request: Request, *names: str) -> None:
+    """Refuse a query with other names than these."""
+    if others := [name for name in request.query_params if name not in names]:
+        known = f"has {', '.join(names)}" if names else "is empty"
+        raise RefusedError(422, f"The query of this path {known}, got {others[0][:40]!r}.")
 
 
 def _choice(request: Request, name: str, choices: Sequence[str], default: str) -> str:

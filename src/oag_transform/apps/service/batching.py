@@ -116,7 +116,7 @@ class Batcher(Generic[Key, Item, Result]):
 
     def _answer(self, key: Key, jobs: Sequence[_Job[Item, Result]]) -> None:
         try:
-            results = self._work(key, [job.item for job in jobs])
+            results = list(zip(jobs, self._work(key, [job.item for job in jobs]), strict=True))
         except Exception as error:  # any error goes to those who wait, and the thread goes on
             if len(jobs) == 1:
                 jobs[0].future.set_exception(error)
@@ -124,5 +124,5 @@ class Batcher(Generic[Key, Item, Result]):
             for job in jobs:
                 self._answer(key, [job])
             return
-        for job, result in zip(jobs, results, strict=True):
+        for job, result in results:
             job.future.set_result(result)

@@ -110,7 +110,7 @@ def make_attack(name: str, bound: Bound, options: AdaptiveOptions, *, randomised
         "apgd-dlr": lambda: AdaptiveAttack(APGD(bound, options.apgd_steps, draws, "dlr")),
         "apgd-targeted": lambda: AdaptiveAttack(APGD(bound, options.apgd_steps, draws, "dlr-targeted")),
         "square": lambda: AdaptiveAttack(Square(bound, options.queries, draws)),
-        "hopskipjump": lambda: AdaptiveAttack(HopSkipJump(bound, 4, 40)),
+        "hopskipjump": lambda: AdaptiveAttack(HopSkipJump(bound)),
     }
     return makers[_checks.choice("attack", name, makers)]()
 

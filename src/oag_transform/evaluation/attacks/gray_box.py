@@ -58,8 +58,10 @@ class Attack:
             TypeError, ValueError: bad images, labels outside of 0 to ``classes`` - 1, or fewer than two classes.
         """
         _checks.batch(images)
-        if classes < 2 or not bool(((labels >= 0) & (labels < classes)).all()):
-            raise ValueError(f"expected labels from 0 to classes - 1 with classes >= 2, got classes = {classes}, {labels}")
+        _checks.labels(labels, len(images), _checks.integer("classes", classes, at_least=2))
+        _checks.integer("seed", seed)
+        if not len(images):
+            return images.clone()
         model = foolbox.PyTorchModel(target, bounds=(0, 1), device=images.device)
         criterion = (
             foolbox.criteria.TargetedMisclassification(wrong_classes(labels, classes, seed, index))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ... import _checks
 from ...defended import DefendedModel
 from .pgd import AttackResult, Bound, Streams, check, check_bound, unknown, wrong
 
@@ -48,7 +49,7 @@ class APGD(_LibraryAttack):
         draws: of the defense for each gradient; they are all in memory at once.
         loss: ``"ce"``, ``"dlr"``, or ``"dlr-targeted"`` towards each of the ``targets`` likeliest wrong classes in turn.
         restarts: random starts, the first one among them.
-        targets: see ``loss``.
+        targets: see ``loss``; all wrong classes where there are fewer.
         seed: of the random starts.
         streams: see :data:`.pgd.Streams`.
     """
@@ -59,6 +60,12 @@ class APGD(_LibraryAttack):
     restarts: int = 1
     targets: int = 3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "draws", "restarts", "targets"):
+            _checks.integer(name, getattr(self, name), at_least=1)
+        _checks.choice("loss", self.loss, ("ce", "dlr", "dlr-targeted"))
 
     def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
         library = importlib.import_module("pyautoattack.autopgd_base")
@@ -73,7 +80,8 @@ class APGD(_LibraryAttack):
         torch.manual_seed(self.seed)
         best, highest = image, -math.inf
         with torch.no_grad():
-            likeliest = wrong(mean(image), label).topk(self.targets).indices[0]
+            others = wrong(mean(image), label)
+        likeliest = others.topk(min(self.targets, others.shape[1] - 1)).indices[0]
         for target, _ in itertools.product(likeliest, range(self.restarts)):
             attack.y_target = target[None]
             # its perturb() stops at the first misclassified draw, and a randomised defense has some
@@ -98,6 +106,11 @@ class Square(_LibraryAttack):
     queries: int = 5000
     draws: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("queries", "draws"):
+            _checks.integer(name, getattr(self, name), at_least=1)
 
     def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
         library = importlib.import_module("pyautoattack.square")
@@ -132,15 +145,21 @@ class HopSkipJump(_LibraryAttack):
         streams: see :data:`.pgd.Streams`.
     """
 
-    steps: int = 10
-    queries: int = 50
+    steps: int = 4
+    queries: int = 40
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "queries"):
+            _checks.integer(name, getattr(self, name), at_least=1)
 
     def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
         foolbox = importlib.import_module("foolbox")
-        fixed = _FixedDraw(model, self.streams(row, 0)).eval()
+        stream = self.streams(row, 0)
+        fixed = _FixedDraw(model, stream).eval()
         if int(fixed(image).argmax(1)) != int(label):
             return image
-        torch.manual_seed(row)
+        torch.manual_seed(stream)  # the image's own, wherever it is in its batch
         attack = foolbox.attacks.HopSkipJumpAttack(
             steps=self.steps, initial_gradient_eval_steps=self.queries, constraint=self.bound.norm
         )

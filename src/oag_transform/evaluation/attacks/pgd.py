@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import _checks, streams
+from ...baselines._batches import with_gradients
 from ...defended import CORNERS, DefendedModel
 from ..options import LEAST_BOUND
 from .unrolled import check_model, settings_of
@@ -50,7 +51,7 @@ class Bound:
 
     def __post_init__(self) -> None:
         _checks.choice("norm", self.norm, ("linf", "l2"))
-        _checks.number("eps", self.eps, at_least=LEAST_BOUND)
+        object.__setattr__(self, "eps", _checks.number("eps", self.eps, at_least=LEAST_BOUND))
         if self.norm == "linf" and self.eps > 1:
             raise ValueError(
                 f"eps must be at most 1 in L-infinity, on the [0, 1] scale, got {self.eps}; give 8 grey levels as 8 / 255"
@@ -99,10 +100,7 @@ def check(model: Any, images: Any, labels: Any) -> None:
     """
     check_model(model)
     _checks.batch(images)
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise TypeError(f"expected labels as a tensor of integers, got {getattr(labels, 'dtype', type(labels).__name__)}")
-    if labels.shape != (len(images),) or bool((labels < 0).any()):
-        raise ValueError(f"expected {len(images)} labels of at least 0, got {labels.tolist()}")
+    _checks.labels(labels, len(images))
 
 
 def check_bound(bound: Any) -> None:
@@ -199,7 +197,9 @@ def gradient(
     for draw in indices:
         point = images.detach().requires_grad_()
         with torch.enable_grad():
-            each = loss(model(point, index=list(draw)), labels)
+            logits = model(point, index=list(draw))
+            _checks.labels(labels, len(images), logits.shape[1])
+            each = loss(logits, labels)
             (slope,) = torch.autograd.grad(each.sum(), point)
         losses.append(each.detach())
         gradients.append(slope)
@@ -254,6 +254,12 @@ class PGD:
         _checks.integer("steps", self.steps, at_least=1)
         _checks.integer("draws", self.draws, at_least=1)
         _checks.choice("basis", self.basis, get_args(Basis))
+        _checks.flag("deterministic", self.deterministic)
+        _checks.number("decay", self.decay, at_least=0)
+        _checks.number("step_size", self.step_size, above=0)
+        _checks.seed(self.random_start)
+        for share in self.halvings:
+            _checks.number("halvings (shares of the steps)", share, at_least=0, at_most=1)
         if not callable(self.loss):
             raise TypeError(f"loss must be a function such as pgd.margin, got {self.loss!r}")
 
@@ -264,12 +270,20 @@ class PGD:
             model: what is attacked.
             images: (N, C, H, W) floating point in [0, 1].
             labels: (N,) the right classes.
-            start: points (N, C, H, W) to start from; in the basis of pixels only.
+            start: points (N, C, H, W) in [0, 1] to start from; in the basis of pixels only.
 
         Raises:
-            TypeError, ValueError: see :func:`check`; or ``start`` in another basis.
+            TypeError, ValueError: see :func:`check`; a label that the model has no class for; or a bad ``start``.
         """
         check(model, images, labels)
+        if start is not None:
+            _checks.batch(start)
+            if start.shape != images.shape:
+                raise ValueError(f"start must have the shape of the images, {tuple(images.shape)}, got {tuple(start.shape)}")
+        with with_gradients():  # also in inference mode, whose tensors have none
+            return self._attack(model, images.clone(), labels.long().clone(), start)
+
+    def _attack(self, model: DefendedModel, images: Tensor, labels: Tensor, start: Tensor | None) -> AttackResult:
         parameters = self._zeros(images)
         if self.random_start is not None:
             own = [self.streams(i, 0) for i in range(len(images))]  # of the image, wherever it is in its batch

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 
 from ... import _checks, streams
 from ...baselines import surrogate
+from ...baselines._batches import with_gradients
 from ...baselines.own import OwnDefense
 from ...defended import DefendedModel, applied, parts_of, unwrapped
 from ...generator import reference, with_gradient
@@ -98,9 +99,9 @@ def has_gradient(defense: Callable[[Tensor], Tensor], images: Tensor) -> bool:
     """
     if isinstance(defense, nn.ModuleList):  # of a model with several
         return any(has_gradient(each, images) for each in defense)
-    point = images.detach().requires_grad_()
     try:
-        with torch.enable_grad():
+        with with_gradients():
+            point = images.detach().clone().requires_grad_()
             found = applied(defense, point, 0)
             if not found.requires_grad:
                 return False

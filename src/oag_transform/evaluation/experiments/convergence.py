@@ -70,7 +70,7 @@ def _point(plan: Plan, row: Row, bound: Bound, steps: int, draws: int) -> RowRes
 def _margins(subject: Subject, row: Row, column: Adaptive, draws: int) -> tuple[float, float]:
     """Mean margin of fresh draws at the points that an attack found, and mean agreement of gradients there."""
     part = subject.first(row.count)
-    defender, attacker = row.model(part), OneView.of(row.model(part, seed=part.seed + 1))  # as the attack sees it
+    defender, attacker = row.model(part), row.model(part, seed=part.seed + 1)
     points = torch.from_numpy(column.states(subject, row)["point"].copy())
     judges = column.draws(defender)
 
@@ -80,7 +80,8 @@ def _margins(subject: Subject, row: Row, column: Adaptive, draws: int) -> tuple[
         with torch.no_grad():
             streams = [[unknown(i, JUDGED + draw) for i in rows] for draw in range(judges)]
             found = [margin(defender(images, index=draw).log_softmax(1), labels) for draw in streams]
-        cosines = agreement(attacker, images, labels, margin, draws, streams=lambda i, draw: unknown(rows.start + i, draw))
+        seen = OneView.of(attacker)  # as the attack sees it
+        cosines = agreement(seen, images, labels, margin, draws, streams=lambda i, draw: unknown(rows.start + i, draw))
         return records(margin=torch.stack(found).mean(0).cpu(), agreement=cosines.cpu())
 
     key = {"what": "margin and agreement", "draws": [draws, judges]} | part.key(defender)
