@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from oag_transform import DefendedModel, OnlineAlternateGenerator, streams
 from oag_transform.baselines.filters import JPEG, BitDepth, GaussianNoise
 from oag_transform.baselines.own import OwnDefense
+from oag_transform.baselines.per_image import DeepImagePrior
 from oag_transform.defended import applied
 from oag_transform.evaluation.attacks import adaptive, diagnostics, pgd
 from oag_transform.evaluation.attacks import unrolled as unrolled_module
@@ -997,3 +998,16 @@ def test_labels_that_the_model_has_no_class_for_are_named() -> None:
 def test_arguments_that_would_pass_for_robustness_are_errors(make: Callable[[], Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         make()
+
+
+def test_an_attack_without_the_gradient_that_it_is_named_for_says_so() -> None:
+    images, labels = examples(2)
+    attack = make_attack("exact", LINF, AdaptiveOptions(exact_steps=1), randomised=False, views=False)
+    found = {
+        name: attack(DefendedModel(Linear(), defense, shift=0), images, labels, images, pgd.unknown)
+        for name, defense in {"none": DeepImagePrior(steps=1), "own": nn.Identity()}.items()
+    }
+    assert diagnostics.diagnose("exact", found["none"]) == (
+        "exact: no gradient through the defense was found; BPDA took its place",
+    )
+    assert not found["own"].fell_back

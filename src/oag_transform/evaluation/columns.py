@@ -121,7 +121,8 @@ class Adaptive:
             losses = torch.from_numpy(mine["losses"][:, number].T.copy())
             losses = losses[~losses.isnan().any(1)]
             lengths = torch.from_numpy(mine["gradients"][:, number].copy())
-            diagnostics += diagnose(name, AttackResult(torch.empty(0), losses, lengths[~lengths.isnan()]))
+            fell_back = bool(mine["fell_back"][:, number].any())
+            diagnostics += diagnose(name, AttackResult(torch.empty(0), losses, lengths[~lengths.isnan()], fell_back))
             attacks.append(
                 AttackRecord(
                     name,
@@ -183,6 +184,7 @@ class Adaptive:
             "attacked": np.zeros(shape, bool),
             "counts": np.zeros(shape, np.int32),
             "votes": np.zeros(shape, bool),
+            "fell_back": np.zeros(shape, bool),
             "seconds": np.zeros(shape, np.float32),
             "gradients": np.full(shape, np.nan, np.float32),
             "losses": np.full((*shape, longest), np.nan, np.float32),
@@ -207,6 +209,7 @@ class Adaptive:
             found["attacked"][at, number], found["seconds"][at, number] = True, seconds
             found["counts"][at, number] = [each.right for each in judged]
             found["votes"][at, number] = [each.kept for each in judged]
+            found["fell_back"][at, number] = result.fell_back
             if len(result.gradients):
                 found["gradients"][at, number] = result.gradients.cpu().numpy()
             if len(result.losses):

@@ -50,12 +50,12 @@ class AdaptiveAttack:
     def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor, start: Tensor, streams: Streams) -> AttackResult:
         """Attacked images; ``start``: where the attack before this one ended; ``streams``: of the attacker's draws."""
         shown = self.differentiated(model, images)
+        fell_back = shown is model and self.gradient != "bpda"
         if self.one_view and shown.shift != 0:
             shown = OneView.of(shown)
         algorithm = replace(self.algorithm, streams=streams)
-        if self.continues and isinstance(algorithm, PGD) and not start.equal(images):
-            return algorithm(shown, images, labels, start=start)
-        return algorithm(shown, images, labels)
+        starts = {"start": start} if self.continues and isinstance(algorithm, PGD) and not start.equal(images) else {}
+        return algorithm(shown, images, labels, **starts)._replace(fell_back=fell_back)
 
     def differentiated(self, model: DefendedModel, images: Tensor) -> DefendedModel:
         """The model that is differentiated in place of the defended one."""

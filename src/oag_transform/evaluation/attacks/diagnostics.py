@@ -74,7 +74,7 @@ def agreement(
 
 def diagnose(name: str, found: AttackResult) -> tuple[str, ...]:
     """What speaks against trusting an attack's result, in the manner of AutoAttack's checks; empty: nothing."""
-    said = []
+    said = [f"{name}: no gradient through the defense was found; BPDA took its place"] if found.fell_back else []
     zero = int((found.gradients == 0).sum())
     if zero:
         said.append(f"{name}: the gradient of {zero} of {len(found.gradients)} images is zero; what it finds means nothing")

@@ -84,11 +84,13 @@ class AttackResult(NamedTuple):
         images: (N, C, H, W) in [0, 1], within the bound.
         losses: (steps, N), what the attacker saw along the way; (0, N) where an attack doesn't show it.
         gradients: (N,) Euclidean length of the first gradient; empty where there is none.
+        fell_back: the attack asked for another gradient than BPDA's, and the defense has none.
     """
 
     images: Tensor
     losses: Tensor
     gradients: Tensor
+    fell_back: bool = False
 
 
 def check(model: Any, images: Any, labels: Any) -> None:
