@@ -10,6 +10,11 @@ from oag_transform.images import IMAGENET_MEAN
 QUIET = torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1).expand(3, 20, 20) / 255  # zero in model units: nothing is to be learned
 
 
+def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uniform random numbers of a shape, in [0, 1)."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
 def synthetic_image(*shape: int, seed: int = 0) -> Tensor:
     """A smooth random image in [0, 1] with some fine noise, float64."""
     generator = torch.Generator().manual_seed(seed)

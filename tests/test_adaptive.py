@@ -35,7 +35,7 @@ from oag_transform.evaluation.store import Store
 from oag_transform.evaluation.subject import Row, Subject
 from oag_transform.evaluation.targets import Target
 
-from .sample_images import synthetic_image
+from .sample_images import rand, synthetic_image
 
 SIDE = 25
 LINF, L2 = Bound("linf", 8 / 255), Bound("l2", 0.6)
@@ -160,7 +160,7 @@ def _generators(images: Tensor, index: Any) -> list[torch.Generator]:
 
 def small(**changes: Any) -> OnlineAlternateGenerator:
     made: dict[str, Any] = {"network_steps": 4, "filters": 8, "kernel_size": 5, "strength": 1.0, "threshold": 1.0, "seed": 0}
-    return OnlineAlternateGenerator(**made | changes)
+    return OnlineAlternateGenerator(**{"compute_dtype": torch.float32} | made | changes)
 
 
 def test_unrolled_purifies_as_the_transform_does() -> None:
@@ -226,7 +226,7 @@ class Starving(nn.Module):
 
 
 def test_a_defense_whose_sum_is_constant_has_a_gradient() -> None:
-    assert has_gradient(lambda images: images - images.mean((1, 2, 3), keepdim=True) + 0.5, torch.rand(2, 3, 8, 8))
+    assert has_gradient(lambda images: images - images.mean((1, 2, 3), keepdim=True) + 0.5, rand(2, 3, 8, 8))
 
 
 def test_a_defense_in_numpy_has_no_gradient() -> None:
@@ -506,7 +506,7 @@ class Brightness(nn.Module):
 
 
 def test_a_coin_is_judged_by_its_draws() -> None:
-    images, labels = torch.rand(40, 3, 4, 4), torch.ones(40, dtype=torch.long)
+    images, labels = rand(40, 3, 4, 4), torch.ones(40, dtype=torch.long)
     judged = diagnostics.judge(DefendedModel(Brightness(), Coin(0.7), shift=0), images, labels, 41)
     assert judged.single_draw == pytest.approx(0.7, abs=0.05)
     assert (judged.n, judged.draws) == (40, 41)
@@ -523,7 +523,7 @@ def test_a_tie_is_not_a_correct_vote() -> None:
             return torch.stack([image * 0 + i % 2 for image, i in zip(images, index, strict=True)])
 
     model = DefendedModel(Brightness(), InStreams(), shift=0)
-    judged = diagnostics.judge(model, torch.rand(1, 3, 4, 4), torch.tensor([1]), 4)
+    judged = diagnostics.judge(model, rand(1, 3, 4, 4), torch.tensor([1]), 4)
     assert (judged.right, judged.counts) == ("0", (2,))
 
 

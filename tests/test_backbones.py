@@ -5,6 +5,7 @@ import torch
 
 from oag_transform.evaluation.backbones import EFFICIENTNET_LITE_SIZES, build, build_torchvision, efficientnet_lite
 from oag_transform.evaluation.targets import load_target
+from tests.sample_images import rand
 from tests.test_targets import names
 
 
@@ -21,7 +22,7 @@ def test_the_last_layer_is_replaced(backbone: str) -> None:
     with torch.random.fork_rng(devices=[]):
         model, _ = build(backbone, None, 7)
     with torch.no_grad():
-        assert torch.equal(model.eval()(torch.rand(1, 3, 64, 64)), torch.zeros(1, 7))  # the new layer starts at zero
+        assert torch.equal(model.eval()(rand(1, 3, 64, 64)), torch.zeros(1, 7))  # the new layer starts at zero
 
 
 def test_a_backbone_without_a_linear_layer_is_named() -> None:

@@ -29,7 +29,8 @@ def make_target() -> nn.Sequential:
 
 
 def defense(**overrides: Any) -> OnlineAlternateGenerator:
-    return OnlineAlternateGenerator(**{"network_steps": 2, "filters": 4, "seed": 0} | overrides)
+    made: dict[str, Any] = {"network_steps": 2, "filters": 4, "seed": 0, "compute_dtype": torch.float32}
+    return OnlineAlternateGenerator(**made | overrides)
 
 
 def images() -> Tensor:

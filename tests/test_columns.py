@@ -82,17 +82,17 @@ def test_measurements_equal_the_plain_computation_for_any_chunks(folder: Path, t
     for chunk in (1, 4):
         subject = make_subject(folder, tmp_path / str(chunk), chunk=chunk, seed=7)
         images = attacked(subject, igsm(4))
-        oag = Row("OAG", lambda seed: OnlineAlternateGenerator(network_steps=4, seed=seed))
+        oag = Row("OAG", lambda seed: OnlineAlternateGenerator(network_steps=4, seed=seed, compute_dtype=torch.float32))
         cells = along(subject, oag.model(subject), images, [2, 4], "")
         row = measure(subject, oag, [gray_box_column(igsm(4))])
         found.append((images, noised(subject, 0.1), row.cells[0], cells))
-        target, defense = subject.target.model, OnlineAlternateGenerator(network_steps=4, seed=7)
+        target, defense = subject.target.model, OnlineAlternateGenerator(network_steps=4, seed=7, compute_dtype=torch.float32)
         plain = igsm(4)(target, subject.images.float() / 255, subject.labels, classes=2, seed=7)
         assert torch.equal(images, (255 * plain).round().to(torch.uint8))
         assert row.cells[0] is not None
         assert row.cells[0].right == bits(target(defense(plain)).argmax(1) == subject.labels)
         for cell, steps in zip(cells, (2, 4), strict=True):  # each against a run of its own
-            purified = OnlineAlternateGenerator(network_steps=steps, seed=7)(plain)
+            purified = OnlineAlternateGenerator(network_steps=steps, seed=7, compute_dtype=torch.float32)(plain)
             assert cell.right == bits(target(purified).argmax(1) == subject.labels)
         viewed = Row("viewed", oag.make, in_views=True).model(subject)
         right = DefendedModel(target, defense)(plain).argmax(1) == subject.labels
@@ -272,7 +272,7 @@ def test_logits_that_are_not_finite_are_an_error_that_names_the_image(folder: Pa
         lambda model: along(good, model, good.images, [1], ""),
     )
     for call in calls:
-        purify = OnlineAlternateGenerator(network_steps=1, filters=4, seed=0)
+        purify = OnlineAlternateGenerator(network_steps=1, filters=4, seed=0, compute_dtype=torch.float32)
         with pytest.raises(ValueError, match=r"for image\(s\) \[3\]"):
             call(DefendedModel(NaNFrom(3), purify, shift=0))
 

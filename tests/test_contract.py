@@ -26,15 +26,12 @@ from tqdm import tqdm
 from oag_transform import DivergenceError, OnlineAlternateGenerator
 from oag_transform.images import IMAGENET_MEAN, to_model_units, to_pixels
 from oag_transform.streams import index_of
+from tests.sample_images import rand
 
 
 def small(**overrides: object) -> OnlineAlternateGenerator:
     arguments = {"network_steps": 3, "filters": 4, "kernel_size": 9, "seed": 0} | overrides
     return OnlineAlternateGenerator(**arguments)  # type: ignore[arg-type]
-
-
-def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -528,7 +525,7 @@ def test_further_tensors_of_the_size_of_the_image_are_a_warning() -> None:
         found = small()([first, second])
     assert torch.equal(found[0], small()(first))
     assert torch.equal(found[1], second)
-    small()((first, torch.rand(1, 12, 12), torch.zeros(3, 12, 12, dtype=torch.int64)))  # masks and labels are none
+    small()((first, rand(1, 12, 12), torch.zeros(3, 12, 12, dtype=torch.int64)))  # masks and labels are none
 
 
 def test_a_tensor_that_torchvision_calls_something_else_is_no_image() -> None:

@@ -24,11 +24,7 @@ from oag_transform._checks import NonFiniteLogitsError
 from oag_transform.baselines.target_aware import AntiAdversary
 from oag_transform.defended import shifted
 from oag_transform.evaluation.attacks.unrolled import has_gradient, unrolled
-from tests.sample_images import QUIET
-
-
-def rand(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+from tests.sample_images import QUIET, rand
 
 
 def make_target(training: bool = False) -> nn.Sequential:

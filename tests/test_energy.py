@@ -12,7 +12,7 @@ from torch import Tensor
 from oag_transform import OnlineAlternateGenerator, streams
 from oag_transform.generator import energy
 from oag_transform.generator.run import prepare, trajectory
-from tests.sample_images import synthetic_image
+from tests.sample_images import rand, synthetic_image
 
 CASES = [  # (height, width, kernel_size, stride, channels)
     (31, 29, 15, 1, 3),
@@ -144,7 +144,7 @@ def test_mean_square() -> None:
     n=st.integers(1, 3),
 )
 def test_cells_round_trip(height: int, width: int, stride: int, channels: int, n: int) -> None:
-    images = torch.randn(n, channels, height, width)
+    images = rand(n, channels, height, width)
     cells = energy.to_cells(images, stride)
     assert cells.shape == (1, n * channels * stride**2, math.ceil(height / stride), math.ceil(width / stride))
     assert torch.equal(energy.from_cells(cells, stride, images.shape), images)

@@ -22,7 +22,7 @@ from oag_transform.files import read_rgb
 from tests.test_data import write_image
 from tests.tiny import write_images
 
-from .sample_images import synthetic_image
+from .sample_images import rand, synthetic_image
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_images_are_resized_to_eight_sevenths_of_the_crop(flowers: Listing, monk
     model, preprocessing = fit_target(flowers, epochs=1, size=28)
     assert preprocessing == Preprocessing(32, 28, tiny_build("", None, 3)[1].interpolation)
     assert fit_target(flowers, epochs=1)[1] == tiny_build("", None, 3)[1]
-    assert model(torch.rand(1, 3, 28, 28)).shape == (1, 3)
+    assert model(rand(1, 3, 28, 28)).shape == (1, 3)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

@@ -24,6 +24,7 @@ from oag_transform.baselines.per_image import (
 )
 from oag_transform.images import to_model_units
 from oag_transform.streams import generators
+from tests.sample_images import rand
 
 Defense = DeepImagePrior | OnlineAutoencoder
 CPU = torch.device("cpu")
@@ -40,10 +41,6 @@ def autoencoder(**overrides: Any) -> OnlineAutoencoder:
 
 
 both = pytest.mark.parametrize("make", [prior, autoencoder])
-
-
-def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.rand(shape, generator=Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def smooth(height: int, width: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from oag_transform import ABSTAIN, DefendedModel, DivergenceError, OnlineAlternateGenerator, SmoothedModel
 from oag_transform.smoothed import COUNTING, INTERIM_SHARES, SELECTION, ClassCounts, certificate, lower_bound
-from tests.sample_images import QUIET
+from tests.sample_images import QUIET, rand
 
 SIDE = 6
 
@@ -332,7 +332,7 @@ def test_a_model_that_works_in_place_and_keeps_its_outputs_memory() -> None:
 
 def test_one_object_of_counts_for_several_images_is_refused() -> None:
     model = SmoothedModel(Halfspace(0.0), sigma=0.25)
-    images = torch.rand(2, 3, SIDE, SIDE)
+    images = rand(2, 3, SIDE, SIDE)
     with pytest.raises(ValueError, match="of its own for each image"):
         model.certify(images, 4, 4, counts=[ClassCounts()] * 2)
     with pytest.raises(TypeError, match="counts must be ClassCounts, one for each image, got dict"):
@@ -345,7 +345,7 @@ def test_one_object_of_counts_for_several_images_is_refused() -> None:
 @pytest.mark.parametrize("tracked", [True, False])
 def test_batch_normalization_with_statistics_of_the_batch_is_refused(tracked: bool) -> None:
     network = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=tracked), Halfspace(0.0))
-    images = torch.rand(2, 3, SIDE, SIDE)
+    images = rand(2, 3, SIDE, SIDE)
     model = SmoothedModel(network, sigma=0.25)
     for ask in (model.predict, model.certify):
         with pytest.raises(ValueError, match=r"independent draws, but the batch normalization '0'"):

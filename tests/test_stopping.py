@@ -10,7 +10,7 @@ from torch import Tensor
 
 from oag_transform import DivergenceError, OnlineAlternateGenerator, choose_network_steps, streams
 from oag_transform.stopping import smallest_flat_step
-from tests.sample_images import QUIET
+from tests.sample_images import QUIET, rand
 
 
 def defense(**overrides: Any) -> OnlineAlternateGenerator:
@@ -81,7 +81,7 @@ def test_noise_has_the_standard_deviation_asked_for_and_repeats() -> None:
     assert torch.equal(images, torch.full((4, 3, 64, 64), 0.5))
 
 
-IMAGES, LABELS = torch.rand(2, 3, 20, 20), torch.zeros(2, dtype=torch.int64)
+IMAGES, LABELS = rand(2, 3, 20, 20), torch.zeros(2, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,10 @@ from torchvision import tv_tensors
 from oag_transform import DefendedModel, OnlineAlternateGenerator
 from oag_transform.baselines.filters import JPEG, Randomization
 from oag_transform.straight_through import straight_through
+from tests.sample_images import rand
 
-PURIFY = OnlineAlternateGenerator(network_steps=2, filters=4, seed=0)
+PURIFY = OnlineAlternateGenerator(network_steps=2, filters=4, seed=0, compute_dtype=torch.float32)
 DEFENSES: list[Callable[..., Any]] = [PURIFY, JPEG(25), lambda x: (4 * x).round() / 4]
-
-
-def rand(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def target() -> nn.Module:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from oag_transform.evaluation.backbones import IMAGENET
 from oag_transform.evaluation.data import Preprocessing
 from oag_transform.evaluation.targets import load_target
+from tests.sample_images import rand
 
 
 class MeanColor(nn.Module):
@@ -237,7 +238,7 @@ def test_timm_by_name_with_a_checkpoint(tmp_path: Path) -> None:
     torch.save(network.state_dict(), tmp_path / "net.pth")
     target = load_target("timm:resnet10t", str(tmp_path / "net.pth"), classes=("a", "b", "c"), resize=64, crop=64)
     config = timm.data.resolve_model_data_config(network)
-    images = torch.rand(2, 3, 64, 64)
+    images = rand(2, 3, 64, 64)
     normalized = (images - torch.tensor(config["mean"])[:, None, None]) / torch.tensor(config["std"])[:, None, None]
     torch.testing.assert_close(target.model(images), network(normalized))
     own = load_target("timm:resnet10t", str(tmp_path / "net.pth"), classes=("a", "b", "c")).preprocessing
@@ -279,7 +280,7 @@ def of_logits() -> nn.Module:
 
 def test_a_classifier_may_return_an_object_with_logits() -> None:
     target = load_target("tests.test_targets:of_logits", classes=names(3), resize=8, crop=8)
-    images = torch.rand(2, 3, 8, 8)
+    images = rand(2, 3, 8, 8)
     assert torch.equal(target.model(images), images.mean((2, 3)))
 
 

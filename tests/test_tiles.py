@@ -1,5 +1,7 @@
 """Large images in tiles: positions and weights, seamless overlaps, and what diverges."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,6 +32,12 @@ def test_shares_add_up_to_one_and_tiles_keep_to_the_size_and_the_grid(height: in
     assert (len(places) == 1) == (max(height, width) <= size)
 
 
+def purifier(**settings: Any) -> OnlineAlternateGenerator:
+    """The default at seed 0 but for these settings, in float32."""
+    made: dict[str, Any] = {"seed": 0, "compute_dtype": torch.float32}
+    return OnlineAlternateGenerator(**made | settings)
+
+
 def columns(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each column, over channels and rows."""
     return images.mean((0, 1)), images.std((0, 1))
@@ -38,8 +46,8 @@ def columns(images: Tensor) -> tuple[Tensor, Tensor]:
 def test_nothing_shows_where_tiles_meet() -> None:
     """The residual in the overlap has the same deviation as elsewhere, and no step in its mean; 5 standard errors."""
     image = synthetic_image(3, 120, 330).float()
-    purify = OnlineAlternateGenerator(filters=24, network_steps=8, strength=1.0, tile_size=None, seed=0)
-    tiled = OnlineAlternateGenerator(filters=24, network_steps=8, strength=1.0, tile_size=189, seed=0)
+    purify = purifier(filters=24, network_steps=8, strength=1.0, tile_size=None)
+    tiled = purifier(filters=24, network_steps=8, strength=1.0, tile_size=189)
     first, second = tiles(120, 330, 189, 3)
     whole, parts = (255 * (t(image) - image) for t in (purify, tiled))
     assert not torch.equal(whole[..., :100], parts[..., :100])  # the network is trained on its tile
@@ -55,7 +63,7 @@ def test_nothing_shows_where_tiles_meet() -> None:
 
 def test_a_row_of_a_tiled_batch_is_the_image_alone_and_tiles_draw_noise_of_their_own() -> None:
     images = torch.full((2, 3, 140, 300), 0.4)
-    purify = OnlineAlternateGenerator(filters=4, network_steps=2, strength=1.0, tile_size=150, seed=3, progress=False)
+    purify = purifier(filters=4, network_steps=2, strength=1.0, tile_size=150, seed=3)
     together = purify(images, index=4)
     torch.testing.assert_close(together[1], purify(images[1], index=5), rtol=0, atol=1e-5)
     left, right = (part - part.mean((1, 2), keepdim=True) for part in (together[0, :, :90, :90], together[0, :, :90, 210:300]))
@@ -97,7 +105,7 @@ def test_a_tile_that_diverges_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) 
         return inputs.pixels.clone(), torch.tensor([False, inputs.tile == 0])
 
     monkeypatch.setattr(run, "with_retry", first_tile_of_second_image_fails)
-    purify = OnlineAlternateGenerator(tile_size=150, chunk_size=2, compute_dtype=torch.float32)
+    purify = purifier(tile_size=150, chunk_size=2, seed=None)
     with pytest.raises(DivergenceError) as raised:
         purify(torch.full((2, 3, 130, 300), 0.5))
     assert raised.value.indices == [1]
@@ -108,8 +116,8 @@ def test_strength_is_that_of_the_whole_image() -> None:
     image = torch.full((3, 130, 400), 0.5)
     image[..., :200] += 4 / 255 * torch.randn(3, 130, 200, generator=torch.Generator().manual_seed(0))
     quiet = image[..., 240:]
-    purify = OnlineAlternateGenerator(filters=4, network_steps=2, seed=0, tile_size=224)
-    alone = OnlineAlternateGenerator(filters=4, network_steps=2, seed=0)(quiet).std((1, 2))
+    purify = purifier(filters=4, network_steps=2, tile_size=224)
+    alone = purifier(filters=4, network_steps=2)(quiet).std((1, 2))
     assert (purify(image)[..., 240:].std((1, 2)) > 1.5 * alone).all()  # a quarter of the temperature is half of the noise
 
 
