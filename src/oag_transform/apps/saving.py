@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import os
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +10,7 @@ import PIL.Image
 from PIL.ExifTags import IFD, Base
 from PIL.PngImagePlugin import PngInfo
 
-from .. import files
+from .. import atomic, files
 from .sources import FORMATS, SUFFIXES
 
 NAMES = {"exif": "EXIF", "icc_profile": "colour profile", "dpi": "resolution", "xmp": "XMP", "comment": "comment"}
@@ -117,22 +115,11 @@ def _encode(image: PIL.Image.Image, name: str, extra: dict[str, Any]) -> bytes:
 
 def write(target: Path, content: bytes, token: str) -> None:
     """Write a file atomically: at any moment it has its old or its complete new content. Folders are created."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_path(target, token)
-    try:
+    with atomic.replaced(target, token) as partial:
         partial.write_bytes(content)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def remove_partial(target: Path, token: str) -> None:
     """Remove what a killed process has left of a file. What can't be removed stays: it must not hide the end of a run."""
     with contextlib.suppress(OSError):
-        partial_path(target, token).unlink(missing_ok=True)
-
-
-def partial_path(target: Path, token: str) -> Path:
-    """The hidden path, in the same folder, of a file until it is complete; ``token`` distinguishes runs."""
-    digest = zlib.crc32(os.fsencode(target.name))  # a long name could not be extended
-    return target.with_name(f".{digest:08x}.{token}.part")
+        atomic.partial_path(target, token).unlink(missing_ok=True)

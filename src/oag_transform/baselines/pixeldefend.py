@@ -13,6 +13,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from .. import _checks
+from .. import _checks, atomic
 from .base import Baseline
 
 logger = logging.getLogger(__name__)
@@ -258,7 +259,8 @@ def bits_per_dim(model: PixelCNN, images: Tensor) -> float:
 
 def save_pixelcnn(model: PixelCNN, path: str | os.PathLike[str]) -> None:
     """Write the settings and weights of ``model``, for :func:`load_pixelcnn`."""
-    torch.save({"format": _FORMAT, "settings": model.settings, "state": model.state_dict()}, path)
+    with atomic.replaced(Path(path)) as partial, partial.open("wb") as file:
+        torch.save({"format": _FORMAT, "settings": model.settings, "state": model.state_dict()}, file)
 
 
 def load_pixelcnn(path: str | os.PathLike[str]) -> PixelCNN:

@@ -18,6 +18,8 @@ import PIL.Image
 from msgspec import Struct
 from msgspec.structs import replace
 
+from .. import atomic
+
 Pixels = npt.NDArray[np.uint8]
 Z = NormalDist().inv_cdf(0.975)  # of a 95% interval
 
@@ -326,6 +328,5 @@ def format_seconds(value: float) -> str:
 
 def put(path: Path, text: str) -> None:
     """Write a text file atomically; bytes of file names that are not UTF-8 become U+FFFD."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_bytes(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode())
-    partial.replace(path)
+    with atomic.replaced(path) as partial:
+        partial.write_bytes(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").encode())

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from .. import atomic
 
 Array = npt.NDArray[Any]
 
@@ -114,9 +115,8 @@ def _load(path: Path, count: int) -> Array | None:
 
 
 def _save(path: Path, part: Array) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez(partial, rows=part)
-    partial.replace(path)
+    with atomic.replaced(path) as partial, partial.open("wb") as file:
+        np.savez(file, rows=part)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from .. import _checks, files
+from .. import _checks, atomic, files
 from ..baselines.own import imported
 from .backbones import IMAGENET, build, build_lite, build_timm, build_torchvision, check_builder, is_lite
 from .data import Preprocessing, check_not_enlarged
@@ -119,8 +119,7 @@ def save_target(
         "state_dict": model.state_dict(),
         "adversarial_eps": adversarial_eps,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:  # torch's own errors for a path don't name it
+    with atomic.replaced(path) as partial, partial.open("wb") as file:  # torch's own errors for a path don't name it
         torch.save(content, file)
 
 
