@@ -20,9 +20,14 @@ def test_a_file_is_replaced_at_the_end_and_not_before(tmp_path: Path) -> None:
 def test_after_an_error_the_old_file_is_there_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "file.txt"
     target.write_text("old")
-    with pytest.raises(KeyboardInterrupt), atomic.replaced(target) as partial:
-        partial.write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with atomic.replaced(target) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert [(path, path.read_text()) for path in tmp_path.iterdir()] == [(target, "old")]
 
 

@@ -33,11 +33,14 @@ from . import process
 from .options import ClassifierOptions, DeviceOptions, ImageOptions, check_input, default, dtype_of
 
 if TYPE_CHECKING:  # torch comes when a command runs, not when its arguments are parsed
+    import torch
+
     from ..evaluation.attacks.gray_box import Attack
     from ..evaluation.data import Listing
     from ..evaluation.plan import Plan
     from ..evaluation.result import Result
     from ..evaluation.store import Store
+    from ..evaluation.targets import Target
 
 EXTRA = "eval"
 REPORT, ALL, TRANSFER = "report", "all", "transfer"
@@ -129,6 +132,8 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
                 raise ValueError(f"{one.key} needs a second target: --other MODEL[=WEIGHTS]")
         if any(one.key == TRANSFER for one in self.asked) != bool(self.adversarial):
             raise ValueError("transfer and --adversarial FOLDER need each other")
+        if self.adaptive.seed_known and any(one.key == "convergence" for one in self.asked):
+            raise ValueError("--adaptive.seed-known doesn't go with convergence, whose attackers don't know the seed")
         not_empty("--attacks", self.attacks)
         if self.defenses is not None:
             not_empty("--defenses", self.defenses)
@@ -209,7 +214,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         import torch
 
         from ..evaluation.adversarial import choose_transfer, common, match
-        from ..evaluation.data import first_size, kind_of
+        from ..evaluation.data import kind_of
         from ..evaluation.experiments import certify
         from ..evaluation.plan import Plan, common_facts
         from ..evaluation.subject import choose_subject
@@ -222,23 +227,13 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         if matches:
             common(matches, listing)
         apart = self._apart(listing)
-        for attack in self.adaptive.attacks if any(one.key == "adaptive" for one in self.asked) else ():
+        keys, attacks = {one.key for one in self.asked}, self._attacks()
+        for attack in self.adaptive.attacks if "adaptive" in keys else ():
             if len(listing.classes) < (least := adaptive_entry(attack).classes):
                 raise ValueError(f"{attack} needs {least} classes or more, got {len(listing.classes)}")
-        attacks = self._attacks()
         dtype = dtype_of(self.compute_dtype)
         needs = Needs(pixelcnn=self._pixelcnn(), compute_dtype=dtype)
-        paper = self.setting == "paper"
-        every = self._every()
-        first = first_size(listing)
-        targets = [self.load(listing.classes, device, listing.side, first)]
-        for name in self.other:
-            model, _, weights = name.partition("=")
-            other = dataclasses.replace(self, model=model, weights=weights or None)
-            targets.append(other.load(listing.classes, device, listing.side, first))
-        least = min(target.preprocessing.crop for target in targets)
-        if self.shift is not None and self.shift >= least:
-            raise ValueError(f"--shift must be less than the images' {least} pixels, got {self.shift}")
+        every, targets = self._every(), self._targets(listing, device)
         if not self.other:  # a defense that uses the gradient of one target is none of another's
             needs = dataclasses.replace(needs, target=targets[0].model)
         families = self._families(every, needs)
@@ -247,7 +242,6 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         self.out.mkdir(parents=True, exist_ok=True)  # before any work
         show = sys.stderr.isatty() or self.progress
         store = self._store()(self.out / "cache", chunk=self.batch_size, progress=show)
-        keys = {one.key for one in self.asked}
         subjects, unfiltered, transfer = [], None, None
         if TRANSFER in keys:
             transfer = choose_transfer(matches, targets[0], listing, self.count, store, self.seed, device)
@@ -277,7 +271,7 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
             noise_std=self.noise_std,
             network_steps=next(int(family.tuned) for family in every if family.key == OAG_KEY),
             needs=needs,
-            paper=paper,
+            paper=self.setting == "paper",
             adaptive=self.adaptive,
             convergence=self.convergence,
             certify=self.certify,
@@ -285,6 +279,19 @@ class Evaluate(DeviceOptions, ClassifierOptions, ImageOptions):
         if unfiltered is not None:
             certify.check(plan)
         return plan
+
+    def _targets(self, listing: "Listing", device: "torch.device") -> "list[Target]":
+        """The classifiers of ``--model`` and ``--other``."""
+        from ..evaluation.data import first_size  # with torch
+
+        others = [name.partition("=") for name in self.other]
+        named = [self, *(dataclasses.replace(self, model=model, weights=weights or None) for model, _, weights in others)]
+        first = first_size(listing)
+        targets = [each.load(listing.classes, device, listing.side, first) for each in named]
+        least = min(target.preprocessing.crop for target in targets)
+        if self.shift is not None and self.shift >= least:
+            raise ValueError(f"--shift must be less than the images' {least} pixels, got {self.shift}")
+        return targets
 
     def _store(self) -> "type[Store]":
         from ..evaluation.store import Store  # with torch

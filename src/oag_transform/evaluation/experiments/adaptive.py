@@ -83,6 +83,8 @@ def _cost(row: RowResult) -> dict[str, str]:
 def _caption(plan: Plan) -> str:
     options = plan.adaptive
     alone = "Each attack by itself, on all images." if options.each_alone else "The attacks run in sequence (column attacks)."
+    if options.each_alone and options.judge > 1:
+        alone += " The worst for each image is the least of several noisy counts, which is too low for a randomised defense."
     seed = " The defender's seed is fixed, and the attacker knows it." if options.seed_known else ""
     return (
         f"Accuracy in percent of images that the target classifies correctly. Untargeted. {alone}{seed} A vote of "
