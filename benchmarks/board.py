@@ -98,10 +98,12 @@ def board(of: str, docs: Path) -> str:
             file, least = min(found, key=lambda each: each[1].cell.accuracy)
             attacked = [_link(_percent(least.cell), file, docs), f"{least.attacks}, n = {least.cell.n}".lstrip(", ")]
         proof = next((each for each in certificates if _denoises(each, row)), None)
-        share = "" if proof is None or certified is None else _percent(proof.cells[certified.columns.index(str(proven))])
+        shown = None if proof is None or certified is None else proof.cells[certified.columns.index(str(proven))]
+        share = _percent(shown)
+        few = f" (n = {shown.n})" if shown is not None and certified is not None and shown.n < certified.facts["n"] else ""
         time = "" if measured is None or measured.seconds is None else results.format_seconds(1000 * measured.seconds)
         lines.append(
-            [row.name + _fewer(table, measured), *gray, *attacked, _link(share, given["certify"], docs) if share else "", time]
+            [row.name + _fewer(table, measured), *gray, *attacked, _link(share, given.get("certify", ""), docs) + few, time]
         )
     return "\n".join([*tables.table(heading, lines), "", *_below(table, [result for _, result in adaptive], certified)])
 
@@ -189,7 +191,8 @@ def _percent(cell: Cell | None) -> str:
 
 
 def _count(table: Result, attacked: Result | None, _: str) -> str:
-    return f"n = {table.facts['n']}" + ("" if attacked is None else f", under adaptive attack {attacked.facts['n']}, by vote")
+    under_attack = "" if attacked is None else f", under adaptive attack {attacked.facts['n']} (randomised defenses by vote)"
+    return f"n = {table.facts['n']}{under_attack}"
 
 
 def _below(table: Result | None, adaptive: Sequence[Result], certified: Result | None) -> list[str]:
