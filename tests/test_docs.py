@@ -99,7 +99,7 @@ def test_a_summary_has_each_defense_at_one_setting(folder: Path) -> None:
         "| Two of them | 75.0 | 62.5 |  |",
         "",
         "Accuracy in percent of images that the undefended target classifies correctly. "
-        "Flowers: n = 4, under adaptive attack 4, by vote.",
+        "Flowers: n = 4, under adaptive attack 4 (randomised defenses by vote).",
     ]
     alone = docs.made("<!-- summary: Flowers=table1.json Toads=table1.json | none -->\n<!-- end -->")
     assert "| Defense | Flowers: clean | gray-box mean | Toads: clean | gray-box mean |" in alone

@@ -158,7 +158,11 @@ def robust_accuracy(
         count: images, the first in the order of :func:`clean_accuracy`; all where there are fewer.
         steps: gradients for each image and restart.
         restarts: random starts.
+
+    Raises:
+        ValueError: a bad number, or none of the images can be read.
     """
+    _checks.integer("count", count, at_least=1)
     attack = APGD(Bound("linf", eps / 255), steps=steps, draws=1, restarts=restarts)
     defended = DefendedModel(model, nn.Identity(), shift=0)
     return _right(model, listing, preprocessing, count, lambda images, labels: attack(defended, images, labels).images)
