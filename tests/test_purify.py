@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL.PngImagePlugin import PngInfo
 from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional as tvf
 
 from oag_transform import DivergenceError, OnlineAlternateGenerator, files
 from oag_transform.apps import local_purify, saving, sources, worker
@@ -37,7 +37,7 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (33, 28), seed: int = 0) -> PIL.Image.Image:
     values = torch.randint(0, 256, (3, size[1], size[0]), generator=torch.Generator().manual_seed(seed))
-    image: PIL.Image.Image = F.to_pil_image(values.to(torch.uint8))
+    image: PIL.Image.Image = tvf.to_pil_image(values.to(torch.uint8))
     return image.convert(mode)
 
 
@@ -193,7 +193,7 @@ def test_files_are_written_one_batch_after_the_other(tmp_path: Path, monkeypatch
 def test_resize_gives_the_classifiers_size(tmp_path: Path) -> None:
     source = save(tmp_path / "a.png", size=(60, 40))
     assert purify(source, "--out", tmp_path / "o", "--resize", "20", "--seed", "2") == 0
-    small = F.resize(read(source), [20], interpolation=InterpolationMode.BICUBIC)
+    small = tvf.resize(read(source), [20], interpolation=InterpolationMode.BICUBIC)
     assert small.size == (30, 20)
     expected = OnlineAlternateGenerator(network_steps=1, seed=2)(small, index=index_of("a.png"))
     assert pixels(tmp_path / "o" / "a.png") == expected.tobytes()

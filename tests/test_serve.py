@@ -31,7 +31,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional as tvf
 
 pytest.importorskip("starlette")
 
@@ -181,7 +181,7 @@ def test_an_image_is_purified_at_its_own_size(server: Server) -> None:
     assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
     purified = PIL.Image.open(io.BytesIO(answer.body))
     assert (purified.size, purified.mode) == ((60, 60), "RGB")
-    direct = server.engine.run(Work(PURIFY, (3, 60, 60)), [F.pil_to_tensor(picture)])[0]
+    direct = server.engine.run(Work(PURIFY, (3, 60, 60)), [tvf.pil_to_tensor(picture)])[0]
     np.testing.assert_array_equal(np.asarray(purified), direct.permute(1, 2, 0).numpy())
     assert not np.array_equal(np.asarray(purified), np.asarray(picture))
 
@@ -632,7 +632,7 @@ def test_work_that_returns_too_few_results_is_an_error_of_each_item() -> None:
 
 def test_engine_batches_equal_single_images_bit_for_bit() -> None:
     engine = make_engine()
-    images = [F.pil_to_tensor(image(0.3 + 0.1 * i, seed=i)) for i in range(4)]
+    images = [tvf.pil_to_tensor(image(0.3 + 0.1 * i, seed=i)) for i in range(4)]
     together = engine.run(Work(CLASSIFY, (3, SIDE, SIDE)), images)
     for one, alone in zip(together, images, strict=True):
         single = engine.run(Work(CLASSIFY, (3, SIDE, SIDE)), [alone])[0]
@@ -642,7 +642,7 @@ def test_engine_batches_equal_single_images_bit_for_bit() -> None:
 def test_several_samples_are_averaged_for_each_image() -> None:
     one = make_engine()
     two = Engine(one.target, CLASSES, one.transform, 2, torch.device("cpu"))
-    images = [F.pil_to_tensor(image(level)) for level in (0.3, 0.7)]
+    images = [tvf.pil_to_tensor(image(level)) for level in (0.3, 0.7)]
     found = two.run(Work(CLASSIFY, (3, SIDE, SIDE)), images)
     index = [_stream(each) for each in images]
     purified = two.defended.purify(torch.stack(images) / 255, index=index)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional as tvf
 
 ImageLike = TypeVar("ImageLike", PIL.Image.Image, Tensor)
 
@@ -22,7 +22,7 @@ def to_batch(images: PIL.Image.Image | Tensor) -> Tensor:
     """An image or a batch of any checked kind -> a plain, detached tensor (N, C, H, W) in [0, 1], float32 (float64 stays)."""
     if isinstance(images, PIL.Image.Image):
         with torch.device("cpu"):  # whatever torch.set_default_device says
-            tensor = F.pil_to_tensor(images)
+            tensor = tvf.pil_to_tensor(images)
     else:
         tensor = images.detach().as_subclass(Tensor)
     tensor = tensor.reshape(-1, *tensor.shape[-3:]) if tensor.numel() else tensor.new_empty(0, *tensor.shape[-3:])
@@ -52,7 +52,7 @@ def resize(image: PIL.Image.Image, side: int, interpolation: InterpolationMode, 
             f"{name} has {width} x {height} pixels; resized to a short side of {side}, it would have {side * long / 1e6:.0f} "
             f"megapixels, more than {limit / 1e6:.0f}"
         )
-    return F.resize(image, [side], interpolation=interpolation)
+    return tvf.resize(image, [side], interpolation=interpolation)
 
 
 def work_type(images: PIL.Image.Image | Tensor) -> tuple[torch.device, torch.dtype]:
@@ -65,7 +65,7 @@ def work_type(images: PIL.Image.Image | Tensor) -> tuple[torch.device, torch.dty
 def like(batch: Tensor, original: ImageLike) -> ImageLike:
     """(N, C, H, W) in [0, 1] -> the kind, shape and dtype of ``original``; uint8 and PIL are rounded to 1/255."""
     if isinstance(original, PIL.Image.Image):
-        image = F.to_pil_image(to_uint8(batch[0]))
+        image = tvf.to_pil_image(to_uint8(batch[0]))
         image.info = dict(original.info)
         return image
     converted = to_uint8(batch) if original.dtype == torch.uint8 else batch.to(original.dtype)

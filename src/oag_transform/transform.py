@@ -31,7 +31,7 @@ CHUNK_PIXELS = 2**14
 """Pixels in a chunk of images on the CPU: operators on fewer pixels take less time than Python needs to call them."""
 
 P = ParamSpec("P")
-F = TypeVar("F", bound=Callable[..., Any])
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ def _with_arguments(arguments: Callable[P, object]) -> Callable[[Callable[..., N
 _REASON: Any = {"reason": _checks.NOT_TRACED} if "reason" in inspect.signature(torch.compiler.disable).parameters else {}
 
 
-def uncompiled(function: F) -> F:
+def uncompiled(function: Method) -> Method:
     """Exclude a method from ``torch.compile``, because it draws its own random numbers and works in place."""
     return torch.compiler.disable(function, **_REASON)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional as tvf
 
 from .. import _checks, files, images, streams
 from ..transform import DivergenceError, OnlineAlternateGenerator
@@ -169,7 +169,7 @@ def _decode(row: int, job: Job, resize: int | None) -> _Decoded:
     if resize is not None:
         resized = images.resize(decoded.image, resize, InterpolationMode.BICUBIC, files.one_line(str(job.source)))
         decoded = decoded._replace(image=resized)
-    return _Decoded(row, F.pil_to_tensor(decoded.image), saving.metadata(decoded))
+    return _Decoded(row, tvf.pil_to_tensor(decoded.image), saving.metadata(decoded))
 
 
 def _make_group(plan: PurifyPlan, batch: Sequence[Job], group: Sequence[_Decoded]) -> dict[int, PurifyOutcome]:
@@ -191,7 +191,7 @@ def _make_group(plan: PurifyPlan, batch: Sequence[Job], group: Sequence[_Decoded
 
 def _encode(job: Job, pixels: Tensor, kept: saving.Metadata) -> PurifyOutcome:
     try:
-        content, notes = saving.encode(F.to_pil_image(pixels), job.target.suffix, kept)
+        content, notes = saving.encode(tvf.to_pil_image(pixels), job.target.suffix, kept)
     except (OSError, ValueError, MemoryError) as error:
         return failed(job, error, kept.notes)
     return PurifyOutcome(job, content, None, kept.notes + notes)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional as tvf
 
 from .. import folders
 from ..files import one_line, read_rgb, reason
@@ -320,7 +320,7 @@ def prepared(image: PIL.Image.Image, preprocessing: Preprocessing, name: str) ->
         ValueError: it is too thin to be resized; the message begins with ``name``.
     """
     resize, crop, interpolation = preprocessing
-    return F.pil_to_tensor(F.center_crop(resized(image, resize, interpolation, name), [crop, crop]))
+    return tvf.pil_to_tensor(tvf.center_crop(resized(image, resize, interpolation, name), [crop, crop]))
 
 
 def batches(listing: Listing, preprocessing: Preprocessing, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -21,7 +21,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional as tvf
 
 from ... import _checks
 from ...transform import DivergenceError
@@ -319,7 +319,7 @@ def _choice(request: Request, name: str, choices: Sequence[str], default: str) -
 
 
 def _tensor(image: Any) -> torch.Tensor:
-    return F.pil_to_tensor(image)
+    return tvf.pil_to_tensor(image)
 
 
 def _guesses(guesses: Sequence[Guess]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import PIL.Image
 import torch
 import torchvision
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional as tvf
 
 from ... import streams
 from ...defended import DefendedModel
@@ -205,7 +205,7 @@ def class_names(model: str, weights: str | None, labels: Path | None) -> tuple[s
 def png(image: Tensor) -> bytes:
     """(C, H, W) uint8 as a PNG file."""
     buffer = io.BytesIO()
-    F.to_pil_image(image).save(buffer, "PNG", compress_level=3)  # a higher level compresses noise no better
+    tvf.to_pil_image(image).save(buffer, "PNG", compress_level=3)  # a higher level compresses noise no better
     return buffer.getvalue()
 
 
