@@ -51,7 +51,7 @@ def test_for_noise_gives_way_to_explicit_arguments() -> None:
     found = purify.settings_for(32, 32)
     assert (found.threshold, found.strength, found.scale) == (4, 0.5, 3.0)
     for wrong in (0, 25):  # 25 grey levels are 25 / 255
-        with pytest.raises(ValueError, match=f"noise_std must be a finite number > 0 and <= 1, got {wrong}"):
+        with pytest.raises(ValueError, match=f"noise_std must be a finite number >= 0.0001 and <= 1, got {wrong}"):
             OnlineAlternateGenerator.for_noise(wrong)
 
 
