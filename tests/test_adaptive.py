@@ -1011,3 +1011,81 @@ def test_an_attack_without_the_gradient_that_it_is_named_for_says_so() -> None:
         "exact: no gradient through the defense was found; BPDA took its place",
     )
     assert not found["own"].fell_back
+
+
+def in_place(images: Tensor) -> Tensor:
+    changed = images.sigmoid()
+    changed *= 0.5  # autograd needs the values of the sigmoid
+    return changed
+
+
+def in_numpy(images: Tensor) -> Tensor:
+    return torch.from_numpy(0.5 * images.numpy())
+
+
+@pytest.mark.parametrize("defense", [in_place, in_numpy], ids=["in place", "in NumPy"])
+def test_a_defense_that_works_without_a_gradient_alone_is_attacked_by_bpda(defense: Callable[[Tensor], Tensor]) -> None:
+    images, labels = examples(2)
+    attack = make_attack("exact", LINF, AdaptiveOptions(exact_steps=1), randomised=False, views=False)
+    found = attack(DefendedModel(Linear(), defense, shift=0), images, labels, images, pgd.unknown)
+    assert found.fell_back
+    assert not found.images.equal(images)
+
+
+def test_one_of_several_defenses_without_a_gradient_has_the_identitys_and_it_is_said() -> None:
+    images, labels = examples(2)
+    attack = make_attack("exact", LINF, AdaptiveOptions(exact_steps=1), randomised=False, views=False)
+    for several, expected in (([small(), v2.Lambda(in_numpy)], True), ([small(), JPEG(50)], False)):
+        found = attack(DefendedModel(Linear(), several, shift=0), images, labels, images, pgd.unknown)
+        assert found.fell_back is expected
+        assert not found.images.equal(images)
+
+
+def test_bound_arguments_of_a_partial_stay_under_attack() -> None:
+    images, _ = examples(2)
+    model = DefendedModel(Linear(), functools.partial(small(), index=[8, 8]), shift=0)
+    torch.testing.assert_close(unrolled(model)(images, index=[1, 2]), model(images, index=[1, 2]))
+
+
+def test_the_result_of_pgd_has_no_graph() -> None:
+    images, labels = examples(2)
+    assert not PGD(LINF, 2, 1)(undefended(), images.clone().requires_grad_(), labels).images.requires_grad
+
+
+@pytest.mark.parametrize("attack", [PGD(LINF, 1, 1, deterministic=True), APGD(LINF, 1), Square(LINF, 1), HopSkipJump(LINF)])
+def test_every_attack_names_labels_of_no_class(attack: Any) -> None:
+    images, _ = examples(2)
+    with pytest.raises(ValueError, match=r"expected labels from 0 to \d+, got (0|99) to 99"):
+        attack(undefended(), images, torch.tensor([0, 99]))
+
+
+@pytest.mark.parametrize(
+    "attack", [APGD(LINF, 2), Square(LINF, 2), HopSkipJump(LINF, 1, 2)], ids=lambda attack: type(attack).__name__
+)
+def test_attacks_of_libraries_take_any_integers_and_no_images(attack: Any) -> None:
+    images, labels = examples(1)
+    assert torch.equal(attack(undefended(), images, labels.int()).images, attack(undefended(), images, labels).images)
+    assert attack(undefended(), images[:0], labels[:0]).images.shape == images[:0].shape
+
+
+def test_hopskipjump_is_the_same_alone_and_in_a_batch() -> None:
+    images, labels = examples(3)
+    together = HopSkipJump(LINF, 1, 4)(undefended(), images, labels).images
+    alone = HopSkipJump(LINF, 1, 4, streams=lambda image, draw: pgd.unknown(2, draw))(
+        undefended(), images[2:], labels[2:]
+    ).images
+    assert torch.equal(alone, together[2:])
+
+
+@pytest.mark.parametrize("start", [torch.zeros(1, 3, 4, 4), "images"])
+def test_a_start_that_is_none_is_named(start: Any) -> None:
+    images, labels = examples(2)
+    with pytest.raises(ValueError, match="start must be a tensor of the shape of the images"):
+        PGD(LINF, 1, 1)(undefended(), images, labels, start=start)
+
+
+def test_a_known_seed_makes_the_draws_of_a_seeded_defense_equal_and_no_others() -> None:
+    assert not adaptive.randomised(GaussianNoise(8, seed=0), seed_known=True)
+    assert adaptive.randomised(v2.GaussianNoise(), seed_known=True)
+    assert adaptive.randomised(torch.compile(nn.Sequential(GaussianNoise(8)), backend="eager"))
+    assert adaptive.randomised(Unrolled(small()))

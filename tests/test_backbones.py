@@ -2,8 +2,15 @@
 
 import pytest
 import torch
+from torch import nn
 
-from oag_transform.evaluation.backbones import EFFICIENTNET_LITE_SIZES, build, build_torchvision, efficientnet_lite
+from oag_transform.evaluation.backbones import (
+    EFFICIENTNET_LITE_SIZES,
+    build,
+    build_torchvision,
+    efficientnet_lite,
+    for_inference,
+)
 from oag_transform.evaluation.targets import load_target
 from tests.sample_images import rand
 from tests.test_targets import names
@@ -41,4 +48,15 @@ def test_what_torchvision_sets_with_weights_is_set_where_they_come_from_a_file()
     inception, googlenet = (build_torchvision(name, None, 3)[0][1] for name in ("inception_v3", "googlenet"))
     assert inception.transform_input
     assert googlenet.transform_input
-    assert googlenet.aux1 is None
+    assert googlenet.aux1 is inception.AuxLogits is None
+
+
+def test_auxiliary_heads_of_a_file_are_left_out() -> None:
+    class WithHead(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.aux1 = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    state = WithHead().state_dict()
+    assert for_inference(state, nn.ModuleDict({"fc": nn.Linear(2, 2)})).keys() == {"fc.weight", "fc.bias"}
+    assert for_inference(state, WithHead()).keys() == state.keys()

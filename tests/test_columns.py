@@ -195,6 +195,14 @@ def test_the_code_of_the_default_is_one_call(subject: Subject) -> None:
     assert in_code(plain.model(subject)) == "DefendedModel(target, shift=0)"
 
 
+def test_the_code_of_defenses_in_sequence(subject: Subject) -> None:
+    row = Row("", lambda seed: torch.nn.Sequential(GaussianNoise(12, seed=seed), JPEG(50)))
+    assert (
+        in_code(row.model(subject))
+        == "DefendedModel(target, torch.nn.Sequential(GaussianNoise(), JPEG(quality=50)), shift=0)"
+    )
+
+
 def test_an_attacker_may_have_other_random_numbers_and_another_gradient(subject: Subject) -> None:
     row = Row("", lambda seed: GaussianNoise(12, seed=seed))
     assert f"seed={subject.seed}" in repr(row.model(subject).defense)

@@ -718,18 +718,21 @@ def test_settings_are_checked_when_they_are_changed(name: str, value: Any, told:
     assert getattr(model, name) == before
 
 
-def test_a_function_in_a_lambda_gets_the_streams_too() -> None:
+@pytest.mark.parametrize("wrap", [v1.Lambda, lambda function: [v2.Lambda(function)]], ids=["v1", "v2"])
+def test_a_function_in_a_lambda_gets_the_streams_too(wrap: Callable[..., Any]) -> None:
     images = rand(2, 3, 20, 20)
-    model = DefendedModel(make_target(), [v2.Lambda(functools.partial(defense()))], shift=0)
+    model = DefendedModel(make_target(), wrap(functools.partial(defense())), shift=0)
     assert torch.equal(model.purify(images, index=[7, 3]), defense()(images, index=[7, 3]))
 
 
-def test_a_stream_that_is_bound_stays() -> None:
+@pytest.mark.parametrize("wrap", [lambda function: function, functools.partial(torch.compile, backend="eager")])
+def test_a_stream_that_is_bound_stays(wrap: Callable[..., Any]) -> None:
     images = rand(2, 3, 20, 20)
-    model = DefendedModel(make_target(), functools.partial(defense(), index=[5, 5]), shift=0)
+    model = DefendedModel(make_target(), wrap(functools.partial(defense(), index=[5, 5])), shift=0)
     assert torch.equal(model.purify(images, index=[7, 3]), defense()(images, index=[5, 5]))
 
 
 def test_logits_that_are_not_finite_keep_their_message_in_a_data_loader() -> None:
     error = NonFiniteLogitsError([2, 3])
-    assert str(type(error)(str(error))) == str(error)
+    again = type(error)(str(error))
+    assert str(again) == str(again.renamed([7])) == str(error)

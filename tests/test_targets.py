@@ -232,7 +232,7 @@ def test_one_class_is_refused() -> None:
         load_target("tests.test_targets:tiny", classes=names(1))
 
 
-def test_timm_by_name_with_a_checkpoint(tmp_path: Path) -> None:
+def test_timm_by_name_with_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timm = pytest.importorskip("timm")
     network = timm.create_model("resnet10t", num_classes=3).eval()
     torch.save(network.state_dict(), tmp_path / "net.pth")
@@ -241,8 +241,12 @@ def test_timm_by_name_with_a_checkpoint(tmp_path: Path) -> None:
     images = rand(2, 3, 64, 64)
     normalized = (images - torch.tensor(config["mean"])[:, None, None]) / torch.tensor(config["std"])[:, None, None]
     torch.testing.assert_close(target.model(images), network(normalized))
+    of_config = timm.data.resolve_model_data_config
+    monkeypatch.setattr(
+        timm.data, "resolve_model_data_config", lambda model: of_config(model) | {"input_size": (3, 224, 224), "crop_pct": 0.95}
+    )
     own = load_target("timm:resnet10t", str(tmp_path / "net.pth"), classes=("a", "b", "c")).preprocessing
-    assert own.crop == config["input_size"][-1]
+    assert (own.crop, own.resize) == (224, 235)  # of 235.8, as timm has it
     with pytest.raises(ValueError, match="timm has no model 'resnet99'"):
         load_target("timm:resnet99", classes=("a", "b"))
 

@@ -141,6 +141,16 @@ def test_classes_with_equal_folders_inside_are_told_apart(tmp_path: Path) -> Non
     assert {position: path.relative_to(tmp_path).as_posix() for position, path in found.files.items()} == dict(enumerate(names))
 
 
+def test_a_whole_name_comes_before_a_part_of_another(tmp_path: Path) -> None:
+    names = ("a/0.png", "a/a/0.png")
+    listing = Listing(names, (0, 0), ("a",), lambda _: PIL.Image.new("RGB", (8, 8)))
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = match(tmp_path, listing)
+    assert {position: path.relative_to(tmp_path).as_posix() for position, path in found.files.items()} == dict(enumerate(names))
+
+
 def test_folders_without_a_common_name_are_errors(folder: Path, tmp_path: Path) -> None:
     listing = image_folder(folder)
     for name in ("one/a_dark/0.png", "two/a_dark/1.png", "other/x.png", "flat/0.png"):

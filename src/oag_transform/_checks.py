@@ -31,7 +31,7 @@ class NonFiniteLogitsError(OfImages, ValueError):
     """A classifier returned logits that are NaN or infinite.
 
     Attributes:
-        images: the positions of the images in the batch.
+        images: the positions of the images in the batch; empty where the error comes from a DataLoader's worker.
     """
 
     def __init__(self, images: list[int] | str) -> None:  # DataLoader makes it anew from its message
@@ -49,6 +49,8 @@ class NonFiniteLogitsError(OfImages, ValueError):
 
     def renamed(self, images: Sequence[int]) -> "NonFiniteLogitsError":
         """See :class:`OfImages`."""
+        if isinstance(self.args[0], str):
+            return self
         return NonFiniteLogitsError(sorted({images[row] for row in self.images}))
 
 
@@ -301,8 +303,8 @@ def finite(logits: Tensor) -> Tensor:
     return logits
 
 
-def labels(given: Any, count: int, classes: int | None = None) -> None:
-    """Raise unless ``given`` are the integer labels (count,) of images, each below ``classes``.
+def labels(given: Any, count: int, classes: int | None = None) -> Tensor:
+    """The labels (count,) of images as int64; each must be below ``classes``.
 
     Raises:
         TypeError: they aren't a tensor of integers.
@@ -312,10 +314,12 @@ def labels(given: Any, count: int, classes: int | None = None) -> None:
         raise TypeError(f"expected labels as a tensor of integers, got {getattr(given, 'dtype', type(given).__name__)}")
     if given.shape != (count,):
         raise ValueError(f"expected labels of shape ({count},), one for each image, got {tuple(given.shape)}")
+    given = given.long()
     low, high = (int(given.min()), int(given.max())) if count else (0, 0)
     if low < 0 or (classes is not None and high >= classes):
         wanted = "of at least 0" if classes is None else f"from 0 to {classes - 1}"
         raise ValueError(f"expected labels {wanted}, got {low} to {high}")
+    return given
 
 
 def device(name: str, value: str) -> torch.device:

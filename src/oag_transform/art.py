@@ -53,11 +53,13 @@ class DefensePreprocessor(PreprocessorPyTorch):  # type: ignore[misc]  # ART has
         device_type: str = "gpu",
     ) -> None:
         super().__init__(device_type=device_type, is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict)
-        self.defense = OnlineAlternateGenerator() if defense is None else defense
+        self.defense: Any = defense
         self.clip = clip
         self._check_params()
 
     def _check_params(self) -> None:  # ART calls it in set_params
+        if self.defense is None:
+            self.defense = OnlineAlternateGenerator()
         if not callable(self.defense) or isinstance(self.defense, type):
             raise TypeError(f"defense must be a batch transform or None, got {self.defense!r}")
         _checks.flag("clip", self.clip)

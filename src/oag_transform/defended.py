@@ -44,9 +44,9 @@ class DefendedModel(nn.Module):
         target: any classifier (N, C, H, W) -> logits (N, classes), or -> an object with these as ``.logits``, such as the
             classifiers of Hugging Face.
         defense: a batch transform of [0, 1] images; default ``OnlineAlternateGenerator()``. A defense that takes ``index`` gets
-            the random stream of each image, also inside ``torch.nn.Sequential`` and torchvision's ``Compose``. A list of D
-            modules is D defenses; they are kept as a ``torch.nn.ModuleList``, and their results for an image must have the same
-            size.
+            the random stream of each image, also inside ``torch.nn.Sequential`` and torchvision's ``Compose`` and ``Lambda``. A
+            list of D modules is D defenses; they are kept as a ``torch.nn.ModuleList``, and their results for an image must
+            have the same size.
         normalize: the target's preprocessing of a [0, 1] image, e.g. ``torchvision.transforms.Normalize(mean, std)``. ``None``
             if the target takes [0, 1] images.
         samples: the number k of independent purifications by each defense whose class probabilities are averaged. It costs k
@@ -354,7 +354,7 @@ def parts_of(function: Any) -> Sequence[Callable[..., Tensor]]:
     inner = unwrapped(function)
     if type(inner) is nn.Sequential:
         return list(inner)
-    if type(inner) is v2.Lambda and inner.types == (object,):
+    if type(inner) is v1.Lambda or (type(inner) is v2.Lambda and inner.types == (object,)):
         return [inner.lambd]
     return list(inner.transforms) if type(inner) in (v1.Compose, v2.Compose) else ()
 
@@ -368,12 +368,18 @@ def unwrapped(function: Any) -> Any:
     """What functools.partial and torch.compile wrap; their own signature is ``(*args, **kwargs)``."""
     while isinstance(function, functools.partial):
         function = function.func
-    return getattr(function, "_orig_mod", function)
+    return _uncompiled(function)
+
+
+def _uncompiled(function: Any) -> Any:
+    """What torch.compile wraps: a module, or a function."""
+    return getattr(function, "_orig_mod", getattr(function, "_torchdynamo_orig_callable", function))
 
 
 def _takes_index(function: Any) -> bool:
     if parts := parts_of(function):
         return any(map(_takes_index, parts))
+    function = _uncompiled(function)
     if isinstance(function, functools.partial):
         return "index" not in function.keywords and _takes_index(function.func)
     function = unwrapped(function)

@@ -59,7 +59,7 @@ def choose_network_steps(
     if not isinstance(images, Tensor) or images.ndim != 4 or not images.is_floating_point() or len(images) == 0:
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images must be a floating-point tensor (N, C, H, W) with N >= 1, got {got}")
-    _checks.labels(labels, len(images))
+    labels = _checks.labels(labels, len(images))
     noise_std = _checks.number("noise_std", noise_std, at_least=0)
     tolerance = _checks.number("tolerance", tolerance, at_least=0)
     every, seed = _checks.integer("every", every, at_least=1), _checks.integer("seed", seed)

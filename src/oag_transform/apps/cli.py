@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extra = module.EXTRA
         return _run(called, module, asked.arguments)
     except ModuleNotFoundError as error:
-        return _fail(called, f"needs {error.name}: pip install 'oag-transform[{extra}]'", 2)
+        told = _one_line(error) if error.name is None else f"needs {error.name}: pip install 'oag-transform[{extra}]'"
+        return _fail(called, told, 2)
     except BrokenPipeError:  # the reader of the output has what it wants, as in ``--help | head -1``
         process.discard(sys.stdout)
         return 0

@@ -4,6 +4,8 @@ A command inherits what it needs, gives another default by declaring the field a
 docstring of a field is its help, on one line: tyro keeps the line breaks of longer ones.
 """
 
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,16 +165,20 @@ def check_input(option: str, path: Path | None) -> None:
 
 
 def check_output(path: Path) -> None:
-    """Raise unless a file can be written there, whose folder is made.
+    """Raise unless a file can be written there, whose folder is made, by way of another one beside it.
 
     Raises:
-        ValueError: it is a folder.
+        ValueError: it is a folder, a pipe or a device.
         OSError: no file can be written there.
     """
     if path.is_dir():
         raise ValueError(f"--out must be a file, got the folder {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"--out must be a file, got a pipe or a device: {path}")
     there = path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.open("ab").close()
+    with tempfile.TemporaryFile(dir=Path(os.path.realpath(path)).parent):
+        pass
     if not there:
         path.unlink()

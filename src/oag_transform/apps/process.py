@@ -40,7 +40,7 @@ def open_missing_streams() -> None:
 def print_everything() -> None:
     """Let standard output and error write what their encoding lacks as escapes: a character must not end a run."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")
 
 

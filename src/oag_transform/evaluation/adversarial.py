@@ -64,8 +64,8 @@ class Transfer:
 def match(folder: Path, listing: Listing) -> Matched:
     """The images in a folder, and in folders in it, by the names of the clean ones.
 
-    A file belongs to the clean image of the same ``CLASS/FILE``, else to that with another suffix. A file that lies in the
-    folder itself belongs to the clean image of the same file name, else to that with another suffix.
+    A file belongs to the clean image of the same path in its folder, else to that of the same ``CLASS/FILE``. A file that lies
+    in the folder itself belongs to the clean image of the same file name. Each time a file with another suffix comes next.
 
     Raises:
         ValueError: no such folder, or no image in it has the name of a clean one.
@@ -73,19 +73,19 @@ def match(folder: Path, listing: Listing) -> Matched:
     if not folder.is_dir():
         raise ValueError(f"--adversarial {folder} is not a folder")
     files = sorted(filter(Path.is_file, image_files(folder)))
-    known: dict[str, list[Path]] = {}
+    whole, known = dict[str, list[Path]](), dict[str, list[Path]]()  # by the whole name, by its last two parts
     for path in files:
         inside = PurePosixPath(path.relative_to(folder))
-        for each in {inside, PurePosixPath(*inside.parts[-2:])}:
+        for among, each in ((whole, inside), (known, PurePosixPath(*inside.parts[-2:]))):
             for name in (str(each), str(each.with_suffix(""))):
-                known.setdefault(name, []).append(path)
+                among.setdefault(name, []).append(path)
     found: dict[int, Path] = {}
     missing, ambiguous = [], []
     for position, name in enumerate(listing.names):
         inside = PurePosixPath(name)
-        parts = (inside, PurePosixPath(*inside.parts[-2:]), PurePosixPath(inside.name))
-        tried = [str(each) for part in parts for each in (part, _stem(part))]
-        candidates = next((known[each] for each in tried if each in known), [])
+        tried = ((whole, inside), (known, PurePosixPath(*inside.parts[-2:])), (known, PurePosixPath(inside.name)))
+        steps = [(among, str(each)) for among, part in tried for each in (part, _stem(part))]
+        candidates = next((among[each] for among, each in steps if each in among), [])
         if not candidates:
             missing.append(name)
         elif len(candidates) > 1:

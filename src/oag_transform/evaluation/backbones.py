@@ -18,9 +18,10 @@ IMAGENET = Preprocessing(256, 224, v2.InterpolationMode.BILINEAR)
 logger = logging.getLogger(__name__)
 
 AS_WITH_WEIGHTS: dict[str, dict[str, bool]] = {  # what torchvision sets where weights are given, and a state dict doesn't say
-    "inception_v3": {"transform_input": True, "init_weights": False},
+    "inception_v3": {"transform_input": True, "init_weights": False, "aux_logits": False},
     "googlenet": {"transform_input": True, "init_weights": False, "aux_logits": False},
 }
+AUXILIARY = {"aux1", "aux2", "AuxLogits"}  # heads of GoogLeNet and Inception v3
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of ImageNet
 EFFICIENTNET_LITE_SIZES = (224, 240, 260)  # pixels, of variants 0, 1 and 2
 
@@ -150,6 +151,14 @@ def build_timm(name: str, weights: str | None, classes: int) -> tuple[nn.Module,
     interpolation = v2.InterpolationMode(config["interpolation"])
     normalized = nn.Sequential(v2.Normalize(mean=list(config["mean"]), std=list(config["std"])), network)
     return normalized, Preprocessing(math.floor(crop / config["crop_pct"]), crop, interpolation)
+
+
+def for_inference(state: Any, model: nn.Module) -> Any:
+    """A state dict without auxiliary heads that the model doesn't have: they serve training alone."""
+    if not isinstance(state, dict):
+        return state
+    own = model.state_dict().keys()
+    return {key: value for key, value in state.items() if key in own or not AUXILIARY & set(str(key).split("."))}
 
 
 def check_builder(name: str) -> None:

@@ -30,7 +30,7 @@ class _Judged(NamedTuple):
 
     kept: bool  # the vote
     right: int  # draws
-    lead: float  # the mean over draws of the margin, with the other sign
+    minus_margin: float  # the mean over draws
 
 
 class Column(Protocol):
@@ -84,8 +84,9 @@ def noise(std: float) -> Images:
 class Adaptive:
     """Each row under several adaptive attacks, one after another, judged by the majority vote of fresh draws.
 
-    An attack is run on the images that are still right by vote, and starts from the best point so far. The best point is that
-    which the fewest draws have right, and of equal ones that with the highest mean margin. Fresh draws judge it in the end.
+    The first attack is run on the images that are still right, a later one on those that some draw of the judge has right. It
+    starts from the best point so far: one whose vote is lost, of equal ones that which the fewest draws have right, and then
+    that with the highest mean margin. Fresh draws judge it in the end.
     Images that were lost at a smaller bound are judged at their point too, for the accuracy of a single draw.
 
     Attributes:
@@ -192,7 +193,7 @@ class Adaptive:
         at = still.nonzero().flatten().tolist() if self.bound is not None else []
         best = dict(zip(at, self._judged(defender, points[at], labels[at], rows, at, BETWEEN), strict=True)) if at else {}
         for number, name in enumerate(self.attacks):
-            at = [i for i in at if best[i].right]  # a lost vote may be chance: later attacks go on until no draw is right
+            at = [i for i in at if best[i].right or not number]  # a lost vote may be chance: until no draw is right
             if not at or self.bound is None:
                 continue
             attack = self._made(name, attacker, self.bound)
@@ -236,7 +237,7 @@ class Adaptive:
 
     def _random(self, model: DefendedModel) -> bool:
         """Whether another draw of a row gives another result: not where its seed is fixed and known."""
-        return randomised(model.defense) and not self.options.seed_known
+        return randomised(model.defense, seed_known=self.options.seed_known)
 
     def _made(self, name: str, model: DefendedModel, bound: Bound) -> AdaptiveAttack:
         """The attack of a name on a row."""

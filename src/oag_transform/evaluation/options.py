@@ -107,7 +107,7 @@ class AdaptiveOptions:
     """How adaptive attacks are run and judged."""
 
     attacks: tuple[str, ...] = ("bpda", "exact")
-    """One after another on the images that are still right, each from where the one before it ended; see the list."""
+    """One after another on the images that some draw has right, each from where the one before it ended; see the list."""
     each_alone: bool = False
     """A row for each attack by itself, on all images: to compare attacks."""
     linf: tuple[float, ...] = (1, 2, 4)

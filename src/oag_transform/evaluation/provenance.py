@@ -80,6 +80,8 @@ def _call(defense: Any) -> str:
     """``Class(...)`` with the arguments of a module that differ from their defaults, which it keeps as attributes."""
     if isinstance(defense, nn.ModuleList):
         return f"[{', '.join(map(_call, defense))}]"
+    if isinstance(defense, nn.Sequential):
+        return f"torch.nn.Sequential({', '.join(map(_call, defense))})"
     if isinstance(defense, nn.Identity):
         return "torch.nn.Identity()"
     given = []

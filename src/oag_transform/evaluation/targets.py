@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from torchvision.transforms import v2
 
 from .. import _checks, atomic, files
 from ..baselines.own import imported
-from .backbones import IMAGENET, build, build_lite, build_timm, build_torchvision, check_builder, is_lite
+from .backbones import IMAGENET, build, build_lite, build_timm, build_torchvision, check_builder, for_inference, is_lite
 from .data import Preprocessing, check_not_enlarged
 from .options import CHECKPOINTS
 from .store import fingerprint
@@ -119,7 +120,10 @@ def save_target(
         "state_dict": model.state_dict(),
         "adversarial_eps": adversarial_eps,
     }
-    with atomic.replaced(path) as partial, partial.open("wb") as file:  # torch's own errors for a path don't name it
+    with (
+        atomic.replaced(Path(os.path.realpath(path))) as partial,
+        partial.open("wb") as file,
+    ):  # torch's own errors for a path don't name it
         torch.save(content, file)
 
 
@@ -168,7 +172,7 @@ def _load_fitted(path: Path, classes: Sequence[str]) -> tuple[str, nn.Module, Pr
         )
     model, _ = build(content["backbone"], None, len(classes))
     try:
-        model.load_state_dict(content["state_dict"])
+        model.load_state_dict(for_inference(content["state_dict"], model))
         resize, crop, interpolation = content["preprocessing"]
         preprocessing = Preprocessing(resize, crop, v2.InterpolationMode(interpolation))
     except (RuntimeError, TypeError, ValueError) as error:
@@ -251,10 +255,8 @@ def _load_torchvision(name: str, weights: str | None, classes: int) -> tuple[str
         raise ValueError(f"{path} is missing")
     model, _ = build_torchvision(name, None, classes)
     state = _load_file(path)
-    if name == "googlenet" and isinstance(state, dict):  # its auxiliary heads serve training alone
-        state = {key: value for key, value in state.items() if not str(key).startswith(("aux1.", "aux2."))}
     try:
-        model[1].load_state_dict(state)
+        model[1].load_state_dict(for_inference(state, model[1]))
     except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} doesn't fit {name} with {classes} classes: {str(error).splitlines()[-1].strip()}") from error
     return f"{name} ({path.stem})", model, None

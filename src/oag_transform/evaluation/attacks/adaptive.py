@@ -16,7 +16,7 @@ from ...defended import DefendedModel, parts_of, unwrapped
 from ..options import AdaptiveOptions
 from .libraries import APGD, HopSkipJump, Square
 from .pgd import PGD, AttackResult, Bound, OneView, Streams, dlr, margin
-from .unrolled import first_defense, has_gradient, unrolled, with_surrogates
+from .unrolled import PROBED, first_defense, has_gradient, lacks_gradient, unrolled, with_surrogates
 
 AttackGradient = Literal["bpda", "exact", "expected", "surrogate", "noise", "target"]
 """See :class:`AdaptiveAttack`."""
@@ -55,7 +55,7 @@ class AdaptiveAttack:
             shown = OneView.of(shown)
         algorithm = replace(self.algorithm, streams=streams)
         starts = {"start": start} if self.continues and isinstance(algorithm, PGD) and not start.equal(images) else {}
-        return algorithm(shown, images, labels, **starts)._replace(fell_back=fell_back)
+        return algorithm(shown, images, labels, **starts)._replace(fell_back=fell_back or lacks_gradient(shown))
 
     def differentiated(self, model: DefendedModel, images: Tensor) -> DefendedModel:
         """The model that is differentiated in place of the defended one."""
@@ -69,7 +69,7 @@ class AdaptiveAttack:
             own = unrolled(model, expected=self.gradient == "expected")
         else:
             return model
-        return own if has_gradient(own.defense, images[:4]) else model
+        return own if has_gradient(own.defense, images[:PROBED]) else model
 
 
 def make_attack(name: str, bound: Bound, options: AdaptiveOptions, *, randomised: bool, views: bool) -> AdaptiveAttack:
@@ -115,10 +115,15 @@ def make_attack(name: str, bound: Bound, options: AdaptiveOptions, *, randomised
     return makers[_checks.choice("attack", name, makers)]()
 
 
-def randomised(defense: Any) -> bool:
-    """Whether one draw of a defense may differ from another: not of this package's and torch's modules without a seed."""
+def randomised(defense: Any, *, seed_known: bool = False) -> bool:
+    """Whether one draw of a defense may differ from another: not of this package's and torch's modules without a seed.
+
+    ``seed_known``: a defense with a seed draws the same numbers each time.
+    """
     inner = unwrapped(defense)
     if parts := list(inner) if isinstance(inner, nn.ModuleList) else parts_of(inner):
-        return any(map(randomised, parts))
+        return any(randomised(part, seed_known=seed_known) for part in parts)
     seeded = any(hasattr(each, "seed") for each in inner.modules()) if isinstance(inner, nn.Module) else False
-    return seeded or type(inner).__module__.partition(".")[0] not in ("oag_transform", "torch")
+    if seeded:
+        return not seed_known
+    return type(inner).__module__.partition(".")[0] not in ("oag_transform", "torch")

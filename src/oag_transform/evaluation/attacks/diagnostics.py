@@ -55,6 +55,7 @@ def verdict(
     for draw in range(first, first + draws):
         with torch.no_grad():
             logits = model(images, index=[streams(i, draw) for i in range(len(images))]).log_softmax(1)
+            labels = _checks.labels(labels, len(images), logits.shape[1])
         chosen, above = torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]), margin(logits, labels)
         votes, margins = (chosen, above) if draw == first else (votes + chosen, margins + above)
     counts = votes.gather(1, labels[:, None])[:, 0]

@@ -58,7 +58,7 @@ class Attack:
             TypeError, ValueError: bad images, labels outside of 0 to ``classes`` - 1, or fewer than two classes.
         """
         _checks.batch(images)
-        _checks.labels(labels, len(images), _checks.integer("classes", classes, at_least=2))
+        labels = _checks.labels(labels, len(images), _checks.integer("classes", classes, at_least=2))
         _checks.integer("seed", seed)
         if not len(images):
             return images.clone()

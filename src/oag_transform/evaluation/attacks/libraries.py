@@ -27,7 +27,9 @@ class _LibraryAttack:
 
     def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor) -> AttackResult:
         """See :class:`.pgd.PGD`."""
-        check(model, images, labels)
+        labels = check(model, images, labels)
+        if not len(images):
+            return AttackResult(images.clone(), torch.empty(0, 0), torch.zeros(0))
         device = images.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):  # libraries seed PyTorch's global generators
             rows = enumerate(zip(images.split(1), labels.split(1), strict=True))
@@ -69,7 +71,7 @@ class APGD(_LibraryAttack):
 
     def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
         library = importlib.import_module("pyautoattack.autopgd_base")
-        mean = averaged(model, row, self.draws, self.streams)
+        mean = averaged(model, row, self.draws, self.streams, label)
         norm = "Linf" if self.bound.norm == "linf" else "L2"
         settings: dict[str, Any] = {"norm": norm, "n_iter": self.steps, "eps": self.bound.eps, "device": image.device}
         if self.loss != "dlr-targeted":
@@ -115,7 +117,7 @@ class Square(_LibraryAttack):
     def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
         library = importlib.import_module("pyautoattack.square")
         norm = "Linf" if self.bound.norm == "linf" else "L2"
-        mean = averaged(model, row, self.draws, self.streams)
+        mean = averaged(model, row, self.draws, self.streams, label)
         attack = library.SquareAttack(mean, norm=norm, n_queries=self.queries, eps=self.bound.eps, seed=self.seed)
         attack.init_hyperparam(image)
         margin_and_loss = attack.margin_and_loss
@@ -157,7 +159,9 @@ class HopSkipJump(_LibraryAttack):
         foolbox = importlib.import_module("foolbox")
         stream = self.streams(row, 0)
         fixed = _FixedDraw(model, stream).eval()
-        if int(fixed(image).argmax(1)) != int(label):
+        logits = fixed(image)
+        _checks.labels(label, 1, logits.shape[1])
+        if int(logits.argmax(1)) != int(label):
             return image
         torch.manual_seed(stream)  # the image's own, wherever it is in its batch
         attack = foolbox.attacks.HopSkipJumpAttack(
@@ -170,12 +174,16 @@ class HopSkipJump(_LibraryAttack):
             return image
 
 
-def averaged(model: DefendedModel, row: int, draws: int, chosen: Streams) -> Callable[[Tensor], Tensor]:
-    """Image ``row``'s model as a library wants it: (n, C, H, W) -> log of the mean probabilities of fresh draws."""
+def averaged(model: DefendedModel, row: int, draws: int, chosen: Streams, label: Tensor) -> Callable[[Tensor], Tensor]:
+    """Image ``row``'s model as a library wants it: (n, C, H, W) -> log of the mean probabilities of fresh draws.
+
+    It raises ValueError where the model has no class ``label``.
+    """
     counter: Iterator[int] = itertools.count()
 
     def mean(images: Tensor) -> Tensor:
         found = [model(images, index=[chosen(row, next(counter))] * len(images)).log_softmax(1) for _ in range(draws)]
+        _checks.labels(label, 1, found[0].shape[1])
         return torch.stack(found).logsumexp(0) - math.log(draws)
 
     return mean

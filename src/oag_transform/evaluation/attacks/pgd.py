@@ -93,8 +93,8 @@ class AttackResult(NamedTuple):
     fell_back: bool = False
 
 
-def check(model: Any, images: Any, labels: Any) -> None:
-    """Raise unless an attack can be run on these.
+def check(model: Any, images: Any, labels: Any) -> Tensor:
+    """The labels as int64. Raise unless an attack can be run on these.
 
     Raises:
         TypeError: the model isn't a :class:`~oag_transform.DefendedModel`, or the labels aren't integers.
@@ -102,7 +102,7 @@ def check(model: Any, images: Any, labels: Any) -> None:
     """
     check_model(model)
     _checks.batch(images)
-    _checks.labels(labels, len(images))
+    return _checks.labels(labels, len(images))
 
 
 def check_bound(bound: Any) -> None:
@@ -192,7 +192,9 @@ def gradient(
         point = images.detach().requires_grad_()
         with torch.enable_grad():
             purified = model.purify(point, index=list(indices[0]))
-            mean_loss = _over_draws(torch.stack([loss(model.classify(purified), labels) for _ in indices]), loss)
+            logits = [model.classify(purified) for _ in indices]
+            _checks.labels(labels, len(images), logits[0].shape[1])
+            mean_loss = _over_draws(torch.stack([loss(each, labels) for each in logits]), loss)
             (slope,) = torch.autograd.grad(mean_loss.sum(), point)
         return mean_loss.detach(), slope
     losses, gradients = [], []
@@ -277,13 +279,15 @@ class PGD:
         Raises:
             TypeError, ValueError: see :func:`check`; a label that the model has no class for; or a bad ``start``.
         """
-        check(model, images, labels)
+        labels = check(model, images, labels)
         if start is not None:
+            if not isinstance(start, Tensor) or start.shape != images.shape:
+                got = tuple(start.shape) if isinstance(start, Tensor) else type(start).__name__
+                raise ValueError(f"start must be a tensor of the shape of the images, {tuple(images.shape)}, got {got}")
             _checks.batch(start)
-            if start.shape != images.shape:
-                raise ValueError(f"start must have the shape of the images, {tuple(images.shape)}, got {tuple(start.shape)}")
+            start = start.detach().to(images, copy=True)
         with with_gradients():  # also in inference mode, whose tensors have none
-            return self._attack(model, images.clone(), labels.long().clone(), start)
+            return self._attack(model, images.detach().clone(), labels.clone(), start)
 
     def _attack(self, model: DefendedModel, images: Tensor, labels: Tensor, start: Tensor | None) -> AttackResult:
         parameters = self._zeros(images)

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +21,7 @@ from ...generator import reference, with_gradient
 from ...straight_through import straight_through
 from ...transform import OnlineAlternateGenerator
 
-NO_DERIVATIVE = "requires grad|derivative|not implemented"  # what torch says of NumPy, of work in place, of an operator
+PROBED = 4  # images that show whether a defense has a gradient: of a single one it may be clipped away
 
 OfOAG = Callable[[OnlineAlternateGenerator], nn.Module]
 """What stands for OAG in an attack."""
@@ -43,6 +42,7 @@ class Unrolled(nn.Module):
         super().__init__()
         self.settings = replace(transform.settings, compute_dtype=None)
         self.expected = expected
+        self.seed = transform.settings.seed
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
         """Purified images (N, C, H, W) in [0, 1], differentiably; ``index``: random stream of the first, or one for each."""
@@ -85,33 +85,42 @@ def with_surrogates(model: DefendedModel) -> DefendedModel:
 
 def first_defense(model: DefendedModel) -> Any:
     """What comes first in a model's defense, which may be a single one; several in one model have no first one."""
-    inner = _opened(model.defense)
-    while parts := parts_of(inner):
-        inner = _opened(parts[0])
-    return inner
+    first = model.defense
+    while parts := parts_of(_opened(first)):
+        first = parts[0]
+    return first
 
 
 def has_gradient(defense: Callable[[Tensor], Tensor], images: Tensor) -> bool:
     """Whether autograd finds a gradient through a defense at images (N, C, H, W) in [0, 1], which isn't zero everywhere.
 
     Raises:
-        RuntimeError: the defense fails, such as for want of memory.
+        RuntimeError: the defense fails without a gradient, too, or for want of memory.
     """
     if isinstance(defense, nn.ModuleList):  # of a model with several
         return any(has_gradient(each, images) for each in defense)
+    streams_of_images = list(range(len(images)))
     try:
         with with_gradients():
             point = images.detach().clone().requires_grad_()
-            found = applied(defense, point, 0)
+            found = applied(defense, point, streams_of_images)
             if not found.requires_grad:
                 return False
             weights = torch.rand(found.shape, generator=torch.Generator().manual_seed(0)).to(found)  # a sum may be constant
             (slope,) = torch.autograd.grad((found * weights).sum(), point, allow_unused=True)
     except RuntimeError as error:
-        if re.search(NO_DERIVATIVE, str(error)):
-            return False
-        raise
+        if isinstance(error, (torch.OutOfMemoryError, _checks.OfImages)) or "memory" in str(error):
+            raise
+        with torch.no_grad():
+            applied(defense, images.clone(), streams_of_images)  # it fails here too unless it is its gradient that fails
+        return False
     return slope is not None and bool(slope.any())
+
+
+def lacks_gradient(model: DefendedModel) -> bool:
+    """Whether one of several defenses in a model of :func:`unrolled`, which was attacked, had none but the identity's."""
+    several = model.defense if isinstance(model.defense, nn.ModuleList) else ()
+    return any(isinstance(each, _OwnOrIdentity) and each.own is False for each in several)
 
 
 def check_model(model: Any) -> None:
@@ -157,18 +166,24 @@ class _Expected(torch.autograd.Function):
 
 
 class _OwnOrIdentity(nn.Module):
-    """A defense with the gradient of its own, or with the identity's where it has none."""
+    """A defense with the gradient of its own, or with the identity's where it has none, which the first images tell."""
 
-    def __init__(self, defense: nn.Module) -> None:
+    def __init__(self, defense: Any) -> None:
         super().__init__()
         self.defense = defense
+        self.own: bool | None = None
 
     def forward(self, images: Tensor, *, index: Any = 0) -> Tensor:
-        found = applied(self.defense, images, index)
-        return straight_through(images, lambda _: found) if images.requires_grad and not found.requires_grad else found
+        if self.own is None and images.requires_grad:
+            self.own = has_gradient(self.defense, images[:PROBED])
+        if self.own or not images.requires_grad:
+            return applied(self.defense, images, index)
+        return straight_through(images, lambda plain: applied(self.defense, plain, index))
 
 
 def _with_gradient(defense: Any, of_oag: OfOAG) -> Any:
+    if isinstance(defense, partial):  # its arguments stay
+        return partial(_with_gradient(defense.func, of_oag), *defense.args, **defense.keywords)
     inner = _opened(defense)
     if isinstance(inner, OnlineAlternateGenerator):
         return of_oag(inner)
@@ -177,7 +192,7 @@ def _with_gradient(defense: Any, of_oag: OfOAG) -> Any:
     if isinstance(inner, nn.Module) and any(isinstance(each, OnlineAlternateGenerator) for each in inner.modules()):
         warnings.warn(
             f"the OnlineAlternateGenerator in {type(inner).__name__} keeps its straight-through gradient: attacks see into "
-            "nn.Sequential, torchvision's Compose, functools.partial and torch.compile only",
+            "nn.Sequential, torchvision's Compose and Lambda, functools.partial and torch.compile only",
             stacklevel=4,
         )
     return surrogate.differentiable(inner) or defense

@@ -45,7 +45,8 @@ def to_markdown(result: Result, *, folded: bool = False) -> str:
     if attacked:
         doubted = sum(bool(cell.diagnostics) for cell in attacked)
         found.append(
-            f"- diagnostics: {doubted} of {len(attacked)} attacked cells warn that an attack has not converged or has failed"
+            f"- diagnostics: {doubted} of {len(attacked)} attacked cells warn that an attack has not converged, has failed "
+            "or had no gradient of its own"
         )
     settings = [f"- {name}: {f'`{value}`' if name.startswith('command') else value}" for name, value in facts.items()]
     if folded and settings:
