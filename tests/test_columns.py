@@ -198,8 +198,7 @@ def test_the_code_of_the_default_is_one_call(subject: Subject) -> None:
 def test_the_code_of_defenses_in_sequence(subject: Subject) -> None:
     row = Row("", lambda seed: torch.nn.Sequential(GaussianNoise(12, seed=seed), JPEG(50)))
     assert (
-        in_code(row.model(subject))
-        == "DefendedModel(target, torch.nn.Sequential(GaussianNoise(), JPEG(quality=50)), shift=0)"
+        in_code(row.model(subject)) == "DefendedModel(target, torch.nn.Sequential(GaussianNoise(), JPEG(quality=50)), shift=0)"
     )
 
 

@@ -109,7 +109,8 @@ def has_gradient(defense: Callable[[Tensor], Tensor], images: Tensor) -> bool:
             weights = torch.rand(found.shape, generator=torch.Generator().manual_seed(0)).to(found)  # a sum may be constant
             (slope,) = torch.autograd.grad((found * weights).sum(), point, allow_unused=True)
     except RuntimeError as error:
-        if isinstance(error, (torch.OutOfMemoryError, _checks.OfImages)) or "memory" in str(error):
+        starved = isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)  # of a GPU, of a CPU
+        if starved or isinstance(error, _checks.OfImages):
             raise
         with torch.no_grad():
             applied(defense, images.clone(), streams_of_images)  # it fails here too unless it is its gradient that fails
