@@ -336,7 +336,7 @@ def device(name: str, value: str) -> torch.device:
     return found.device
 
 
-def imported(module: str, user: str, extra: str) -> Any:
+def from_extra(module: str, user: str, extra: str) -> Any:
     """A module that comes with an extra of this package, for ``user``.
 
     Raises:

@@ -27,6 +27,14 @@ def replaced(target: Path, token: str | None = None) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def save_checkpoint(content: object, path: Path) -> None:
+    """Write what ``torch.save`` makes of ``content``; the target of a link is replaced, not the link."""
+    import torch  # the others write files without it
+
+    with replaced(Path(os.path.realpath(path))) as partial, partial.open("wb") as file:  # torch's errors name no path
+        torch.save(content, file)
+
+
 def partial_path(target: Path, token: str) -> Path:
     """The hidden path, in the same folder, of a file until it is complete; ``token`` distinguishes runs."""
     digest = zlib.crc32(os.fsencode(target.name))  # a long name could not be extended

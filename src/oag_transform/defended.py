@@ -180,7 +180,7 @@ class DefendedModel(nn.Module):
             ValueError: timm has no classifier of this name.
             ModuleNotFoundError: timm is missing.
         """
-        timm = _checks.imported("timm", "from_timm", "timm")
+        timm = _checks.from_extra("timm", "from_timm", "timm")
         if not isinstance(model, str) or not in_timm(timm, model):
             raise ValueError(f"expected a model of timm such as 'resnet50', got {model!r}")
         target = timm.create_model(model, pretrained=pretrained).eval()

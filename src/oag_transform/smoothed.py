@@ -339,4 +339,4 @@ def _drawn(counts: Tensor | None) -> Tensor:
 
 
 def _binomtest() -> Any:
-    return _checks.imported("scipy.stats", "SmoothedModel", "certify").binomtest  # SciPy is not needed for anything else
+    return _checks.from_extra("scipy.stats", "SmoothedModel", "certify").binomtest  # SciPy is not needed for anything else

@@ -62,4 +62,4 @@ def with_gradients() -> Iterator[None]:
 
 def kornia(module: str, user: str) -> Any:
     """A module of kornia, such as ``"color"``, for ``user``."""
-    return _checks.imported(f"kornia.{module}", user, "eval")
+    return _checks.from_extra(f"kornia.{module}", user, "eval")

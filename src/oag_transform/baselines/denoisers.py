@@ -222,7 +222,7 @@ _OPPONENT = np.array([[1 / 3, 1 / 3, 1 / 3], [1 / 2, 0, -1 / 2], [1 / 4, -1 / 2,
 
 
 def _bm3d() -> Any:
-    return _checks.imported("bm3d", "BM3D, whose library may be used for non-commercial purposes only,", "bm3d")
+    return _checks.from_extra("bm3d", "BM3D, whose library may be used for non-commercial purposes only,", "bm3d")
 
 
 class PixelDeflection(Baseline):

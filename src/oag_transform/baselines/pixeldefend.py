@@ -259,8 +259,7 @@ def bits_per_dim(model: PixelCNN, images: Tensor) -> float:
 
 def save_pixelcnn(model: PixelCNN, path: str | os.PathLike[str]) -> None:
     """Write the settings and weights of ``model``, for :func:`load_pixelcnn`."""
-    with atomic.replaced(Path(os.path.realpath(path))) as partial, partial.open("wb") as file:
-        torch.save({"format": _FORMAT, "settings": model.settings, "state": model.state_dict()}, file)
+    atomic.save_checkpoint({"format": _FORMAT, "settings": model.settings, "state": model.state_dict()}, Path(path))
 
 
 def load_pixelcnn(path: str | os.PathLike[str]) -> PixelCNN:

@@ -134,9 +134,9 @@ def build_timm(name: str, weights: str | None, classes: int) -> tuple[nn.Module,
         ValueError: timm isn't there, has no such model, or the weights don't fit.
     """
     try:
-        timm = importlib.import_module("timm")
+        timm = _checks.from_extra("timm", f"timm:{name}", "timm")
     except ModuleNotFoundError as error:
-        raise ValueError(f"timm:{name} needs {error.name}: pip install 'oag-transform[timm]'") from error
+        raise ValueError(str(error)) from error
     if not in_timm(timm, name):
         raise ValueError(f"timm has no model {name!r}")
     try:

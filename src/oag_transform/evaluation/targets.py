@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import os
 import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -120,11 +119,7 @@ def save_target(
         "state_dict": model.state_dict(),
         "adversarial_eps": adversarial_eps,
     }
-    with (
-        atomic.replaced(Path(os.path.realpath(path))) as partial,
-        partial.open("wb") as file,
-    ):  # torch's own errors for a path don't name it
-        torch.save(content, file)
+    atomic.save_checkpoint(content, path)
 
 
 def _probe(name: str, model: nn.Module, side: int, classes: int, device: torch.device | str) -> list[int]:

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ... import _checks
 from ...defended import DefendedModel
 from .pgd import AttackResult, Bound, Streams, check, check_bound, unknown, wrong
+
+APGDLoss = Literal["ce", "dlr", "dlr-targeted"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,13 @@ class _LibraryAttack:
     bound: Bound
     streams: Streams = field(default=unknown, kw_only=True)
 
+    COUNTS: ClassVar[tuple[str, ...]] = ()
+    """Attributes of at least 1."""
+
     def __post_init__(self) -> None:
         check_bound(self.bound)
+        for name in self.COUNTS:
+            _checks.integer(name, getattr(self, name), at_least=1)
 
     def __call__(self, model: DefendedModel, images: Tensor, labels: Tensor) -> AttackResult:
         """See :class:`.pgd.PGD`."""
@@ -58,16 +65,16 @@ class APGD(_LibraryAttack):
 
     steps: int = 100
     draws: int = 4
-    loss: Literal["ce", "dlr", "dlr-targeted"] = "ce"
+    loss: APGDLoss = "ce"
     restarts: int = 1
     targets: int = 3
     seed: int = 0
 
+    COUNTS = ("steps", "draws", "restarts", "targets")
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "draws", "restarts", "targets"):
-            _checks.integer(name, getattr(self, name), at_least=1)
-        _checks.choice("loss", self.loss, ("ce", "dlr", "dlr-targeted"))
+        _checks.choice("loss", self.loss, get_args(APGDLoss))
 
     def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
         library = importlib.import_module("pyautoattack.autopgd_base")
@@ -109,10 +116,7 @@ class Square(_LibraryAttack):
     draws: int = 1
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("queries", "draws"):
-            _checks.integer(name, getattr(self, name), at_least=1)
+    COUNTS = ("queries", "draws")
 
     def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
         library = importlib.import_module("pyautoattack.square")
@@ -150,10 +154,7 @@ class HopSkipJump(_LibraryAttack):
     steps: int = 4
     queries: int = 40
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("steps", "queries"):
-            _checks.integer(name, getattr(self, name), at_least=1)
+    COUNTS = ("steps", "queries")
 
     def _one(self, model: DefendedModel, image: Tensor, label: Tensor, row: int) -> Tensor:
         foolbox = importlib.import_module("foolbox")

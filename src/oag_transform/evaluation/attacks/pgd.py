@@ -281,6 +281,8 @@ class PGD:
         """
         labels = check(model, images, labels)
         if start is not None:
+            if self.basis != "pixels":
+                raise ValueError(f"start needs the basis of pixels, got {self.basis!r}")
             if not isinstance(start, Tensor) or start.shape != images.shape:
                 got = tuple(start.shape) if isinstance(start, Tensor) else type(start).__name__
                 raise ValueError(f"start must be a tensor of the shape of the images, {tuple(images.shape)}, got {got}")
@@ -296,8 +298,6 @@ class PGD:
             streams.fill_normal(parameters, streams.generators(self.random_start, own, images.device))
             parameters = self.bound.step(parameters, self.bound.eps)
         if start is not None:
-            if self.basis != "pixels":
-                raise ValueError(f"start needs the basis of pixels, got {self.basis!r}")
             parameters = parameters + (start - images)
         momentum, losses, lengths = torch.zeros_like(parameters), list[Tensor](), torch.zeros(0)
         best, highest = images, images.new_full((len(images),), -math.inf)
